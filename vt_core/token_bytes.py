@@ -1,8 +1,8 @@
 """What each token id stands for: its bytes and its kind, read from a `tokenizer.json`.
 
 Two families are understood. Byte-level BPE (GPT-2, Qwen, Llama 3, DeepSeek, SmolLM2) spells every byte as one
-printable character; SentencePiece (Llama 2, Gemma) spells a space as `▁` and, where it falls back to bytes, one
-byte as `<0x0A>`.
+printable character; SentencePiece (Llama 2, Gemma) spells a space as `▁` and, where it falls back to
+bytes, one byte as `<0x0A>`.
 """
 
 from __future__ import annotations
@@ -241,7 +241,9 @@ def sentencepiece_bytes(token: str) -> bytes:
     return token.replace(SPACE_MARK, " ").encode("utf-8", "surrogatepass")
 
 
-def _mark_bytes(tokens: Iterable[str | None], values: Iterable[bytes | None], kinds: npt.NDArray[np.uint8]) -> None:
+def _mark_bytes(
+    tokens: Iterable[str | None], values: Iterable[bytes | None], kinds: npt.NDArray[np.uint8]
+) -> None:
     for id, (token, value) in enumerate(zip(tokens, values, strict=True)):
         if value is None or len(value) != 1 or token is None:
             continue
