@@ -1,0 +1,84 @@
+"""vt: low-memory generation for small language models, with the vocabulary tables on disk.
+
+>>> from vt_core import load
+>>> model = load("model-dir", backend="torch", task="math.vt.json")
+>>> for chunk in model.stream("A farmer has 3 pens …", max_tokens=200):
+...     print(chunk.text, end="")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vt_core.errors import VtError
+
+if TYPE_CHECKING:
+    from vt_core.model import Chunk, Generation, Model
+    from vt_core.task import TaskVocabulary
+
+__version__ = "0.1.0"
+__all__ = ["Chunk", "Generation", "Model", "TaskVocabulary", "VtError", "load"]
+
+
+
+def load(
+    path: str | Path | None = None,
+    *,
+    backend: str | None = None,
+    task: str | Path | TaskVocabulary | Sequence[str | Path | TaskVocabulary] = (),
+    head: str = "prealloc",
+    store: str = "lmdb",
+    device: str | None = None,
+    dtype: str | None = None,
+    revision: str | None = None,
+    progress: bool = False,
+) -> Model:
+    """Load a model, ready to generate.
+
+    Args:
+        path: a model directory, a Hugging Face directory or hub id, or a GGUF file; the last three are converted once into
+            the user's cache. None: the default model, SmolLM2-135M-Instruct.
+        backend: ``mlx`` or ``torch``; None takes MLX on Apple Silicon and PyTorch elsewhere.
+        task: task vocabularies (files or loaded ones) whose union is the static part of the head; none: the rank prior.
+        head: ``prealloc``, ``split``, ``rebuild``, or ``full`` for the original head.
+        store: ``lmdb`` reads rows from disk, ``ram`` keeps the tables in host memory.
+        device: a device of the backend, such as ``cpu`` or ``cuda``; None takes the best.
+        dtype: ``float32``, ``bfloat16`` or ``float16``; None takes what the device runs well.
+        revision: of a hub id.
+        progress: show progress bars on stderr.
+
+    Raises:
+        VtError: of the kind that fits what is wrong; its text says what to do.
+    """
+    from converters.cache import resolve
+    from vt_core.backend import backend as import_backend
+    from vt_core.backend import default_backend
+    from vt_core.model import Model
+    from vt_core.model_dir import ModelDirectory
+    from vt_core.task import TaskVocabulary
+
+    name = backend or default_backend()
+    module = import_backend(name)
+    files = [task] if isinstance(task, (str, Path, TaskVocabulary)) else task
+    directory = ModelDirectory.open(resolve(path, revision=revision, progress=progress))
+    tokenizer_json = directory.path / "tokenizer.json"
+    tasks = [item if isinstance(item, TaskVocabulary) else TaskVocabulary.load(item, tokenizer_json) for item in files]
+    decoder = module.load_decoder(directory, head=head, store=store, device=device, dtype=dtype)
+    model = Model(directory, decoder, backend=name)
+    model.set_task(*tasks)
+    return model
+
+
+def __getattr__(name: str) -> object:
+    """Public classes, imported when first asked for, so that ``import vt_core`` stays light."""
+    if name in ("Chunk", "Generation", "Model"):
+        from vt_core import model
+
+        return getattr(model, name)
+    if name == "TaskVocabulary":
+        from vt_core.task import TaskVocabulary
+
+        return TaskVocabulary
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,100 @@
+"""What the generation loop asks of a backend. The arrays behind a :class:`Step` never leave it."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import platform
+import sys
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from vt_core.errors import BackendError
+
+if TYPE_CHECKING:
+    from vt_core.heads import Head
+    from vt_core.model_dir import ModelDirectory
+    from vt_core.vocabulary import Ids
+
+Step = Any  #: one decoded position of a backend: hidden state, reduced logits and greedy choice, all possibly still lazy
+
+#: Backends by name: the package that holds each, and what it needs. Imported when asked for, not before.
+BACKENDS = {"mlx": ("vt_mlx", "mlx_lm"), "torch": ("vt_torch", "torch")}
+
+
+class Decoder(Protocol):
+    """A model body with its caches and a head. One request at a time: :meth:`begin`, then steps, then :meth:`end`.
+
+    Laws: ``prefill(a + b)`` leaves the state of ``prefill(a)`` and then ``step`` over b; reduced logits are the gathered
+    columns of the full ones; after :meth:`end`, and after any failed request, the head holds exactly the static rows.
+    """
+
+    head: Head
+    device: str
+    dtype: str
+    can_follow: bool  #: whether the next step can be queued before the host knows this one's token
+
+    def begin(self) -> None:
+        """Start a request with empty caches."""
+
+    def prefill(self, ids: Ids) -> Step:
+        """Run a prompt of full ids (at least one) and return its last position."""
+
+    def step(self, token: int) -> Step:
+        """Run one more token, a full id that is active."""
+
+    def follow(self, step: Step) -> Step:
+        """Run the greedy choice of ``step``, without waiting for it; only where :attr:`can_follow`."""
+
+    def poll(self, step: Step) -> int:
+        """The greedy choice of a step, a full id; waits for the device. Ties go to the lowest full id."""
+
+    def logits(self, step: Step) -> npt.NDArray[np.float32]:
+        """Logits of the active rows in local order, ``[size]`` float32; waits for the device."""
+
+    def end(self) -> None:
+        """End a request: caches let go, dynamic rows dropped. Safe at any moment."""
+
+    def peak_memory(self) -> int | None:
+        """Peak bytes of the device's allocator, or None where the process's own memory is the measure."""
+
+
+class Backend(Protocol):
+    """The module of a backend: ``vt_mlx``, ``vt_torch``."""
+
+    def load_decoder(
+        self, directory: ModelDirectory, *, head: str, store: str, device: str | None, dtype: str | None
+    ) -> Decoder:
+        """A decoder for a model directory; the head holds nothing yet."""
+
+
+def default_backend() -> str:
+    """``mlx`` on Apple Silicon, else ``torch``; whichever is installed where only one is."""
+    apple = sys.platform == "darwin" and platform.machine() == "arm64"
+    order = ["mlx", "torch"] if apple else ["torch", "mlx"]
+    for name in order:
+        if importlib.util.find_spec(BACKENDS[name][1]) is not None:
+            return name
+    return order[0]
+
+
+def backend(name: str) -> Backend:
+    """The backend of that name, imported now.
+
+    Raises:
+        BackendError: no such backend, or its framework is not installed.
+    """
+    if name not in BACKENDS:
+        raise BackendError(f"unknown backend {name!r}: choose one of {', '.join(BACKENDS)}")
+    package, framework = BACKENDS[name]
+    try:
+        importlib.import_module(framework)
+    except ImportError as error:
+        raise BackendError(
+            f"the {name} backend needs {framework}, which cannot be imported here ({error}); "
+            f"install it with: pip install 'vt[{name}]'"
+        ) from error
+    module: Any = importlib.import_module(package)
+    return module

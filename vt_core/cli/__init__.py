@@ -1,0 +1,57 @@
+"""The commands ``vt-mlx`` and ``vt-torch``: one set, built for a backend."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+import click
+
+from vt_core import __version__
+from vt_core.cli.convert import convert
+from vt_core.cli.generate import generate
+from vt_core.cli.inspect import inspect
+from vt_core.errors import VtError
+
+
+class Commands(click.Group):
+    """Turns what a user can mend into one line and exit code 2, and leaves quietly when interrupted."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+            return result
+        except VtError as error:
+            click.echo(f"{ctx.info_name}: {error}", err=True)
+            ctx.exit(2)
+        except KeyboardInterrupt:
+            ctx.exit(130)
+        except BrokenPipeError:
+            # The reader has gone. Whatever Python flushes on its way out must have somewhere to go.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            ctx.exit(0)
+
+
+def build(backend: str) -> click.Group:
+    """The command group of a backend, ``mlx`` or ``torch``."""
+
+    @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "obj": backend})
+    @click.version_option(__version__, prog_name=f"vt-{backend}")
+    def group() -> None:
+        """Low-memory generation for small language models, with the vocabulary tables on disk."""
+
+    for command in (generate, convert, inspect):
+        group.add_command(command)
+    return group
+
+
+def mlx() -> None:
+    """Entry point of ``vt-mlx``."""
+    build("mlx")(prog_name="vt-mlx")
+
+
+def torch() -> None:
+    """Entry point of ``vt-torch``."""
+    build("torch")(prog_name="vt-torch")

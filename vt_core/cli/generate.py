@@ -1,0 +1,103 @@
+"""``generate``: a prompt in, a streamed answer out."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from vt_core.errors import PromptError
+
+
+@click.command()
+@click.argument("prompt", required=False)
+@click.option("--prompt-file", type=click.Path(path_type=Path), help="Read the prompt from a file.")
+@click.option("--model", metavar="PATH|ID", help="Model directory, Hugging Face directory or hub id, or GGUF file. "
+              "Default: SmolLM2-135M-Instruct.")
+@click.option("--revision", help="Revision of a hub id.")
+@click.option("--task", multiple=True, metavar="FILE", help="Task vocabulary; repeatable, the union is used.")
+@click.option("--max-tokens", default=256, show_default=True, help="Tokens to generate at the most.")
+@click.option("--stop", multiple=True, metavar="TEXT", help="Text that ends the answer; repeatable.")
+@click.option("--system", metavar="TEXT", help="System message.")
+@click.option("--raw", is_flag=True, help="Give the prompt to the model as it is, without the chat template.")
+@click.option("--temperature", default=0.0, show_default=True, help="0 is greedy.")
+@click.option("--top-p", default=1.0, show_default=True, help="Keep the likeliest tokens up to this share.")
+@click.option("--top-k", default=0, show_default=True, help="Keep the likeliest K tokens; 0 keeps all.")
+@click.option("--min-p", default=0.0, show_default=True, help="Keep tokens at least this likely, relative to the best.")
+@click.option("--seed", default=0, show_default=True, help="The same seed gives the same text.")
+@click.option("--repetition-penalty", default=1.0, show_default=True)
+@click.option("--presence-penalty", default=0.0, show_default=True)
+@click.option("--frequency-penalty", default=0.0, show_default=True)
+@click.option("--head", type=click.Choice(["prealloc", "split", "rebuild", "full"]), default="prealloc", show_default=True,
+              help="How the head is held; full is the original one.")
+@click.option("--store", type=click.Choice(["lmdb", "ram"]), default="lmdb", show_default=True,
+              help="Read vocabulary rows from disk, or keep the tables in host memory.")
+@click.option("--device", help="Device of the backend, such as cpu or cuda. Default: the best there is.")
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]),
+              help="Float type to run in. Default: what the device runs well.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the text.")
+@click.option("-v", "--verbose", is_flag=True, help="Say on stderr what was done.")
+@click.pass_obj
+def generate(backend: str, prompt: str | None, prompt_file: Path | None, as_json: bool, verbose: bool, **options: Any) -> None:
+    """Generate an answer to PROMPT (or to standard input) and stream it.
+
+    \b
+    Examples:
+      vt-torch generate "Why is the sky blue?"
+      vt-torch generate --model Qwen/Qwen2.5-Coder-0.5B-Instruct "Reverse a list in Python."
+      echo "Translate to Italian: good morning" | vt-torch generate --max-tokens 40
+      vt-torch generate --task math.vt.json --json "What is 12 * 13?"
+    """  # noqa: D301
+    text = _read_prompt(prompt, prompt_file)
+    from vt_core import load
+
+    loading = {name: options.pop(name) for name in ("revision", "task", "head", "store", "device", "dtype")}
+    model = load(options.pop("model"), backend=backend, progress=sys.stderr.isatty() or verbose, **loading)
+    if verbose and model.tokenizer.chat_template is None and not options["raw"]:
+        click.echo("the model has no chat template: the prompt is given as it is", err=True)
+    for chunk in model.stream(text, **options):
+        if not as_json:
+            # Written directly: click would look for colour codes to strip in every piece.
+            sys.stdout.write(chunk.text)
+            sys.stdout.flush()
+        result = chunk.result
+    assert result is not None, "a stream ends with its result"
+    sys.stdout.write(json.dumps(result.to_dict(), ensure_ascii=False) + "\n" if as_json else "\n")
+    if verbose:
+        click.echo(_summary(result), err=True)
+
+
+def _read_prompt(prompt: str | None, prompt_file: Path | None) -> str:
+    if prompt is not None and prompt_file is not None:
+        raise click.UsageError("give PROMPT or --prompt-file, not both")
+    if prompt_file is not None:
+        try:
+            text = prompt_file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise PromptError(f"{prompt_file} cannot be read as text ({error})") from error
+    elif prompt is not None and prompt != "-":
+        text = prompt
+    else:
+        if sys.stdin.isatty():
+            raise click.UsageError("no prompt: give PROMPT, --prompt-file, or standard input")
+        text = sys.stdin.buffer.read().decode("utf-8", errors="replace")
+    if not text.strip():
+        raise PromptError("the prompt is empty; give some text")
+    return text
+
+
+def _summary(result: Any) -> str:
+    """One line: tokens, speed, memory."""
+    def number(value: float | None, unit: str, scale: float = 1.0) -> str:
+        return "–" if value is None else f"{value * scale:.1f} {unit}"
+
+    return (
+        f"{result.prompt_tokens} + {result.generated_tokens} tokens, {result.finish_reason}; "
+        f"first after {number(result.ttft_s, 'ms', 1e3)}, then {number(result.tokens_per_s, 'tokens/s')}; "
+        f"head {result.head}: {result.static_rows} + {result.dynamic_rows} of {result.vocab_rows} rows, "
+        f"{number(result.vocab_bytes_resident, 'MB', 1e-6)} of {number(result.vocab_bytes_full, 'MB', 1e-6)}; "
+        f"peak memory {number(result.peak_memory_bytes, 'MB', 1e-6)}"
+    )

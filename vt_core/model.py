@@ -1,0 +1,276 @@
+"""A loaded model: prompts in, text out."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from vt_core.backend import Decoder
+from vt_core.dtypes import itemsize
+from vt_core.errors import BackendError, OptionError, PromptError
+from vt_core.generation import decode
+from vt_core.metrics import Clock, ProcessMemory, Stopwatch
+from vt_core.model_dir import ModelDirectory
+from vt_core.sampling import Sampler, SamplerSettings
+from vt_core.stopping import StopMatcher
+from vt_core.task import TaskVocabulary
+from vt_core.tokenizer import Message, Prompt, Tokenizer
+from vt_core.vocabulary import Ids
+
+
+@dataclass(frozen=True)
+class Generation:
+    """A finished text and how it came about. Times in seconds, sizes in bytes; None where it could not be measured."""
+
+    text: str
+    token_ids: tuple[int, ...]  #: full ids, the EOS id included where one was generated
+    finish_reason: str  #: ``stop`` (EOS or a stop string) or ``length``
+    prompt_tokens: int
+    generated_tokens: int
+    exact: bool  #: whether every token is the full head's choice
+    head: str
+    backend: str
+    device: str
+    dtype: str
+    seed: int
+    vocab_rows: int  #: V
+    static_rows: int
+    dynamic_rows: int
+    vocab_bytes_full: int  #: the model's tables
+    vocab_bytes_resident: int  #: active rows with spare capacity
+    ttft_s: float | None
+    tpot_s: float | None
+    tokens_per_s: float | None
+    peak_memory_bytes: int | None
+    peak_anonymous_bytes: int | None
+    verifications: int
+    rescued: int
+    rolled_back: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON can hold them."""
+        return asdict(self) | {"token_ids": list(self.token_ids)}
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A piece of a streamed answer. The last one has no token, perhaps some held-back text, and the result."""
+
+    text: str
+    token_id: int | None
+    result: Generation | None = None
+
+
+class Model:
+    """A model body without its vocabulary tables, and a reduced head. One request at a time."""
+
+    def __init__(
+        self, directory: ModelDirectory, decoder: Decoder, *, backend: str, clock: Clock = time.perf_counter
+    ) -> None:
+        self.directory = directory
+        self.tokenizer = Tokenizer(directory.path)
+        self.decoder = decoder
+        self.backend = backend
+        self.rows = directory.manifest.vocab_rows
+        self.eos_ids = self.tokenizer.eos_ids(self.rows)
+        self._clock = clock
+        self._memory = ProcessMemory()
+        self._busy = threading.Lock()
+
+    def set_task(self, *tasks: TaskVocabulary) -> None:
+        """Swap the static rows for those of the given task vocabularies (their union), or of the rank prior if none.
+
+        Raises:
+            VocabularyError: a vocabulary belongs to another tokenizer.
+        """
+        from vt_core.static import static_ids
+
+        with self._request():
+            self.decoder.head.set_static(static_ids(self.directory, self.eos_ids, tasks))
+        self._memory.sample()
+
+    def generate(self, prompt: Prompt, **options: Any) -> Generation:
+        """Generate a whole answer; takes what :meth:`stream` takes."""
+        for chunk in self.stream(prompt, **options):
+            if chunk.result is not None:
+                return chunk.result
+        raise AssertionError("a stream ends with its result")
+
+    def stream(
+        self,
+        prompt: Prompt,
+        *,
+        max_tokens: int = 256,
+        stop: Sequence[str] = (),
+        system: str | None = None,
+        raw: bool = False,
+        template_arguments: dict[str, Any] | None = None,
+        **sampling: Any,
+    ) -> Iterator[Chunk]:
+        """Generate an answer piece by piece.
+
+        Args:
+            prompt: text (through the chat template, unless ``raw`` or the model has none), chat messages, or full ids.
+            max_tokens: how many tokens at the most.
+            stop: texts that end the answer; they are not part of it.
+            system: a system message before a text prompt.
+            raw: give text to the model without the chat template.
+            template_arguments: passed on to the chat template, such as ``{"enable_thinking": False}``.
+            sampling: fields of :class:`~vt_core.sampling.SamplerSettings`.
+
+        Raises:
+            PromptError: the prompt is empty, too long, or has ids without a row.
+            OptionError: a value is out of range.
+            BackendError: another request of this model is still running.
+        """
+        settings = sampler_settings(sampling)
+        if max_tokens < 1:
+            raise OptionError(f"max_tokens is {max_tokens}, but it must be at least 1")
+        ids = self.encode(prompt, system=system, raw=raw, template_arguments=template_arguments)
+        self._check_prompt(ids, max_tokens)
+        return self._run(ids, max_tokens, StopMatcher([stop] if isinstance(stop, str) else list(stop)), settings)
+
+    def encode(
+        self,
+        prompt: Prompt,
+        *,
+        system: str | None = None,
+        raw: bool = False,
+        template_arguments: dict[str, Any] | None = None,
+    ) -> Ids:
+        """Full ids of a prompt, int64 ``[n]``, as :meth:`stream` would run it."""
+        if not isinstance(prompt, str):
+            items = list(prompt)
+            if items and isinstance(items[0], dict):
+                return self.tokenizer.encode_chat(items, **template_arguments or {})  # type: ignore[arg-type]
+            return np.array(items, dtype=np.int64)
+        if not prompt:
+            raise PromptError("the prompt is empty; give some text")
+        if raw or self.tokenizer.chat_template is None:
+            if system is not None:
+                raise PromptError("a system message needs the chat template; leave it out, or put it into the raw prompt")
+            return self.tokenizer.encode(prompt)
+        messages: list[Message] = [] if system is None else [{"role": "system", "content": system}]
+        messages.append({"role": "user", "content": prompt})
+        return self.tokenizer.encode_chat(messages, **template_arguments or {})
+
+    @property
+    def context(self) -> int | None:
+        """Tokens that fit the model's context, where its configuration says so."""
+        config = self.directory.config
+        return config.get("max_position_embeddings") or config.get("text_config", {}).get("max_position_embeddings")
+
+    def _check_prompt(self, ids: Ids, max_tokens: int) -> None:
+        if len(ids) == 0:
+            raise PromptError("the prompt is empty; give at least one token")
+        outside = ids[(ids < 0) | (ids >= self.rows)]
+        if len(outside):
+            raise PromptError(
+                f"the prompt holds token id {outside[0]}, but the model has rows 0 to {self.rows - 1}; "
+                "use ids of this model's tokenizer"
+            )
+        if self.context is not None and len(ids) + max_tokens > self.context:
+            raise PromptError(
+                f"the prompt has {len(ids)} tokens, with {max_tokens} to generate more than the context of "
+                f"{self.context}; shorten it or lower --max-tokens"
+            )
+
+    def _run(self, ids: Ids, max_tokens: int, stops: StopMatcher, settings: SamplerSettings) -> Iterator[Chunk]:
+        with self._request():
+            watch = Stopwatch(self._clock)
+            text = self.tokenizer.stream()
+            shown = ""
+            finish = "length"
+            dynamic_rows = resident = 0
+            sampler = Sampler(settings, self.rows)
+            tokens = decode(self.decoder, ids, sampler=sampler, max_tokens=max_tokens, eos_ids=self.eos_ids)
+            try:
+                for token in tokens:
+                    watch.token()
+                    if watch.tokens == 1:
+                        self._memory.sample()
+                    # Taken here: the rows of the request are gone once its last token is out.
+                    dynamic_rows, resident = self.decoder.head.vocabulary.dynamic_size, self.decoder.head.nbytes
+                    piece = stops.push(text.push(token))
+                    shown += piece
+                    yield Chunk(piece, token)
+                    if stops.stopped or token in self.eos_ids:
+                        finish = "stop"
+                        break
+                rest = "" if stops.stopped else stops.push(text.finish()) + stops.finish()
+                if stops.stopped:
+                    finish = "stop"
+                self._memory.sample()
+                result = self._result(
+                    text=shown + rest,
+                    token_ids=tuple(text.ids),
+                    generated_tokens=len(text.ids),
+                    finish_reason=finish,
+                    prompt_tokens=len(ids),
+                    seed=settings.seed,
+                    dynamic_rows=dynamic_rows,
+                    vocab_bytes_resident=resident,
+                    ttft_s=watch.ttft_s,
+                    tpot_s=watch.tpot_s,
+                    tokens_per_s=watch.tokens_per_s,
+                )
+            finally:
+                tokens.close()  # type: ignore[attr-defined]
+            yield Chunk(rest, None, result)
+
+    def _request(self) -> _Busy:
+        return _Busy(self._busy)
+
+    def _result(self, **request: Any) -> Generation:
+        """The result of a request: what is said of it, and what holds for the model."""
+        head = self.decoder.head
+        manifest = self.directory.manifest
+        tables = 1 if manifest.tied else 2
+        allocated = self.decoder.peak_memory()
+        return Generation(
+            exact=head.name == "full",
+            head=head.name,
+            backend=self.backend,
+            device=self.decoder.device,
+            dtype=self.decoder.dtype,
+            vocab_rows=self.rows,
+            static_rows=head.vocabulary.static_size,
+            vocab_bytes_full=tables * self.rows * manifest.hidden * itemsize(manifest.dtype),
+            peak_memory_bytes=self._memory.peak if allocated is None else allocated,
+            peak_anonymous_bytes=self._memory.anonymous,
+            verifications=0,
+            rescued=0,
+            rolled_back=0,
+            **request,
+        )
+
+
+class _Busy:
+    """Holds a model for one request."""
+
+    def __init__(self, lock: threading.Lock) -> None:
+        self._lock = lock
+
+    def __enter__(self) -> None:
+        if not self._lock.acquire(blocking=False):
+            raise BackendError("this model is in the middle of a request; finish or close its stream first")
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
+def sampler_settings(sampling: dict[str, Any]) -> SamplerSettings:
+    """Settings from keyword arguments.
+
+    Raises:
+        OptionError: a name is unknown or a value is out of range.
+    """
+    unknown = sampling.keys() - SamplerSettings.__dataclass_fields__.keys()
+    if unknown:
+        raise OptionError(f"unknown generation option {sorted(unknown)[0]!r}")
+    return SamplerSettings(**sampling)

@@ -1,0 +1,147 @@
+"""Text to ids and back: the full tokenizer, its chat template, and the ids that end a text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer as FastTokenizer
+from tokenizers.decoders import DecodeStream
+
+from vt_core.errors import ModelError, PromptError, TokenizerError
+from vt_core.vocabulary import Ids
+
+Message = Mapping[str, Any]  #: a chat message: ``{"role": "user", "content": "…"}``
+Prompt = str | Sequence[Message] | Sequence[int]
+
+#: Tokens that end a turn in chat templates. Base models' configurations often leave theirs out.
+TURN_ENDS = (
+    "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<turn|>", "<|end|>", "<|return|>", "<|call|>",
+    "<|END_OF_TURN_TOKEN|>", "<|end_of_turn|>",
+)  # fmt: skip
+
+
+class Tokenizer:
+    """The tokenizer of a model directory."""
+
+    def __init__(self, directory: Path) -> None:
+        """Raises TokenizerError when the files cannot be read."""
+        self.path = directory / "tokenizer.json"
+        try:
+            self._fast = FastTokenizer.from_file(str(self.path))
+        except Exception as error:  # the library raises plain Exception for every fault
+            raise TokenizerError(f"{self.path} cannot be read as a tokenizer ({error}); convert the model again") from error
+        # A length limit or padding left in the file by a training script would change prompts.
+        self._fast.no_truncation()
+        self._fast.no_padding()
+        self._config = read_json(directory / "tokenizer_config.json", {})
+        self._generation_config = read_json(directory / "generation_config.json", {})
+        self.chat_template = self._read_template(directory)
+
+    def encode(self, text: str) -> Ids:
+        """Full ids of raw text, with the special tokens (BOS) that the tokenizer adds; int64 ``[n]``."""
+        return np.array(self._fast.encode(text).ids, dtype=np.int64)
+
+    def encode_chat(self, messages: Sequence[Message], **template_arguments: Any) -> Ids:
+        """Full ids of a conversation through the chat template, ready for the answer; int64 ``[n]``.
+
+        Raises:
+            PromptError: the model has no template, or the template refuses these messages.
+        """
+        if self.chat_template is None:
+            raise PromptError(f"{self.path.parent} has no chat template; give the prompt as text, or use --raw")
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        specials = {name: _content(self._config.get(name)) for name in ("bos_token", "eos_token", "pad_token", "unk_token")}
+        specials = {name: token for name, token in specials.items() if token is not None}
+        try:
+            rendered, _ = render_jinja_template(
+                conversations=[[dict(message) for message in messages]],
+                chat_template=self.chat_template,
+                add_generation_prompt=True,
+                **specials,
+                **template_arguments,
+            )
+        except Exception as error:  # a template raises whatever its author wrote
+            raise PromptError(f"the chat template of {self.path.parent} refuses these messages ({error})") from error
+        # The template writes BOS itself where the model wants one, so the tokenizer must not add a second.
+        return np.array(self._fast.encode(rendered[0], add_special_tokens=False).ids, dtype=np.int64)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of full ids, special tokens left out."""
+        return self._fast.decode(list(ids), skip_special_tokens=True)
+
+    def stream(self) -> TextStream:
+        """A decoder that takes ids one at a time."""
+        return TextStream(self)
+
+    def id_of(self, token: str) -> int | None:
+        return self._fast.token_to_id(token)
+
+    def eos_ids(self, rows: int) -> frozenset[int]:
+        """Ids below ``rows`` that end a text: those of generation_config, the tokenizer's, and the ends of a chat turn."""
+        named = self._generation_config.get("eos_token_id")
+        ids = set(named if isinstance(named, list) else [] if named is None else [named])
+        for token in (_content(self._config.get("eos_token")), *TURN_ENDS):
+            token_id = None if token is None else self.id_of(token)
+            if token_id is not None:
+                ids.add(token_id)
+        return frozenset(token_id for token_id in ids if 0 <= token_id < rows)
+
+    def _read_template(self, directory: Path) -> str | None:
+        file = directory / "chat_template.jinja"
+        if file.is_file():
+            return file.read_text(encoding="utf-8")
+        template = self._config.get("chat_template")
+        if isinstance(template, list):  # several named templates
+            template = {entry["name"]: entry["template"] for entry in template}.get("default")
+        return template
+
+
+class TextStream:
+    """Text of one request as its ids arrive. A character whose bytes are split over tokens comes with the last of them."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._decode = DecodeStream(skip_special_tokens=True)
+        self.ids: list[int] = []
+        self.text = ""
+
+    def push(self, token_id: int) -> str:
+        """The text that this id completes; may be empty."""
+        self.ids.append(token_id)
+        piece = self._decode.step(self._tokenizer._fast, token_id) or ""
+        self.text += piece
+        return piece
+
+    def finish(self) -> str:
+        """Text still held back: bytes at the end that form no whole character come out as U+FFFD."""
+        whole = self._tokenizer.decode(self.ids)
+        rest = whole[len(self.text) :] if whole.startswith(self.text) else ""
+        self.text += rest
+        return rest
+
+
+def read_json(path: Path, default: Any = None) -> Any:
+    """The JSON object in a file, or ``default`` where there is none.
+
+    Raises:
+        ModelError: the file holds something else.
+    """
+    if default is not None and not path.is_file():
+        return default
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} cannot be read as JSON ({error}); convert the model again") from error
+    if not isinstance(value, dict):
+        raise ModelError(f"{path} holds no JSON object; convert the model again")
+    return value
+
+
+def _content(token: Any) -> str | None:
+    """A special token of tokenizer_config.json: a string, or an object that holds it."""
+    return token.get("content") if isinstance(token, dict) else token

@@ -1,0 +1,102 @@
+"""The active vocabulary: which full ids the head holds now, and the map between full and local ids."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import numpy.typing as npt
+
+from vt_core.errors import VocabularyError
+
+Ids = npt.NDArray[np.int64]
+
+
+class ActiveVocabulary:
+    """Ordered full ids ``[static | learned | dynamic]``, none twice; the local id of a full id is its position.
+
+    Static ids are sorted; learned and dynamic ids keep the order in which they came. A request adds dynamic ids and
+    :meth:`truncate` takes them back.
+    """
+
+    def __init__(self, rows: int) -> None:
+        """``rows``: V, the rows of the model's table; only ids below it can be active."""
+        self.rows = rows
+        self._local = np.full(rows, -1, dtype=np.int32)
+        self._ids = np.empty(0, dtype=np.int64)
+        self.static_size = 0
+        self.learned_size = 0
+        self.size = 0
+
+    @property
+    def ids(self) -> Ids:
+        """Full ids in local order, int64 ``[size]``."""
+        return self._ids[: self.size]
+
+    @property
+    def kept_size(self) -> int:
+        """Rows that outlive a request: static and learned ones."""
+        return self.static_size + self.learned_size
+
+    @property
+    def dynamic_size(self) -> int:
+        return self.size - self.kept_size
+
+    def set_static(self, ids: Iterable[int]) -> Ids:
+        """Replace everything by a new static set; returns it, sorted.
+
+        Raises:
+            VocabularyError: an id is negative or has no row.
+        """
+        static = np.unique(_as_ids(ids))
+        self._check(static)
+        self._local.fill(-1)
+        self._ids = static
+        self._local[static] = np.arange(len(static), dtype=np.int32)
+        self.static_size = self.size = len(static)
+        self.learned_size = 0
+        return static
+
+    def add(self, ids: Iterable[int]) -> Ids:
+        """Append the ids that are not active yet to the dynamic part; returns those, each once, in their order."""
+        wanted = _as_ids(ids)
+        self._check(wanted)
+        absent = wanted[self._local[wanted] < 0]
+        _, first = np.unique(absent, return_index=True)
+        new = absent[np.sort(first)]
+        self._reserve(self.size + len(new))
+        self._ids[self.size : self.size + len(new)] = new
+        self._local[new] = np.arange(self.size, self.size + len(new), dtype=np.int32)
+        self.size += len(new)
+        return new
+
+    def truncate(self) -> None:
+        """Forget the dynamic ids."""
+        self._local[self._ids[self.kept_size : self.size]] = -1
+        self.size = self.kept_size
+
+    def local(self, ids: Iterable[int]) -> npt.NDArray[np.int32]:
+        """Local ids of full ids, int32; -1 where an id is not active."""
+        return self._local[_as_ids(ids)]
+
+    def __contains__(self, full_id: int) -> bool:
+        return 0 <= full_id < self.rows and self._local[full_id] >= 0
+
+    def _reserve(self, size: int) -> None:
+        if size > len(self._ids):
+            grown = np.empty(max(size, 2 * len(self._ids), 256), dtype=np.int64)
+            grown[: self.size] = self.ids
+            self._ids = grown
+
+    def _check(self, ids: Ids) -> None:
+        bad = ids[(ids < 0) | (ids >= self.rows)]
+        if len(bad):
+            raise VocabularyError(
+                f"token id {bad[0]} has no row in the model's table of {self.rows} rows; "
+                "use a vocabulary that was made for this model"
+            )
+
+
+def _as_ids(ids: Iterable[int]) -> Ids:
+    array = ids if isinstance(ids, np.ndarray) else np.array(list(ids), dtype=np.int64)
+    return array.astype(np.int64, copy=False).reshape(-1)

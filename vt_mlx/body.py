@@ -1,0 +1,125 @@
+"""The model's body: mlx-lm's own classes, loaded without the vocabulary tables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx_lm.utils import _get_classes, load_model
+
+from vt_core.errors import ModelError
+from vt_core.heads import Head
+
+EMBEDDINGS = ("embed_tokens", "wte", "embed_in", "embeddings", "word_embeddings", "tok_embeddings")
+HEADS = ("lm_head", "embed_out", "output")
+
+
+class RowEmbedding(nn.Module):
+    """Stands where the embedding stood: looks ids up in ``table``, whatever rows that holds at the moment.
+
+    Where embedding and head are one matrix the model calls :meth:`as_linear` for its logits.
+    """
+
+    def __init__(self, head: RowHead) -> None:
+        super().__init__()
+        # Behind an underscore, so that neither counts as a parameter.
+        self._head = head
+        self._table: list[mx.array] = []
+
+    def set_table(self, table: mx.array) -> None:
+        """``table``: ``[n, hidden]``."""
+        self._table = [table]
+
+    def clear(self) -> None:
+        self._table = []
+
+    def __call__(self, ids: mx.array) -> mx.array:
+        return self._table[0][ids]
+
+    def as_linear(self, hidden: mx.array) -> mx.array:
+        return self._head(hidden)
+
+
+class RowHead(nn.Module):
+    """Stands where the LM head stood: logits of the active rows, for the last position only.
+
+    What the model does to its logits afterwards (soft-cap, scale) happens to these. The hidden state stays here for the
+    decoder to take.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._head: list[Head] = []
+        self._hidden: list[mx.array] = []
+
+    def set_head(self, head: Head) -> None:
+        self._head = [head]
+
+    @property
+    def hidden(self) -> mx.array:
+        """``[1, hidden]`` of the last call."""
+        return self._hidden[0]
+
+    def clear(self) -> None:
+        self._hidden = []
+
+    def __call__(self, hidden: mx.array) -> mx.array:
+        self._hidden = [hidden[0, -1:]]
+        return self._head[0].logits(self._hidden[0])[None]
+
+
+def load_body(path: Path, dtype: mx.Dtype) -> tuple[nn.Module, RowEmbedding, RowHead]:
+    """The model of a model directory with a :class:`RowEmbedding` and a :class:`RowHead` in place of its tables.
+
+    Neither table is ever made, not while loading either: MLX declares arrays lazily, and loading is strict about the rest.
+
+    Raises:
+        ModelError: mlx-lm does not have this model, or its tables are used in a way that cannot be replaced.
+    """
+    head = RowHead()
+    embedding = RowEmbedding(head)
+    try:
+        model, _ = load_model(path, lazy=True, get_model_classes=lambda config: _tableless(config, embedding, head))
+    except ValueError as error:
+        raise ModelError(f"mlx-lm cannot load {path} ({str(error).splitlines()[0]})") from error
+    model.set_dtype(dtype)
+    mx.eval(model.parameters())
+    mx.clear_cache()
+    return model, embedding, head
+
+
+def _tableless(config: dict[str, Any], embedding: RowEmbedding, head: RowHead) -> tuple[type, type]:
+    """mlx-lm's classes for a model, the first one swapping its tables as soon as they are declared."""
+    base, arguments = _get_classes(config)
+
+    class Tableless(base):  # type: ignore[misc, valid-type]
+        def __init__(self, args: Any) -> None:
+            super().__init__(args)
+            _replace(self, nn.Embedding, EMBEDDINGS, embedding)
+            if any(name in HEADS for name, _ in _modules(self, nn.Linear)):
+                _replace(self, nn.Linear, HEADS, head)
+
+    return Tableless, arguments
+
+
+def _replace(model: nn.Module, kind: type[nn.Module], names: tuple[str, ...], new: nn.Module) -> None:
+    found = [(name, parent) for name, parent in _modules(model, kind) if name in names]
+    if len(found) != 1:
+        raise ModelError(
+            f"{type(model).__bases__[0].__module__} has {len(found)} modules of the names {', '.join(names)}; "
+            "vt needs exactly one to replace"
+        )
+    name, parent = found[0]
+    parent[name] = new
+
+
+def _modules(model: nn.Module, kind: type[nn.Module]) -> list[tuple[str, nn.Module]]:
+    """Own name and parent of each module of exactly that kind."""
+    return [
+        (name, parent)
+        for _, parent in model.named_modules()
+        for name, child in parent.children().items()
+        if type(child) is kind
+    ]

@@ -1,0 +1,126 @@
+"""A model body with its cache and head: :class:`vt_core.backend.Decoder` for MLX."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import numpy.typing as npt
+from mlx_lm.models.cache import make_prompt_cache
+
+from vt_core.heads import Head, head_class
+from vt_core.model_dir import ModelDirectory
+from vt_core.vocabulary import Ids
+from vt_mlx.body import RowEmbedding, RowHead, load_body
+from vt_mlx.device import peak_memory, pick_device, pick_dtype, reset_peak
+from vt_mlx.rows import MlxRows, greedy
+
+PREFILL_TOKENS = 2048  #: tokens of a prompt that run at once; bounds the memory of attention scores
+
+
+@dataclass(slots=True)
+class Step:
+    """One decoded position, on the device, possibly still to be computed."""
+
+    hidden: mx.array  #: ``[1, hidden]``, the input of the head
+    logits: mx.array  #: ``[1, n]`` of the active rows, in the run's dtype
+    token: mx.array  #: greedy choice, full id ``[1]``
+    local: mx.array  #: the same as local id ``[1]``
+
+
+class MlxDecoder:
+    """See :class:`vt_core.backend.Decoder`."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        embedding: RowEmbedding,
+        output: RowHead,
+        rows: MlxRows,
+        head: Head,
+        *,
+        tied: bool,
+        device: mx.Device,
+        dtype: mx.Dtype,
+    ) -> None:
+        self.head = head
+        self.device = "gpu" if device.type == mx.DeviceType.gpu else "cpu"
+        self.dtype = str(dtype).removeprefix("mlx.core.")
+        # A tied head embeds the choice by its own row; only one matrix can be indexed before the choice is known.
+        self.can_follow = tied and head.name != "split"
+        self._model, self._rows, self._tied = model, rows, tied
+        self._device = device
+        self._embedding = embedding
+        self._output = output
+        output.set_head(head)
+        self._cache: list[Any] | None = None
+
+    def begin(self) -> None:
+        self._cache = make_prompt_cache(self._model)
+
+    def prefill(self, ids: Ids) -> Step:
+        # The last token goes alone, as in mlx-lm: batches of other sizes round differently.
+        for start in range(0, len(ids) - 1, PREFILL_TOKENS):
+            # Only the rows that the prompt needs, each once; the ids given to the model index those.
+            needed, index = np.unique(ids[start : min(start + PREFILL_TOKENS, len(ids) - 1)], return_inverse=True)
+            self._embedding.set_table(self._rows.embed(needed))
+            self._model(mx.array(index.astype(np.int32))[None], cache=self._cache)
+            mx.eval([layer.state for layer in self._cache or []])
+            mx.clear_cache()
+        return self._forward(self._rows.embed(ids[-1:]), mx.array([[0]]))
+
+    def step(self, token: int) -> Step:
+        if self._tied:
+            rows, index = self.head.locate(int(self.head.vocabulary.local([token])[0]))
+            table = rows.weight
+        else:
+            table, index = self._rows.embed(np.array([token])), 0
+        return self._forward(table, mx.array([[index]]))
+
+    def follow(self, step: Step) -> Step:
+        (rows,) = self.head.pieces
+        return self._forward(rows.weight, step.local[None])
+
+    def poll(self, step: Step) -> int:
+        return int(step.token.item())
+
+    def logits(self, step: Step) -> npt.NDArray[np.float32]:
+        return np.array(step.logits[0].astype(mx.float32))
+
+    def end(self) -> None:
+        self._cache = None
+        self._embedding.clear()
+        self._output.clear()
+        self.head.truncate()
+        mx.clear_cache()
+
+    def peak_memory(self) -> int | None:
+        return peak_memory(self._device)
+
+    def _forward(self, table: mx.array, index: mx.array) -> Step:
+        self._embedding.set_table(table)
+        logits = self._model(index, cache=self._cache)[0]
+        pieces = [piece.ids for piece in self.head.pieces]
+        ids = pieces[0] if len(pieces) == 1 else mx.concatenate(pieces)
+        token, local = greedy(logits, ids)
+        mx.async_eval(token, local)
+        return Step(self._output.hidden, logits, token, local)
+
+
+def load_decoder(
+    directory: ModelDirectory, *, head: str, store: str, device: str | None, dtype: str | None
+) -> MlxDecoder:
+    """See :meth:`vt_core.backend.Backend.load_decoder`."""
+    manifest = directory.manifest
+    strategy = head_class(head)
+    target = pick_device(device)
+    run_dtype = pick_dtype(dtype, manifest.dtype, target)
+    reset_peak(target)
+    rows = MlxRows(directory.open_store(store), manifest.tied, target, run_dtype)
+    model, embedding, output = load_body(directory.path, run_dtype)
+    return MlxDecoder(
+        model, embedding, output, rows, strategy(rows, manifest.vocab_rows), tied=manifest.tied, device=target, dtype=run_dtype
+    )

@@ -1,0 +1,52 @@
+"""Where to run, in which float type, and what the device's allocator says."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+
+from vt_core.errors import BackendError
+
+DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
+
+
+def pick_device(name: str | None) -> mx.Device:
+    """The device of that name, or the best there is; made MLX's default.
+
+    Raises:
+        BackendError: this machine has no such device.
+    """
+    if name not in (None, "cpu", "gpu"):
+        raise BackendError(f"unknown device {name!r}: MLX has cpu and gpu; leave --device out to take the best")
+    if name == "gpu" and not _has_gpu():
+        raise BackendError("device 'gpu' cannot be used here: this MLX has none; leave --device out to take the best")
+    device = mx.default_device() if name is None else mx.Device(mx.gpu if name == "gpu" else mx.cpu)
+    mx.set_default_device(device)
+    return device
+
+
+def pick_dtype(name: str | None, stored: str, device: mx.Device) -> mx.Dtype:
+    """The run's float type: as asked, else the model's own; on a CPU float32, which alone has fast products there.
+
+    Raises:
+        BackendError: no such float type.
+    """
+    if name is None:
+        name = "float32" if device.type == mx.DeviceType.cpu else stored
+    if name not in DTYPES:
+        raise BackendError(f"unknown float type {name!r}: choose one of {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def reset_peak(device: mx.Device) -> None:
+    """Begin to measure the allocator's peak; before anything of a model is on the device."""
+    mx.clear_cache()
+    mx.reset_peak_memory()
+
+
+def peak_memory(device: mx.Device) -> int | None:
+    """Peak bytes of MLX's allocator since :func:`reset_peak`."""
+    return int(mx.get_peak_memory())
+
+
+def _has_gpu() -> bool:
+    return mx.default_device().type == mx.DeviceType.gpu or mx.metal.is_available()

@@ -1,0 +1,119 @@
+"""The model's body: transformers' own classes, loaded without the vocabulary tables."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers.utils import logging as transformers_logging
+
+from vt_core.errors import ModelError
+from vt_core.heads import Head
+
+
+class RowEmbedding(nn.Module):
+    """Stands where the embedding stood: looks ids up in ``table``, whatever rows that holds at the moment."""
+
+    def __init__(self, scale: float | None) -> None:
+        super().__init__()
+        self.scale = scale  #: Gemma multiplies inside its embedding module
+        self.table: torch.Tensor | None = None  #: ``[n, hidden]``; not a parameter, so that nothing saves or moves it
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        assert self.table is not None, "the decoder sets the table before each call"
+        rows = nn.functional.embedding(ids, self.table)
+        # The scale is rounded to the rows' type first, as in the module that stood here.
+        return rows if self.scale is None else rows * torch.tensor(self.scale).to(rows.dtype)
+
+
+class RowHead(nn.Module):
+    """Stands where the LM head stood: logits of the active rows, for the last position only.
+
+    What the model does to its logits afterwards (soft-cap, scale) happens to these. The hidden state stays here for the
+    decoder to take.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head: Head | None = None
+        self.hidden: torch.Tensor | None = None  #: ``[1, hidden]`` of the last call
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        assert self.head is not None, "the decoder sets the head once"
+        self.hidden = hidden[0, -1:]
+        return self.head.logits(self.hidden)[None]
+
+
+def load_body(path: Path, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
+    """The model of a model directory with :class:`RowEmbedding` and :class:`RowHead` in place of its tables.
+
+    Neither table is ever made, not while loading either.
+
+    Raises:
+        ModelError: transformers does not have this model, or its tables are used in a way that cannot be replaced.
+    """
+    try:
+        config = AutoConfig.from_pretrained(path)
+        base = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    except (KeyError, ValueError) as error:
+        raise ModelError(f"transformers has no text generation model for {path / 'config.json'} ({error})") from error
+    body = type(f"Tableless{base.__name__}", (_Tableless, base), {})
+    with _quiet():
+        model, report = body.from_pretrained(
+            path,
+            config=config,
+            dtype=dtype,
+            output_loading_info=True,
+            # Only accelerators: placing on the CPU is what happens anyway, and needs no accelerate.
+            **({} if device.type == "cpu" else {"device_map": {"": device}}),
+        )
+    missing = sorted(report["missing_keys"]) + sorted(report["unexpected_keys"])
+    if missing:
+        raise ModelError(f"{path} does not fit transformers' {base.__name__}: {missing[0]} is missing or unknown; convert it again")
+    return model.eval().requires_grad_(False)
+
+
+class _Tableless:
+    """Mixed in before a transformers class: swaps its tables as soon as they are declared (on the meta device)."""
+
+    _tied_weights_keys: Any = {}
+
+    def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
+        super().__init__(config, *args, **kwargs)
+        model: Any = self
+        embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+        model.set_input_embeddings(RowEmbedding(_scale(embedding, model)))
+        if type(head) is not nn.Linear:
+            raise ModelError(f"the head of {type(model).__name__} is a {type(head).__name__}, which vt cannot replace")
+        model.set_output_embeddings(RowHead())
+
+
+def _scale(embedding: nn.Module, model: nn.Module) -> float | None:
+    """The factor that an embedding module applies, None where it is a plain look-up."""
+    if type(embedding).forward is nn.Embedding.forward:
+        return None
+    scale = getattr(embedding, "scalar_embed_scale", None)
+    if not isinstance(scale, (int, float)) or not math.isfinite(scale):
+        raise ModelError(f"the embedding of {type(model).__name__} is a {type(embedding).__name__}, which vt cannot replace")
+    return float(scale)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bar of the loader's for a body that is read in a moment; warnings stay."""
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity(max(level, logging.ERROR))
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        transformers_logging.enable_progress_bar()

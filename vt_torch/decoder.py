@@ -1,0 +1,108 @@
+"""A model body with its cache and head: :class:`vt_core.backend.Decoder` for PyTorch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from transformers import DynamicCache, PreTrainedModel
+
+from vt_core.heads import Head, head_class
+from vt_core.model_dir import ModelDirectory
+from vt_core.vocabulary import Ids
+from vt_torch.body import load_body
+from vt_torch.device import peak_memory, pick_device, pick_dtype, reset_peak
+from vt_torch.rows import TorchRows, greedy
+
+PREFILL_TOKENS = 2048  #: tokens of a prompt that run at once; bounds the memory of attention scores
+
+
+@dataclass(slots=True)
+class Step:
+    """One decoded position, on the device."""
+
+    hidden: torch.Tensor  #: ``[1, hidden]``, the input of the head
+    logits: torch.Tensor  #: ``[1, n]`` of the active rows, in the run's dtype
+    token: torch.Tensor  #: greedy choice, full id ``[1]``
+    local: torch.Tensor  #: the same as local id ``[1]``
+
+
+class TorchDecoder:
+    """See :class:`vt_core.backend.Decoder`."""
+
+    def __init__(
+        self, model: PreTrainedModel, rows: TorchRows, head: Head, *, tied: bool, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        self.head = head
+        self.device = str(device)
+        self.dtype = str(dtype).removeprefix("torch.")
+        # A tied head embeds the choice by its own row; only one matrix can be indexed before the choice is known.
+        # On a CPU there is nothing to wait for.
+        self.can_follow = tied and head.name != "split" and device.type != "cpu"
+        self._model, self._rows, self._tied = model, rows, tied
+        self._device = device
+        self._embedding = model.get_input_embeddings()
+        self._output = model.get_output_embeddings()
+        self._output.head = head
+        self._cache: DynamicCache | None = None
+
+    def begin(self) -> None:
+        self._cache = DynamicCache(config=self._model.config)
+
+    def prefill(self, ids: Ids) -> Step:
+        for start in range(0, len(ids), PREFILL_TOKENS):
+            # Only the rows that the prompt needs, each once; the ids given to the model index those.
+            needed, index = np.unique(ids[start : start + PREFILL_TOKENS], return_inverse=True)
+            step = self._forward(self._rows.embed(needed), torch.from_numpy(index)[None].to(self._device))
+        return step
+
+    def step(self, token: int) -> Step:
+        if self._tied:
+            rows, index = self.head.locate(int(self.head.vocabulary.local([token])[0]))
+            table = rows.weight
+        else:
+            table, index = self._rows.embed(np.array([token])), 0
+        return self._forward(table, torch.tensor([[index]], device=self._device))
+
+    def follow(self, step: Step) -> Step:
+        (rows,) = self.head.pieces
+        return self._forward(rows.weight, step.local[None])
+
+    def poll(self, step: Step) -> int:
+        return int(step.token)
+
+    def logits(self, step: Step) -> npt.NDArray[np.float32]:
+        return step.logits[0].float().cpu().numpy()
+
+    def end(self) -> None:
+        self._cache = self._embedding.table = self._output.hidden = None
+        self.head.truncate()
+
+    def peak_memory(self) -> int | None:
+        return peak_memory(self._device)
+
+    @torch.inference_mode()
+    def _forward(self, table: torch.Tensor, index: torch.Tensor) -> Step:
+        self._embedding.table = table
+        logits = self._model(input_ids=index, past_key_values=self._cache, use_cache=True).logits[0]
+        ids = torch.cat([piece.ids for piece in self.head.pieces])
+        token, local = greedy(logits, ids)
+        return Step(self._output.hidden, logits, token, local)
+
+
+def load_decoder(
+    directory: ModelDirectory, *, head: str, store: str, device: str | None, dtype: str | None
+) -> TorchDecoder:
+    """See :meth:`vt_core.backend.Backend.load_decoder`."""
+    manifest = directory.manifest
+    strategy = head_class(head)
+    target = pick_device(device)
+    run_dtype = pick_dtype(dtype, manifest.dtype, target)
+    reset_peak(target)
+    rows = TorchRows(directory.open_store(store), manifest.tied, target, run_dtype)
+    model = load_body(directory.path, target, run_dtype)
+    return TorchDecoder(
+        model, rows, strategy(rows, manifest.vocab_rows), tied=manifest.tied, device=target, dtype=run_dtype
+    )

@@ -1,0 +1,98 @@
+"""Rows of the store on the device: what the head strategies are made of."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from vt_core.store import RowTable, Store
+from vt_core.vocabulary import Ids
+
+CHUNK_BYTES = 16 << 20  #: rows are read and converted in pieces of this size, so that no second copy of a table exists
+NO_ID = np.iinfo(np.int64).max
+
+_STORED = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+class Rows(NamedTuple):
+    """Parallel device arrays: weight ``[n, hidden]``, full ids ``[n]`` int64, bias ``[n]`` or None."""
+
+    weight: torch.Tensor
+    ids: torch.Tensor
+    bias: torch.Tensor | None
+
+
+class TorchRows:
+    """:class:`vt_core.heads.RowOps` for PyTorch."""
+
+    def __init__(self, store: Store, tied: bool, device: torch.device, dtype: torch.dtype) -> None:
+        tables = store.tables
+        self.embedding = tables["embedding"]
+        self._head = self.embedding if tied else tables["head"]
+        self._bias = tables.get("head_bias")
+        self._device, self._dtype = device, dtype
+
+    def embed(self, ids: Ids) -> torch.Tensor:
+        """Embedding rows ``[n, hidden]`` of full ids, not scaled."""
+        return self._read(self.embedding, ids)
+
+    def read(self, ids: Ids) -> Rows:
+        bias = None if self._bias is None else self._read(self._bias, ids).flatten()
+        return Rows(self._read(self._head, ids), torch.from_numpy(ids.copy()).to(self._device), bias)
+
+    def reserve(self, rows: Rows, capacity: int) -> Rows:
+        return _map(lambda part: _grown(part, capacity), rows)
+
+    def write(self, buffer: Rows, start: int, rows: Rows) -> Rows:
+        for whole, part in zip(buffer, rows, strict=True):
+            if whole is not None:
+                whole[start : start + len(part)] = part
+        return buffer
+
+    def first(self, rows: Rows, count: int) -> Rows:
+        return _map(lambda part: part[:count], rows)
+
+    def concatenate(self, first: Rows, second: Rows) -> Rows:
+        bias = None if first.bias is None else torch.cat([first.bias, second.bias])
+        return Rows(torch.cat([first.weight, second.weight]), torch.cat([first.ids, second.ids]), bias)
+
+    def product(self, hidden: torch.Tensor, rows: Rows) -> torch.Tensor:
+        return F.linear(hidden, rows.weight, rows.bias)
+
+    def join(self, logits: list[torch.Tensor]) -> torch.Tensor:
+        return torch.cat(logits, dim=-1)
+
+    def nbytes(self, rows: Rows) -> int:
+        return rows.weight.nbytes + (0 if rows.bias is None else rows.bias.nbytes)
+
+    def _read(self, table: RowTable, ids: Ids) -> torch.Tensor:
+        out = torch.empty(len(ids), table.spec.columns, dtype=self._dtype, device=self._device)
+        step = max(1, CHUNK_BYTES // (table.spec.columns * 4))
+        for start in range(0, len(ids), step):
+            out[start : start + step] = as_tensor(table.read(ids[start : start + step]), table.spec.dtype)
+        return out
+
+
+def as_tensor(array: np.ndarray, dtype: str) -> torch.Tensor:
+    """A tensor over the memory of an array in storage dtype."""
+    return torch.from_numpy(array.view(np.int16) if dtype == "bfloat16" else array).view(_STORED[dtype])
+
+
+def greedy(logits: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Full and local ids ``[k]`` of the largest of ``logits [k, n]``; of equal ones the lowest full id."""
+    tied = torch.where(logits == logits.amax(dim=-1, keepdim=True), ids, NO_ID)
+    local = tied.argmin(dim=-1)
+    return ids[local], local
+
+
+def _map(function, rows: Rows) -> Rows:  # type: ignore[no-untyped-def]
+    return Rows(*(None if part is None else function(part) for part in rows))
+
+
+def _grown(part: torch.Tensor, capacity: int) -> torch.Tensor:
+    grown = torch.empty(capacity, *part.shape[1:], dtype=part.dtype, device=part.device)
+    grown[: len(part)] = part
+    return grown
