@@ -1,0 +1,81 @@
+"""A GGUF file as a source of a conversion."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from converters import gguf_tensors, gguf_tokenizer
+from converters.gguf_config import Hyperparameters, build_config, build_generation_config
+from converters.gguf_file import GGUFFile
+from converters.source import TensorInfo
+from vt_core.errors import ModelError
+
+_STORED_AS = {"F32": "float32", "F16": "float16"}
+
+
+class GGUFSource:
+    """Reads one GGUF file: `config`, tensors in Hugging Face names and conventions, tokenizer.
+
+    Opening checks the whole header and reads no tensor. Raises ModelError for a file that is damaged, split, or of a
+    model that is not supported.
+    """
+
+    kind = "gguf"
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.file = GGUFFile(path)
+        self.name = self.file.path.name
+        layout = gguf_tensors.layout_of(self.file)
+        _check_whole(self.file)
+        hyper = Hyperparameters(self.file)
+        self._plans = gguf_tensors.plan_tensors(self.file, layout, hyper.layers, hyper.head_dim)
+        embedding = self._plans[gguf_tensors.EMBEDDING].tensor
+        self.default_dtype = _STORED_AS.get(embedding.type_name, "bfloat16")
+        tied = gguf_tensors.HEAD not in self._plans
+        self.config: dict[str, Any] = build_config(self.file, embedding.shape[0], tied, self.default_dtype)
+        self.generation_config: dict[str, Any] | None = build_generation_config(self.file)
+        _check_shapes(self.file, self._plans, self.config)
+
+    def fingerprint(self) -> str:
+        """sha256 (hex) over the file's size, time of change and header: independent of where it lies."""
+        digest = hashlib.sha256(f"{self.file.size} {self.file.mtime_ns} ".encode())
+        digest.update(self.file.header())
+        return digest.hexdigest()
+
+    def tensors(self) -> list[TensorInfo]:
+        """Every tensor, in the order of the file, as it is given out by default."""
+        return [TensorInfo(plan.name, self.default_dtype, plan.tensor.shape) for plan in self._plans.values()]
+
+    def chunks(self, name: str, dtype: str) -> Iterator[np.ndarray]:
+        """The rows of the tensor `name`, in order, as the storage dtype `dtype`. Raises ModelError."""
+        return gguf_tensors.read_chunks(self.file, self._plans[name], dtype)
+
+    def write_tokenizer(self, out: Path) -> None:
+        """Writes tokenizer.json, tokenizer_config.json and the chat template into `out`. Raises TokenizerError."""
+        gguf_tokenizer.write_tokenizer(self.file, out)
+
+
+def _check_whole(file: GGUFFile) -> None:
+    parts = file.metadata.get("split.count", 1)
+    if parts != 1:
+        raise ModelError(f"{file.path} is one of {parts} parts of a model; merge them into one file (llama-gguf-split --merge).")
+
+
+def _check_shapes(file: GGUFFile, plans: dict[str, gguf_tensors.Plan], config: dict[str, Any]) -> None:
+    hidden, rows = config["hidden_size"], config["vocab_size"]
+    wanted = {gguf_tensors.EMBEDDING: (rows, hidden), gguf_tensors.HEAD: (rows, hidden), "model.norm.weight": (hidden,)}
+    for name, shape in wanted.items():
+        if name in plans and plans[name].tensor.shape != shape:
+            raise ModelError(
+                f"{file.path}: {plans[name].tensor.name} has the shape {list(plans[name].tensor.shape)}, "
+                f"where the metadata want {list(shape)}."
+            )
+    tokens = file.metadata.get("tokenizer.ggml.tokens", ())
+    if len(tokens) > rows:
+        raise ModelError(f"{file.path} has {len(tokens)} tokens but only {rows} embedding rows.")

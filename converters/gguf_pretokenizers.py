@@ -1,0 +1,101 @@
+"""How a byte-level BPE splits text before it merges. GGUF files give only a name for it (`tokenizer.ggml.pre`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from converters.gguf_file import GGUFFile
+from vt_core.errors import TokenizerError
+
+_CONTRACTION = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_REST = r"\s*[\r\n]+|\s+(?!\S)|\s+"
+_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+
+
+def _words(digits: str) -> str:
+    """Contractions, words with one leading sign, numbers, signs, line ends, spaces: cl100k and its descendants."""
+    return rf"{_CONTRACTION}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|{digits}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{_REST}"
+
+
+def _cased_words(digits: str, suffix: str) -> str:
+    """The same with words cut where lower case ends: o200k and Tekken."""
+    lead = r"[^\r\n\p{L}\p{N}]?"
+    words = rf"{lead}{_UPPER}*{_LOWER}+{suffix}|{lead}{_UPPER}+{_LOWER}*{suffix}"
+    return rf"{words}|{digits}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_REST}"
+
+
+@dataclass(frozen=True)
+class Pretokenizer:
+    """One way to split. Without a `pattern`, GPT-2's own applies.
+
+    `digits`: each digit is cut off first. `ignore_merges`: a word that is a token stays whole, whatever the merges say.
+    `add_bos`: what holds where the file does not say.
+    """
+
+    pattern: str | None = None
+    digits: bool = False
+    nfc: bool = False
+    ignore_merges: bool = False
+    add_bos: bool = False
+
+    @property
+    def normalizer(self) -> dict[str, Any] | None:
+        """The `normalizer` of tokenizer.json."""
+        return {"type": "NFC"} if self.nfc else None
+
+    def json(self) -> dict[str, Any]:
+        """The `pre_tokenizer` of tokenizer.json."""
+        byte_level = {
+            "type": "ByteLevel",
+            "add_prefix_space": False,
+            "trim_offsets": True,
+            "use_regex": self.pattern is None,
+        }
+        steps: list[dict[str, Any]] = []
+        if self.digits:
+            steps.append({"type": "Digits", "individual_digits": True})
+        if self.pattern is not None:
+            split = {"type": "Split", "pattern": {"Regex": self.pattern}, "behavior": "Isolated", "invert": False}
+            steps.append(split)
+        return {"type": "Sequence", "pretokenizers": [*steps, byte_level]} if steps else byte_level
+
+
+_GPT2 = Pretokenizer()
+_DIGITS = Pretokenizer(digits=True)
+_QWEN2 = Pretokenizer(_words(r"\p{N}"), nfc=True)
+_CL100K = Pretokenizer(_words(r"\p{N}{1,3}"))
+_LLAMA3 = Pretokenizer(_words(r"\p{N}{1,3}"), ignore_merges=True, add_bos=True)
+
+PRETOKENIZERS = {
+    **dict.fromkeys(["gpt-2", "phi-2", "mpt", "olmo", "jais"], _GPT2),
+    **dict.fromkeys(["smollm", "starcoder", "refact", "codeshell", "minerva-7b"], _DIGITS),
+    **dict.fromkeys(["qwen2", "deepseek-r1-qwen", "megrez", "stablelm2"], _QWEN2),
+    **dict.fromkeys(["llama-bpe", "llama3", "llama-v3", "falcon3"], _LLAMA3),
+    **dict.fromkeys(["dbrx", "smaug-bpe"], _CL100K),
+    "tekken": Pretokenizer(_cased_words(r"\p{N}", ""), ignore_merges=True, add_bos=True),
+    "gpt-4o": Pretokenizer(_cased_words(r"\p{N}{1,3}", rf"{_CONTRACTION}?")),
+}
+"""By the name in the file."""
+
+_BY_ARCHITECTURE = {"qwen2": _QWEN2, "qwen3": _QWEN2, "smollm3": _LLAMA3}
+_LLAMA3_TOKENS = 128_256
+
+
+def pretokenizer_of(file: GGUFFile) -> Pretokenizer:
+    """The pre-tokenizer that the file names; the architecture's own for an old file, which names none.
+
+    Raises TokenizerError for a name that is not known: another way to split would give other ids.
+    """
+    name = file.metadata.get("tokenizer.ggml.pre", "default")
+    if name == "default":
+        architecture = file.metadata.get("general.architecture")
+        if architecture == "llama" and len(file.metadata["tokenizer.ggml.tokens"]) == _LLAMA3_TOKENS:
+            return _LLAMA3
+        return _BY_ARCHITECTURE.get(architecture, _GPT2)
+    if name not in PRETOKENIZERS:
+        raise TokenizerError(
+            f"{file.path} splits text with the pre-tokenizer {name!r}, which is not supported; these are: "
+            f"{', '.join(sorted(PRETOKENIZERS))}. Try the model's Hugging Face directory."
+        )
+    return PRETOKENIZERS[name]
