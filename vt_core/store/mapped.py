@@ -1,0 +1,172 @@
+"""Rows straight from the file: few by `pread`, many through a mapping whose pages are let go again.
+
+Measured on Linux 6.18 with ext4, 151,936 rows of 2,048 bytes, warm. The kernel maps whole cached folios
+around a fault, so 128 rows gathered through a mapping leave 170 MiB resident, and cost 0.40 ms when they
+are let go again; `pread` takes 0.15 ms and leaves nothing. From about 100 rows in 8 MiB on, the mapping is
+the faster one.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from vt_core.errors import StoreError
+from vt_core.store.layout import MARKER_BYTES, TableLayout, marker
+
+# Bytes of the file that a gather maps at a time.
+_REGION_BYTES = 8 << 20
+# Rows wanted of one region from which on the mapping reads them.
+_DENSE_ROWS = 128
+# Rows copied at a time on their way to scattered places: they stay in the processor's cache.
+_SCATTER_ROWS = 256
+
+
+class MappedFile:
+    """A file open for single rows (no readahead) and mapped for scans.
+
+    Arrays over the mapping keep it alive: they stay valid when this object is gone.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.descriptor = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self.descriptor)
+        self.size = os.fstat(self.descriptor).st_size
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self.descriptor, 0, 0, os.POSIX_FADV_RANDOM)
+        # The advice above belongs to the open file: scans, which want readahead, need another.
+        scanned = os.open(path, os.O_RDONLY)
+        try:
+            self._mapping = mmap.mmap(scanned, self.size, access=mmap.ACCESS_READ)
+        finally:
+            os.close(scanned)
+        if hasattr(mmap, "MADV_SEQUENTIAL"):
+            self._mapping.madvise(mmap.MADV_SEQUENTIAL)
+
+    def rows(self, offset: int, count: int, stride: int, dtype: np.dtype) -> np.ndarray:
+        """View [count, stride / item size] of the mapped file."""
+        items = stride // dtype.itemsize
+        return np.frombuffer(self._mapping, dtype, count * items, offset).reshape(count, items)
+
+    def let_go(self, start: int, stop: int, *, cached: bool = False) -> None:
+        """Make the mapped bytes start..stop non-resident; with `cached`, drop them from the system's cache
+        too.
+
+        Views stay valid: their pages come back when they are touched.
+        """
+        start -= start % mmap.PAGESIZE
+        if hasattr(mmap, "MADV_DONTNEED"):
+            self._mapping.madvise(mmap.MADV_DONTNEED, start, stop - start)
+        if cached and hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self.descriptor, start, stop - start, os.POSIX_FADV_DONTNEED)
+
+    def read_each(self, offsets: np.ndarray, size: int, out: memoryview, places: np.ndarray) -> None:
+        """Read `size` bytes at each of `offsets` to the places (counted in `size`) of `out`.
+
+        Raises StoreError when the file ends early.
+        """
+        read, descriptor = os.pread, self.descriptor
+        for offset, place in zip(offsets.tolist(), (places * size).tolist(), strict=True):
+            try:
+                out[place : place + size] = read(descriptor, size, offset)
+            except ValueError as error:
+                raise StoreError(
+                    f"{self.path}: cut short while it was read; convert the model again."
+                ) from error
+
+
+class MappedRows:
+    """Rows of one table in a mapped file."""
+
+    def __init__(self, file: MappedFile, layout: TableLayout) -> None:
+        self._file = file
+        self._layout = layout
+        pieces = list(self._pieces(_REGION_BYTES))
+        self._region_starts = np.array([start for start, _, _ in pieces], np.int64)
+        self._region_lengths = [stop - start for start, stop, _ in pieces]
+        self._region_offsets = np.array([offset for _, _, offset in pieces], np.int64)
+
+    def gather(self, ids: np.ndarray, out: np.ndarray) -> None:
+        """Copy rows `ids` (int64, in range) to `out` [n, columns], C-contiguous."""
+        spec = self._layout.spec
+        region = np.searchsorted(self._region_starts, ids, side="right") - 1
+        row = ids - self._region_starts[region]
+        counts = np.bincount(region, minlength=len(self._region_starts))
+        dense = counts >= _DENSE_ROWS
+        single = np.flatnonzero(~dense[region])
+        offsets = self._region_offsets[region[single]] + row[single] * spec.stride
+        self._file.read_each(offsets, spec.row_bytes, out.data.cast("B"), single)
+        if len(single) < len(ids):
+            self._gather_dense(region, counts, dense, row, out)
+
+    def tiles(self, max_bytes: int, drop_cached: bool) -> Iterator[tuple[int, np.ndarray]]:
+        """Start and zero-copy view [n, columns] of pieces of at most `max_bytes`, in id order."""
+        spec = self._layout.spec
+        for start, stop, offset in self._pieces(max_bytes):
+            try:
+                yield (
+                    start,
+                    self._file.rows(offset, stop - start, spec.stride, spec.storage)[:, : spec.columns],
+                )
+            finally:
+                self._file.let_go(offset, offset + (stop - start) * spec.stride, cached=drop_cached)
+
+    def _pieces(self, max_bytes: int) -> Iterator[tuple[int, int, int]]:
+        """First id, id after the last, and file offset of runs of rows that lie side by side."""
+        stride = self._layout.spec.stride
+        most = max(1, max_bytes // stride)
+        for tile, place in enumerate(self._layout.tiles):
+            first = tile * self._layout.tile_rows
+            end = first + self._layout.tile_length(tile)
+            for start in range(first, end, most):
+                yield start, min(start + most, end), place.value_at + place.rows_at + (start - first) * stride
+
+    def _gather_dense(
+        self, region: np.ndarray, counts: np.ndarray, dense: np.ndarray, row: np.ndarray, out: np.ndarray
+    ) -> None:
+        ends = np.cumsum(counts)
+        in_order = bool((region[1:] >= region[:-1]).all())
+        # Small integers sort by radix, 20 times faster here.
+        order = (
+            None if in_order else np.argsort(region.astype(np.min_scalar_type(len(counts))), kind="stable")
+        )
+        for i in np.flatnonzero(dense).tolist():
+            span = slice(int(ends[i] - counts[i]), int(ends[i]))
+            if order is None:
+                self._gather_region(i, row[span], out[span], None)
+            else:
+                self._gather_region(i, row[order[span]], out, order[span])
+
+    def _gather_region(
+        self, region: int, row: np.ndarray, out: np.ndarray, places: np.ndarray | None
+    ) -> None:
+        """Copy rows (counted within the region) to `out` at `places`, or in order when there are none."""
+        spec = self._layout.spec
+        offset, length = int(self._region_offsets[region]), self._region_lengths[region]
+        source = self._file.rows(offset, length, spec.stride, spec.storage)
+        # "clip" spares `take` a copy of its output; the ids are in range.
+        if places is None and spec.stride == spec.row_bytes:
+            np.take(source, row, axis=0, out=out, mode="clip")
+        else:
+            taken = np.empty((_SCATTER_ROWS, source.shape[1]), spec.storage)
+            for start in range(0, len(row), _SCATTER_ROWS):
+                part = slice(start, min(start + _SCATTER_ROWS, len(row)))
+                rows = np.take(source, row[part], axis=0, out=taken[: part.stop - start], mode="clip")
+                out[part if places is None else places[part]] = rows[:, : spec.columns]
+        self._file.let_go(offset, offset + length * spec.stride)
+
+
+def markers_hold(file: MappedFile, layout: TableLayout, store_id: bytes) -> bool:
+    """Whether each tile lies in the file where the table of contents says, whole."""
+    for tile, place in enumerate(layout.tiles):
+        end = place.value_at + place.rows_at + layout.tile_length(tile) * layout.spec.stride
+        expected = marker(store_id, layout.index, tile)
+        if end > file.size or os.pread(file.descriptor, MARKER_BYTES, place.value_at) != expected:
+            return False
+    return True

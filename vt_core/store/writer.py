@@ -1,0 +1,223 @@
+"""Writing a store: tables, chunk by chunk, in one tile's memory."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import chain
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from vt_core.errors import StoreError
+from vt_core.store.layout import (
+    ALIGNMENT,
+    MARKER_BYTES,
+    META_KEY,
+    STORE_ID_BYTES,
+    TILE_ROWS,
+    Metadata,
+    TableLayout,
+    TableSpec,
+    TilePlace,
+    encode,
+    marker,
+    round_up,
+)
+from vt_core.store.lmdb_file import DATA_FILE, PAGE_HEADER_BYTES, engine_options, read_header
+
+_PIECE_BYTES = 8 << 20
+_MAP_SLACK = 4 << 20
+# A short write reaches us as EIO from LMDB, a limit on the file's size as EFBIG.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+
+
+class StoreWriter:
+    """Writes a new store directory; a context manager.
+
+        with StoreWriter(path) as writer:
+            checksum = writer.add_table(TableSpec("embedding", rows, columns, "bfloat16"), chunks)
+
+    The store can be read only after the block has ended without an exception: the table of contents comes
+    last. Never holds more than one tile and the caller's chunk. Raises StoreError when the directory holds
+    a store already, when the chunks are not what the TableSpec says, and when the disk is full.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, tile_rows: int = TILE_ROWS) -> None:
+        self.path = Path(path)
+        self._tile_rows = tile_rows
+        self._store_id = os.urandom(STORE_ID_BYTES)
+        self._tables: list[TableLayout] = []
+        self._next_page = 0
+        self._environment: Any = None
+        self._descriptor = -1
+
+    def __enter__(self) -> StoreWriter:
+        import lmdb
+
+        if (self.path / DATA_FILE).exists():
+            raise StoreError(f"{self.path}: there is a row store already; remove it or choose another path.")
+        with _written(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._environment = lmdb.open(
+                str(self.path), map_size=_MAP_SLACK, sync=False, metasync=False, **engine_options()
+            )
+            self._descriptor = os.open(self.path / DATA_FILE, os.O_RDWR)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                self._finish()
+        finally:
+            self._environment.close()
+            os.close(self._descriptor)
+
+    def add_table(self, spec: TableSpec, chunks: Iterable[np.ndarray]) -> str:
+        """Write a table from arrays [n, columns] of its storage type, any n, in row order.
+
+        Returns the checksum of the rows (`sha256:<hex>`, padding left out). Raises StoreError.
+        """
+        if any(spec.name == table.spec.name for table in self._tables):
+            raise StoreError(
+                f"{self.path}: table {spec.name!r} is there already; give each table its own name."
+            )
+        digest = hashlib.sha256()
+        layout = TableLayout(len(self._tables), spec, self._tile_rows, "", ())
+        places: list[TilePlace] = []
+        filled = 0
+        with _written(self.path):
+            for piece in _pieces(spec, chunks, self._tile_rows):
+                tile, row = divmod(filled, self._tile_rows)
+                if row == 0:
+                    places.append(self._reserve(layout, tile))
+                digest.update(piece.data)
+                place = places[tile]
+                _write_at(
+                    self._descriptor, _padded(piece, spec), place.value_at + place.rows_at + row * spec.stride
+                )
+                filled += len(piece)
+        if filled != spec.rows:
+            raise StoreError(
+                f"{self.path}: table {spec.name!r} must have {spec.rows} rows but only {filled} came; "
+                "the source is incomplete."
+            )
+        checksum = f"sha256:{digest.hexdigest()}"
+        self._tables.append(TableLayout(layout.index, spec, self._tile_rows, checksum, tuple(places)))
+        return checksum
+
+    def _reserve(self, layout: TableLayout, tile: int) -> TilePlace:
+        """Commit a value that is large enough for the tile and find where LMDB put it.
+
+        Only then is it known where in the value a page of the file begins, so the rows are written
+        afterwards, straight into the value: LMDB 0.9 keeps no checksum of it, and the file has no other
+        user yet.
+        """
+        length = MARKER_BYTES + ALIGNMENT + layout.tile_length(tile) * layout.spec.stride
+        start = marker(self._store_id, layout.index, tile)
+        # Untouched zeros: the system's zero page, no memory of ours.
+        value = np.zeros(length, np.uint8)
+        value[: len(start)] = np.frombuffer(start, np.uint8)
+        self._put(layout.key(tile), value.data)
+        value_at = self._find(start)
+        return TilePlace(value_at, round_up(value_at + MARKER_BYTES, ALIGNMENT) - value_at)
+
+    def _put(self, key: bytes, value: memoryview | bytes) -> None:
+        end = read_header(self._descriptor, self.path / DATA_FILE).needed_bytes
+        self._environment.set_mapsize(round_up(end + len(value) + _MAP_SLACK, 1 << 16))
+        with self._environment.begin(write=True) as transaction:
+            transaction.put(key, value)
+
+    def _find(self, start: bytes) -> int:
+        """Offset in the file of the value that begins with `start`."""
+        header = read_header(self._descriptor, self.path / DATA_FILE)
+        # New values nearly always follow the last one: look there first.
+        for page in chain(range(self._next_page, header.last_page + 1), range(self._next_page)):
+            offset = page * header.page_size + PAGE_HEADER_BYTES
+            if os.pread(self._descriptor, len(start), offset) == start:
+                self._next_page = header.last_page + 1
+                return offset
+        raise StoreError(
+            f"{self.path}: LMDB did not keep a tile as one run of pages; install another lmdb version."
+        )
+
+    def _finish(self) -> None:
+        if not self._tables:
+            raise StoreError(f"{self.path}: a row store needs at least one table.")
+        with _written(self.path):
+            # Rows reach the disk before the table of contents that vouches for them.
+            os.fsync(self._descriptor)
+            self._put(META_KEY, encode(Metadata(self._store_id, tuple(self._tables))))
+            self._environment.sync(True)
+
+
+def _pieces(spec: TableSpec, chunks: Iterable[np.ndarray], tile_rows: int) -> Iterator[np.ndarray]:
+    """The chunks' rows in contiguous pieces of limited size, none of which crosses the end of a tile."""
+    limit = max(1, _PIECE_BYTES // spec.stride)
+    filled = 0
+    for chunk in chunks:
+        _check_chunk(spec, chunk, filled)
+        done = 0
+        while done < len(chunk):
+            count = min(limit, len(chunk) - done, tile_rows - filled % tile_rows)
+            yield np.ascontiguousarray(chunk[done : done + count])
+            done += count
+            filled += count
+
+
+def _check_chunk(spec: TableSpec, chunk: np.ndarray, filled: int) -> None:
+    if chunk.dtype != spec.storage or chunk.ndim != 2 or chunk.shape[1] != spec.columns:
+        raise StoreError(
+            f"Table {spec.name!r} takes chunks [n, {spec.columns}] of {spec.storage}, not "
+            f"{list(chunk.shape)} of {chunk.dtype}."
+        )
+    if filled + len(chunk) > spec.rows:
+        raise StoreError(
+            f"Table {spec.name!r} must have {spec.rows} rows but more came; the source does not fit."
+        )
+
+
+def _padded(piece: np.ndarray, spec: TableSpec) -> np.ndarray:
+    if spec.stride == spec.row_bytes:
+        return piece
+    rows = np.zeros((len(piece), spec.stride // spec.storage.itemsize), spec.storage)
+    rows[:, : spec.columns] = piece
+    return rows
+
+
+def _write_at(descriptor: int, rows: np.ndarray, offset: int) -> None:
+    data = rows.data.cast("B")
+    while data:
+        count = os.pwrite(descriptor, data, offset)
+        data, offset = data[count:], offset + count
+
+
+@contextmanager
+def _written(path: Path) -> Iterator[None]:
+    """Turns what LMDB and the system say about a failed write into one sentence."""
+    import lmdb
+
+    try:
+        yield
+    except (lmdb.MapFullError, lmdb.DiskError) as error:
+        raise _disk_full(path) from error
+    except (lmdb.Error, OSError) as error:
+        code = getattr(error, "errno", None) or getattr(error, "code", None)
+        if code in _FULL or any(os.strerror(full) in str(error) for full in _FULL):
+            raise _disk_full(path) from error
+        raise StoreError(
+            f"{path}: the rows cannot be written ({error}); check the directory and the disk."
+        ) from error
+
+
+def _disk_full(path: Path) -> StoreError:
+    return StoreError(
+        f"{path}: the disk is full; free some space or choose another place, then convert again."
+    )
