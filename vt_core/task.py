@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from vt_core.errors import VocabularyError
+from vt_core.json_fields import Fields, is_whole, read_json, write_atomically, write_json
 from vt_core.token_bytes import MAX_TOKENS, TokenTable
 from vt_core.vocabulary import Ids
 
@@ -60,9 +59,9 @@ class TaskVocabulary:
         the model's `tokenizer_json` is read for them only, and every string must be that tokenizer's.
         Raises VocabularyError, or TokenizerError.
         """
-        data = _read_json(path)
+        data = read_json(path, "task vocabulary")
         if isinstance(data, dict) and "format" in data and not isinstance(data["format"], int):
-            return _parse(data, str(path))
+            return _parse(Fields(str(path), data))
         if not isinstance(data, dict | list):
             raise VocabularyError(f"{path}: not a task vocabulary; it holds neither an object nor a list.")
         if tokenizer_json is None:
@@ -73,7 +72,7 @@ class TaskVocabulary:
 
     def save(self, path: str | Path) -> None:
         """Writes the file whole or not at all; raises VocabularyError."""
-        values: dict[str, Any] = {
+        values = {
             "format": FORMAT,
             "name": self.name,
             "model": self.model,
@@ -89,8 +88,7 @@ class TaskVocabulary:
             "ids": self.ids.tolist(),
             "counts": self.counts.tolist(),
         }
-        lines = (f'  "{key}": {json.dumps(value, ensure_ascii=False)}' for key, value in values.items())
-        write_atomically(path, ("{\n" + ",\n".join(lines) + "\n}\n").encode())
+        write_json(path, values)
 
     def save_published(self, path: str | Path, table: TokenTable) -> None:
         """Writes the published code's `{token string: id}`, most frequent first; raises VocabularyError."""
@@ -102,9 +100,10 @@ class TaskVocabulary:
     def check(self, tokenizer_digest: str, vocab_size: int, model: str = "") -> None:
         """Raises VocabularyError unless the ids are of this tokenizer and have rows in `vocab_size` rows."""
         if tokenizer_digest != self.tokenizer_digest:
+            made_for = _tokenizer(self.model, self.tokenizer_digest)
             raise VocabularyError(
-                f"Task vocabulary '{self.name}' was made for {_tokenizer(self.model, self.tokenizer_digest)}, "
-                f"the model has {_tokenizer(model, tokenizer_digest)}; profile the task for this model."
+                f"Task vocabulary '{self.name}' was made for {made_for}, but the model has "
+                f"{_tokenizer(model, tokenizer_digest)}; profile the task for this model."
             )
         if len(self.ids) and self.ids[-1] >= vocab_size:
             raise VocabularyError(
@@ -119,31 +118,6 @@ class TaskVocabulary:
         for other in rest:
             first = _unite(first, other)
         return first
-
-
-def write_atomically(path: str | Path, content: bytes) -> None:
-    """Writes beside `path` and renames; raises VocabularyError and leaves nothing behind where that fails."""
-    target = Path(path)
-    try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-        try:
-            with open(handle, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(temporary, 0o666 & ~_umask())
-            os.replace(temporary, target)
-        except BaseException:
-            os.unlink(temporary)
-            raise
-    except OSError as error:
-        raise VocabularyError(f"{path}: cannot be written ({error.strerror}).") from error
-
-
-def _umask() -> int:
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask
 
 
 def _tokenizer(model: str, digest: str) -> str:
@@ -176,120 +150,63 @@ def _unite(a: TaskVocabulary, b: TaskVocabulary) -> TaskVocabulary:
     )
 
 
-def _read_json(path: str | Path) -> Any:
-    try:
-        return json.loads(Path(path).read_bytes(), parse_constant=_no_constant)
-    except OSError as error:
-        raise VocabularyError(f"{path}: the task vocabulary cannot be read ({error.strerror}).") from error
-    except (ValueError, RecursionError) as error:
-        raise VocabularyError(f"{path}: not a task vocabulary (no valid JSON: {error}).") from error
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is no number")
-
-
-def _parse(data: Mapping[str, Any], where: str) -> TaskVocabulary:
-    if data["format"] != FORMAT:
-        raise VocabularyError(f"{where}: format {data['format']!r} is unknown; this version reads {FORMAT}.")
-    vocab_size = _whole(data, "vocab_size", where, MAX_TOKENS)
-    examples = _whole(data, "examples", where)
-    ids = _whole_list(data, "ids", where, vocab_size - 1)
-    counts = _whole_list(data, "counts", where, examples)
+def _parse(fields: Fields) -> TaskVocabulary:
+    if fields.values["format"] != FORMAT:
+        raise VocabularyError(
+            f"{fields.where}: format {fields.values['format']!r} is unknown; this version reads {FORMAT!r}."
+        )
+    vocab_size = fields.whole("vocab_size", MAX_TOKENS)
+    examples = fields.whole("examples")
+    ids = fields.whole_list("ids", vocab_size - 1)
+    counts = fields.whole_list("counts", examples)
     if len(counts) != len(ids):
-        raise VocabularyError(f"{where}: {len(counts)} counts for {len(ids)} ids; profile the task again.")
+        raise fields.fault("counts", f"has {len(counts)} entries for {len(ids)} ids")
     if np.any(np.diff(ids) <= 0):
-        raise VocabularyError(f"{where}: ids are not sorted, or one stands twice; profile the task again.")
+        raise fields.fault("ids", "is not sorted, or holds an id twice")
     return TaskVocabulary(
-        name=_typed(data, "name", where, str, "text"),
-        tokenizer_digest=_typed(data, "tokenizer_digest", where, str, "text"),
+        name=fields.text("name"),
+        tokenizer_digest=fields.text("tokenizer_digest"),
         vocab_size=vocab_size,
         ids=ids,
         counts=counts,
         examples=examples,
-        prior=_whole(data, "prior", where),
-        languages=_languages(data, where),
-        tolerance=_tolerance(data, where),
-        stages=_stages(data, where),
-        source=_source(data, where),
-        held_out=_held_out(data, where),
-        model=_typed({"model": "", **data}, "model", where, str, "text"),
+        prior=fields.whole("prior"),
+        languages=fields.texts("languages"),
+        tolerance=_tolerance(fields),
+        stages=_stages(fields),
+        source=fields.files("source"),
+        held_out=_held_out(fields),
+        model=fields.text("model") if "model" in fields.values else "",
     )
 
 
-def _typed(data: Mapping[str, Any], key: str, where: str, kind: type, noun: str) -> Any:
-    if key not in data:
-        raise VocabularyError(f"{where}: field '{key}' is missing; profile the task again.")
-    if not isinstance(data[key], kind):
-        raise VocabularyError(f"{where}: field '{key}' is not {noun}; profile the task again.")
-    return data[key]
-
-
-def _is_whole(value: object, most: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= most
-
-
-def _whole(data: Mapping[str, Any], key: str, where: str, most: int = 2**63 - 1) -> int:
-    value = _typed(data, key, where, int, "a whole number")
-    if not _is_whole(value, most):
-        raise VocabularyError(f"{where}: field '{key}' is {value}, not from 0 to {most}.")
-    return int(value)
-
-
-def _whole_list(data: Mapping[str, Any], key: str, where: str, most: int) -> Ids:
-    values = _typed(data, key, where, list, "a list of whole numbers")
-    for value in values:
-        if not _is_whole(value, most):
-            raise VocabularyError(f"{where}: field '{key}' holds {value!r}, not a number from 0 to {most}.")
-    return np.array(values, np.int64)
-
-
-def _languages(data: Mapping[str, Any], where: str) -> tuple[str, ...]:
-    values = _typed(data, "languages", where, list, "a list of names")
-    if not all(isinstance(value, str) for value in values):
-        raise VocabularyError(f"{where}: field 'languages' is not a list of names.")
-    return tuple(values)
-
-
-def _tolerance(data: Mapping[str, Any], where: str) -> float | None:
-    value = data.get("tolerance")
+def _tolerance(fields: Fields) -> float | None:
+    value = fields.values.get("tolerance")
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
-        raise VocabularyError(f"{where}: field 'tolerance' is {value!r}, not from 0 up to 1.")
+        raise fields.fault("tolerance", f"is {value!r}, not from 0 up to 1")
     return float(value)
 
 
-def _stages(data: Mapping[str, Any], where: str) -> dict[str, int]:
-    stages = _typed(data, "stages", where, dict, "a table of sizes")
-    if not all(_is_whole(value, MAX_TOKENS) for value in stages.values()):
-        raise VocabularyError(f"{where}: field 'stages' is not a table of sizes.")
-    return dict(stages)
+def _stages(fields: Fields) -> Stages:
+    stages = fields.typed("stages", dict, "a table of sizes")
+    if not all(is_whole(value, MAX_TOKENS) for value in stages.values()):
+        raise fields.fault("stages", "is not a table of sizes")
+    return stages
 
 
-def _source(data: Mapping[str, Any], where: str) -> tuple[Mapping[str, Any], ...]:
-    entries = _typed(data, "source", where, list, "a list of files")
-    for entry in entries:
-        if (
-            not isinstance(entry, dict)
-            or not isinstance(entry.get("file"), str)
-            or not _is_whole(entry.get("rows"), 2**63 - 1)
-        ):
-            raise VocabularyError(f"{where}: field 'source' holds {entry!r}, not a file and its rows.")
-    return tuple(entries)
-
-
-def _held_out(data: Mapping[str, Any], where: str) -> HeldOut | None:
-    value = data.get("held_out")
+def _held_out(fields: Fields) -> HeldOut | None:
+    value = fields.values.get("held_out")
     if value is not None and not isinstance(value, dict):
-        raise VocabularyError(f"{where}: field 'held_out' is not a table of figures.")
+        raise fields.fault("held_out", "is not a table of figures")
     return value
 
 
 def _parse_published(data: Any, table: TokenTable, path: str | Path) -> TaskVocabulary:
     values = data.values() if isinstance(data, dict) else data
     for value in values:
-        if not _is_whole(value, table.size - 1) or table.tokens[value] is None:
+        if not is_whole(value, table.size - 1) or table.tokens[value] is None:
             raise VocabularyError(f"{path}: {value!r} is no id of the model's tokenizer ({table.size} ids).")
     if isinstance(data, dict):
         for token, id in data.items():
