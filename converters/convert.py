@@ -1,0 +1,273 @@
+"""Converting a model: Hugging Face directory, hub id or GGUF file in, model directory out, a chunk at a
+time."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from converters.config import written_config
+from converters.output import check_free_space, locked, new_directory, refuse_existing
+from converters.safetensors_io import tensor_bytes, write_file
+from converters.source import Source, TensorInfo
+from converters.tables import Tables, find_tables
+from vt_core.errors import ModelError, OptionError, StoreError
+from vt_core.model_dir import MANIFEST_NAME, STORE_NAME, Manifest, ModelDirectory, SourceInfo, TableInfo
+
+if TYPE_CHECKING:
+    import numpy as np
+    from tqdm import tqdm
+
+FLOAT_DTYPES = ("float32", "bfloat16", "float16")
+SHARD_BYTES = 2_000_000_000
+TOKENIZER_BYTES = 64 << 20
+"""Room for tokenizer files, whose size is known only once they are written; the largest in use take 35 MB."""
+
+
+def convert(
+    source: str | Path,
+    out: str | Path,
+    *,
+    dtype: str | None = None,
+    revision: str | None = None,
+    force: bool = False,
+    progress: bool = True,
+) -> Path:
+    """Convert a model into a model directory at `out`, and return its path.
+
+    `source` is a Hugging Face directory, a hub id (`revision`: branch, tag or commit) or a GGUF file. `dtype`
+    is the storage dtype of all floats, one of FLOAT_DTYPES; None keeps what a Hugging Face model has, tensor
+    by tensor, and takes a GGUF file's default. `out` appears at once and whole, or not at all. With `force`
+    it replaces a model directory that stands there. Progress is shown on stderr where that is a terminal.
+
+    Raises ModelError for a source that cannot be converted, an `out` that is taken and a disk that is full;
+    OptionError for another dtype.
+    """
+    check_dtype(dtype)
+    out = Path(out).expanduser().resolve()
+    refuse_existing(out, force=force)
+    opened = open_source(source, revision)
+    with locked(out, announce=progress):
+        refuse_existing(out, force=force)
+        write_model(opened, out, dtype=dtype, progress=progress)
+    return out
+
+
+def check_dtype(dtype: str | None) -> None:
+    if dtype is not None and dtype not in FLOAT_DTYPES:
+        raise OptionError(f"The dtype {dtype!r} is not one of {', '.join(FLOAT_DTYPES)}.")
+
+
+def open_source(source: str | Path, revision: str | None = None) -> Source:
+    """The source that a path or hub id means. Raises ModelError when it is none, or no model that vt can
+    convert."""
+    from converters import hub
+    from converters.gguf import GGUFSource
+    from converters.huggingface import HuggingFaceSource
+
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return HuggingFaceSource(path)
+    if path.is_file():
+        return GGUFSource(path)
+    if not hub.is_hub_id(str(source)):
+        raise ModelError(f"{source} does not exist, and it is no hub id (owner/model) either.")
+    commit = hub.find_commit(str(source), revision)
+    return HuggingFaceSource(hub.download(str(source), commit), name=str(source), fingerprint=commit)
+
+
+def write_model(source: Source, out: Path, *, dtype: str | None, progress: bool) -> None:
+    """Write the model directory of a source to `out`, which it replaces. Call it under `locked(out)`."""
+    from tqdm import tqdm
+
+    plan = Plan(source, dtype)
+    check_free_space(out.parent, plan.output_bytes + TOKENIZER_BYTES)
+    bar = tqdm(
+        total=plan.output_bytes,
+        desc=f"Converting {source.name}",
+        unit="B",
+        unit_scale=True,
+        disable=None if progress else True,
+        leave=False,
+    )
+    with new_directory(out) as partial, bar:
+        source.write_tokenizer(partial)
+        _write_json(partial / "config.json", plan.config)
+        if source.generation_config is not None:
+            _write_json(partial / "generation_config.json", source.generation_config)
+        tables = _write_tables(plan, partial / STORE_NAME, bar)
+        _write_body(plan, partial, bar)
+        (partial / MANIFEST_NAME).write_text(_manifest(plan, partial, tables).to_json(), encoding="utf-8")
+        _verify(partial, out)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a conversion will write: which tensors are tables, which the body, and in which storage dtype
+    each."""
+
+    source: Source
+    dtype: str | None
+
+    @cached_property
+    def tables(self) -> Tables:
+        tables = find_tables(self.source.config, self.source.tensors())
+        for copy in tables.dropped:
+            if not _same_values(self.source, tables.embedding, copy):
+                raise ModelError(
+                    f"{self.source.name}: config.json ties head and embedding, but {copy.name} and "
+                    f"{tables.embedding.name} differ. Say with tie_word_embeddings there which holds."
+                )
+        return tables
+
+    @cached_property
+    def table_specs(self) -> dict[str, tuple[TensorInfo, str]]:
+        """Tensor and storage dtype of each table of the store, by the table's name."""
+        parts = {
+            "embedding": self.tables.embedding,
+            "head": self.tables.head,
+            "head_bias": self.tables.head_bias,
+        }
+        specs = {name: (info, self.target(info)) for name, info in parts.items() if info is not None}
+        for info, dtype in specs.values():
+            if dtype not in FLOAT_DTYPES:
+                raise ModelError(
+                    f"{self.source.name}: the table {info.name} is {dtype}, which vt does not store."
+                )
+        return specs
+
+    @cached_property
+    def body(self) -> list[TensorInfo]:
+        """The tensors outside the tables, with the dtypes they will have."""
+        return [
+            TensorInfo(info.name, self.target(info), info.shape)
+            for info in self.source.tensors()
+            if info.name not in self.tables.names
+        ]
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        return written_config(self.source.config, tied=self.tables.tied, dtype=self.dtype)
+
+    @property
+    def output_bytes(self) -> int:
+        tables = sum(table_bytes(info, dtype) for info, dtype in self.table_specs.values())
+        return tables + sum(map(tensor_bytes, self.body))
+
+    def target(self, info: TensorInfo) -> str:
+        """The storage dtype in which a tensor will be written."""
+        is_float = info.dtype in (*FLOAT_DTYPES, "float64")
+        return self.dtype if self.dtype is not None and is_float else info.dtype
+
+
+def table_bytes(info: TensorInfo, dtype: str) -> int:
+    return tensor_bytes(TensorInfo(info.name, dtype, info.shape))
+
+
+def shards(infos: Iterable[TensorInfo], limit: int) -> list[list[TensorInfo]]:
+    """Cut tensors into runs of at most `limit` bytes (or one tensor), in order."""
+    runs: list[list[TensorInfo]] = [[]]
+    size = 0
+    for info in infos:
+        if runs[-1] and size + tensor_bytes(info) > limit:
+            runs.append([])
+            size = 0
+        runs[-1].append(info)
+        size += tensor_bytes(info)
+    return runs
+
+
+def _write_tables(plan: Plan, path: Path, bar: tqdm) -> dict[str, TableInfo]:
+    from vt_core.store import StoreWriter, TableSpec
+
+    written = {}
+    with StoreWriter(path) as writer:
+        for name, (info, dtype) in plan.table_specs.items():
+            rows, columns = info.shape[0], (info.shape[1] if len(info.shape) > 1 else 1)
+            chunks = (
+                chunk.reshape(-1, columns) for chunk in _watched(plan.source.chunks(info.name, dtype), bar)
+            )
+            checksum = writer.add_table(TableSpec(name, rows, columns, dtype), chunks)
+            written[name] = TableInfo(rows, columns, dtype, checksum)
+    return written
+
+
+def _write_body(plan: Plan, out: Path, bar: tqdm) -> None:
+    def chunks(info: TensorInfo) -> Iterator[np.ndarray]:
+        return _watched(plan.source.chunks(info.name, info.dtype), bar)
+
+    runs = shards(plan.body, SHARD_BYTES)
+    names = shard_names(len(runs))
+    for name, infos in zip(names, runs, strict=True):
+        write_file(out / name, infos, chunks, metadata={"format": "pt"})
+    if len(runs) > 1:
+        index = {
+            "metadata": {"total_size": sum(map(tensor_bytes, plan.body))},
+            "weight_map": {
+                info.name: name for name, infos in zip(names, runs, strict=True) for info in infos
+            },
+        }
+        _write_json(out / "model.safetensors.index.json", index)
+
+
+def shard_names(count: int) -> Sequence[str]:
+    if count == 1:
+        return ["model.safetensors"]
+    return [f"model-{number:05}-of-{count:05}.safetensors" for number in range(1, count + 1)]
+
+
+def _manifest(plan: Plan, path: Path, tables: dict[str, TableInfo]) -> Manifest:
+    from vt_core.token_bytes import tokenizer_digest
+
+    embedding = tables["embedding"]
+    return Manifest(
+        source=SourceInfo(plan.source.kind, plan.source.name, plan.source.fingerprint()),
+        model_type=str(plan.config.get("model_type", "")),
+        vocab_rows=embedding.rows,
+        hidden=embedding.columns,
+        dtype=embedding.dtype,
+        tied=plan.tables.tied,
+        head_bias="head_bias" in tables,
+        tables=tables,
+        # A lock file belongs to whoever reads the store; it comes and goes.
+        files={
+            file.relative_to(path).as_posix(): file.stat().st_size
+            for file in sorted(path.rglob("*"))
+            if file.is_file() and file.name != "lock.mdb"
+        },
+        tokenizer_digest=tokenizer_digest(path / "tokenizer.json"),
+    )
+
+
+def _verify(path: Path, out: Path) -> None:
+    try:
+        ModelDirectory.open(path).verify()
+    except StoreError as error:
+        raise ModelError(
+            f"{out} was not written: what came back from the disk is not what was sent to it."
+        ) from error
+
+
+def _same_values(source: Source, one: TensorInfo, other: TensorInfo) -> bool:
+    digests = []
+    for info in (one, other):
+        digest = hashlib.sha256(info.dtype.encode())
+        for chunk in source.chunks(info.name, info.dtype):
+            digest.update(chunk.data)
+        digests.append(digest.digest())
+    return digests[0] == digests[1]
+
+
+def _watched(chunks: Iterable[np.ndarray], bar: tqdm) -> Iterator[np.ndarray]:
+    for chunk in chunks:
+        yield chunk
+        bar.update(chunk.nbytes)
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,157 @@
+"""Putting a finished directory in place at once: lock, temporary sibling, replacement, leftovers of killed
+runs."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from vt_core.errors import ModelError
+from vt_core.model_dir import is_model_directory
+
+PARTIAL_SUFFIX = ".vt-partial"
+REPLACED_SUFFIX = ".vt-replaced"
+LOCK_SUFFIX = ".vt-lock"
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+@contextmanager
+def locked(out: Path, *, announce: bool) -> Iterator[None]:
+    """Hold the one right to write `out`; a process that is killed loses it. Waits, and says so on stderr if
+    asked."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(_beside(out, LOCK_SUFFIX))
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout:
+        if announce:
+            print(f"Waiting for another process that is writing {out} …", file=sys.stderr)
+        lock.acquire()
+    except OSError as error:
+        raise ModelError(f"{out.parent} cannot be written to: {error.strerror}.") from error
+    try:
+        yield
+    finally:
+        # Removed while it is held: a process that waits opens the path anew at each attempt.
+        Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
+
+
+@contextmanager
+def new_directory(out: Path) -> Iterator[Path]:
+    """A temporary sibling of `out` to write into, which takes its place at the end, or vanishes when
+    something fails.
+
+    Call it under `locked(out)`. A directory that stands at `out` is replaced; check it with `refuse_existing`
+    first.
+    """
+    clean_leftovers(out)
+    partial = _beside(out, PARTIAL_SUFFIX)
+    partial.mkdir()
+    try:
+        yield partial
+        sync_tree(partial)
+        _replace(partial, out)
+    except OSError as error:
+        _discard(partial)
+        if error.errno in DISK_FULL:
+            raise ModelError(
+                f"The disk is full: {out} was not written, and what had been written of it is removed. "
+                f"Make room in "
+                f"{out.parent} and try again."
+            ) from error
+        raise ModelError(f"{out} was not written: {error}.") from error
+    except BaseException:
+        _discard(partial)
+        raise
+
+
+def _discard(partial: Path) -> None:
+    shutil.rmtree(partial, ignore_errors=True)
+
+
+def clean_leftovers(out: Path) -> None:
+    """Remove what killed runs left of `out`; bring back what one of them was about to replace. Under
+    `locked(out)`."""
+    shutil.rmtree(_beside(out, PARTIAL_SUFFIX), ignore_errors=True)
+    replaced = _beside(out, REPLACED_SUFFIX)
+    if replaced.exists():
+        if out.exists():
+            shutil.rmtree(replaced)
+        else:
+            replaced.rename(out)
+
+
+def sweep(directory: Path) -> None:
+    """Clean up after every killed run in `directory` whose output nobody is writing now."""
+    from filelock import FileLock, Timeout
+
+    for partial in directory.glob(f".*{PARTIAL_SUFFIX}"):
+        out = directory / partial.name[1 : -len(PARTIAL_SUFFIX)]
+        lock = FileLock(_beside(out, LOCK_SUFFIX))
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            continue
+        try:
+            clean_leftovers(out)
+        finally:
+            Path(lock.lock_file).unlink(missing_ok=True)
+            lock.release()
+
+
+def refuse_existing(out: Path, *, force: bool) -> None:
+    """Raise ModelError when `out` is taken: by anything without `force`, by anything but a model directory
+    with it."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not is_model_directory(out):
+        raise ModelError(f"{out} exists and is no model directory of vt. Give the path of a new directory.")
+    if not force:
+        raise ModelError(f"{out} exists. Give another path, or --force to replace it.")
+
+
+def check_free_space(directory: Path, needed: int) -> None:
+    """Raise ModelError when the disk of `directory` has less than `needed` bytes free."""
+    free = shutil.disk_usage(directory).free
+    if free < needed:
+        raise ModelError(
+            f"The conversion writes {needed / 1e9:.2f} GB, and {directory} has {free / 1e9:.2f} GB free. "
+            "Make room, or choose another disk."
+        )
+
+
+def sync_tree(directory: Path) -> None:
+    """Put every file and directory below `directory` on the disk."""
+    for path in (*directory.rglob("*"), directory):
+        _sync(path)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _replace(partial: Path, out: Path) -> None:
+    if is_model_directory(out):
+        replaced = _beside(out, REPLACED_SUFFIX)
+        out.rename(replaced)
+        partial.rename(out)
+        shutil.rmtree(replaced)
+    else:
+        partial.rename(out)
+    _sync(out.parent)
+
+
+def _beside(out: Path, suffix: str) -> Path:
+    return out.parent / f".{out.name}{suffix}"

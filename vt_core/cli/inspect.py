@@ -1,0 +1,131 @@
+"""``inspect``: what a model directory or a task vocabulary is, and what it saves."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from vt_core.model_dir import ModelDirectory
+    from vt_core.task import TaskVocabulary
+
+EXAMPLE_ROWS = 8192
+"""Size of the static vocabulary when there is no task: what the estimate of savings assumes."""
+
+
+@click.command()
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option(
+    "--verify", is_flag=True, help="Read the tables and compare their checksums; exit code 2 if one differs."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def inspect(path: Path, verify: bool, as_json: bool) -> None:
+    """Say what PATH is: a model directory or a task vocabulary.
+
+    \b
+    Examples:
+      vt-torch inspect gemma-vt
+      vt-torch inspect gemma-vt --verify
+      vt-torch inspect math.vt.json --json
+    """
+    if path.is_file():
+        from vt_core.task import TaskVocabulary
+
+        if verify:
+            raise click.UsageError(
+                "--verify is for model directories; a task vocabulary is checked when it is read"
+            )
+        report, lines = _task_report(TaskVocabulary.load(path))
+    else:
+        from vt_core.model_dir import ModelDirectory
+
+        directory = ModelDirectory.open(path)
+        report, lines = _model_report(directory)
+        if verify:
+            directory.verify()
+            report["verified"] = True
+            lines.append(("checksums", "verified"))
+    if as_json:
+        click.echo(json.dumps(report, ensure_ascii=False))
+    else:
+        width = max(len(name) for name, _ in lines)
+        for name, text in lines:
+            click.echo(f"{name:<{width}}  {text}")
+
+
+def _model_report(directory: ModelDirectory) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+    manifest = directory.manifest
+    tables, body = manifest.table_bytes, manifest.body_bytes
+    rows = min(EXAMPLE_ROWS, manifest.vocab_rows)
+    reduced = manifest.table_bytes_of(rows)
+    report = {
+        "kind": "model",
+        "path": str(directory.path),
+        "format_version": manifest.format_version,
+        "source": {"kind": manifest.source.kind, "name": manifest.source.name},
+        "model_type": manifest.model_type,
+        "vocab_rows": manifest.vocab_rows,
+        "hidden": manifest.hidden,
+        "dtype": manifest.dtype,
+        "tied": manifest.tied,
+        "head_bias": manifest.head_bias,
+        "tokenizer_digest": manifest.tokenizer_digest,
+        "table_bytes": tables,
+        "body_bytes": body,
+        "total_bytes": manifest.total_bytes,
+        "table_share": tables / (tables + body),
+        "example_rows": rows,
+        "example_table_bytes": reduced,
+        "example_saved_bytes": tables - reduced,
+    }
+    joined = "embedding and head are one table" if manifest.tied else "separate embedding and head"
+    lines = [
+        ("model", f"{manifest.model_type}, from {manifest.source.name} ({manifest.source.kind})"),
+        ("vocabulary", f"{manifest.vocab_rows:,} rows of {manifest.hidden:,} {manifest.dtype}, {joined}"),
+        ("tables", f"{size_text(tables)}, {tables / (tables + body):.0%} of the model"),
+        ("rest", size_text(body)),
+        ("on disk", size_text(manifest.total_bytes)),
+        ("tokenizer", manifest.tokenizer_digest),
+        (
+            "with a head",
+            f"of {rows:,} rows: {size_text(reduced)} in memory, {size_text(tables - reduced)} saved",
+        ),
+    ]
+    return report, lines
+
+
+def _task_report(task: TaskVocabulary) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+    rows = len(task.ids)
+    report = {
+        "kind": "task",
+        "name": task.name,
+        "rows": rows,
+        "vocab_rows": task.vocab_size,
+        "row_share": rows / task.vocab_size,
+        "examples": task.examples,
+        "prior": task.prior,
+        "languages": list(task.languages),
+        "tolerance": task.tolerance,
+        "stages": dict(task.stages),
+        "tokenizer_digest": task.tokenizer_digest,
+    }
+    lines = [
+        ("task", task.name),
+        ("rows", f"{rows:,} of {task.vocab_size:,} ({rows / task.vocab_size:.1%})"),
+        ("examples", f"{task.examples:,}"),
+        ("tokenizer", task.tokenizer_digest),
+    ]
+    return report, lines
+
+
+def size_text(size: int) -> str:
+    """A number of bytes for people: decimal units, three digits."""
+    value, unit = float(size), "B"
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 999.5 or unit == "GB":
+            break
+        value /= 1000
+    return f"{value:.3g} {unit}" if value < 1000 else f"{value:.0f} {unit}"

@@ -1,0 +1,346 @@
+"""A model directory: what a conversion writes and both backends read.
+
+```
+config.json generation_config.json tokenizer.json …   as in the source
+model.safetensors (or shards and their index)          every tensor except the vocabulary tables
+vocab.lmdb/                                            the tables' rows
+vt.json                                                the manifest: what the rest is, and each file's length
+```
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from vt_core.errors import ModelError, StoreError
+
+if TYPE_CHECKING:
+    from vt_core.store import Store
+
+MANIFEST_NAME = "vt.json"
+STORE_NAME = "vocab.lmdb"
+FORMAT_VERSION = 1
+MAX_JSON_BYTES = 64 << 20
+"""Far above any config or index file: what is larger is another file under its name."""
+
+
+@dataclass(frozen=True)
+class SourceInfo:
+    """Where a model came from: "huggingface" or "gguf", the name that the user gave, the source's
+    fingerprint."""
+
+    kind: str
+    name: str
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class TableInfo:
+    """One table of the store, `[rows, columns]` of a storage dtype; `checksum` is over its bytes in row
+    order."""
+
+    rows: int
+    columns: int
+    dtype: str
+    checksum: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Content of vt.json. `vocab_rows` is V, `hidden` the width of a row, `dtype` the embedding's storage
+    dtype.
+
+    `tables` holds "embedding", "head" where untied and "head_bias" (one column) where the head has one;
+    `files` gives the length in bytes of every file that the model needs, by its path relative to the
+    directory.
+    """
+
+    source: SourceInfo
+    model_type: str
+    vocab_rows: int
+    hidden: int
+    dtype: str
+    tied: bool
+    head_bias: bool
+    tables: dict[str, TableInfo]
+    files: dict[str, int]
+    tokenizer_digest: str
+    quantization: None = None
+    format_version: int = FORMAT_VERSION
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, *, path: Path) -> Manifest:
+        """Parse a manifest; `path` is named in the ModelError that anything missing, foreign or contradictory
+        raises."""
+        fields = _Fields(path, _parse_object(path, text))
+        version = fields.whole("format_version")
+        if version != FORMAT_VERSION:
+            raise ModelError(
+                f"{path} has the format version {version}, this vt reads version {FORMAT_VERSION}. "
+                "Convert the model again, or install the vt that wrote it."
+            )
+        source = fields.part("source")
+        manifest = cls(
+            source=SourceInfo(source.text("kind"), source.text("name"), source.text("fingerprint")),
+            model_type=fields.text("model_type"),
+            vocab_rows=fields.whole("vocab_rows", least=1),
+            hidden=fields.whole("hidden", least=1),
+            dtype=fields.text("dtype"),
+            tied=fields.flag("tied"),
+            head_bias=fields.flag("head_bias"),
+            tables={name: _table(part) for name, part in fields.parts("tables")},
+            files=fields.sizes("files"),
+            tokenizer_digest=fields.text("tokenizer_digest"),
+            quantization=fields.nothing("quantization"),
+        )
+        manifest._check(path)
+        return manifest
+
+    @property
+    def body_bytes(self) -> int:
+        """Bytes of the tensors outside the tables, headers included."""
+        return sum(size for name, size in self.files.items() if name.endswith(".safetensors"))
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of all files."""
+        return sum(self.files.values())
+
+    @property
+    def table_bytes(self) -> int:
+        """Bytes of all tables' values: what a framework would load."""
+        return self.table_bytes_of(self.vocab_rows)
+
+    def table_bytes_of(self, rows: int) -> int:
+        """Bytes that `rows` rows of every table take."""
+        from vt_core import dtypes
+
+        return sum(rows * table.columns * dtypes.item_size(table.dtype) for table in self.tables.values())
+
+    def _check(self, path: Path) -> None:
+        expected = {"embedding": self.hidden}
+        if not self.tied:
+            expected["head"] = self.hidden
+        if self.head_bias:
+            expected["head_bias"] = 1
+        if set(self.tables) != set(expected):
+            raise ModelError(
+                f"{path}: tables are {sorted(self.tables)}, a model like this has {sorted(expected)}."
+            )
+        for name, columns in expected.items():
+            table = self.tables[name]
+            if table.rows != self.vocab_rows:
+                raise ModelError(
+                    f"{path}: table {name!r} has {table.rows} rows, the vocabulary {self.vocab_rows}."
+                )
+            if table.columns != columns:
+                raise ModelError(
+                    f"{path}: table {name!r} has {table.columns} columns and should have {columns}."
+                )
+        for name in self.files:
+            parts = PurePosixPath(name).parts
+            if not parts or PurePosixPath(name).is_absolute() or ".." in parts:
+                raise ModelError(f"{path}: the file name {name!r} leads outside the directory.")
+
+
+@dataclass(frozen=True)
+class ModelDirectory:
+    """An opened model directory: its files are there and whole. No byte of a table has been read."""
+
+    path: Path
+    manifest: Manifest
+    config: dict[str, Any]
+
+    @classmethod
+    def open(cls, path: str | Path) -> ModelDirectory:
+        """Open and check a model directory.
+
+        Raises ModelError when it is no directory or not of this package, of an unknown format version, or
+        when a file is missing or not as long as it was when written.
+        """
+        path = Path(path).expanduser()
+        if not path.is_dir():
+            raise ModelError(f"{path} is not a directory." if path.exists() else f"{path} does not exist.")
+        if not is_model_directory(path):
+            raise ModelError(
+                f"{path} is not a model directory of vt: it holds no {MANIFEST_NAME}. "
+                "Make one with the convert command."
+            )
+        manifest = Manifest.from_json(_read_text(path / MANIFEST_NAME), path=path / MANIFEST_NAME)
+        _check_files(path, manifest.files)
+        config = read_json_object(path / "config.json")
+        nested = config.get("text_config")
+        rows = (nested if isinstance(nested, dict) else config).get("vocab_size", manifest.vocab_rows)
+        if rows != manifest.vocab_rows:
+            raise ModelError(
+                f"{path}: config.json says vocab_size {rows}, the tables have {manifest.vocab_rows} rows. "
+                "Convert the model again."
+            )
+        return cls(path, manifest, config)
+
+    @property
+    def store_path(self) -> Path:
+        return self.path / STORE_NAME
+
+    @property
+    def tokenizer_path(self) -> Path:
+        return self.path / "tokenizer.json"
+
+    @property
+    def weight_paths(self) -> tuple[Path, ...]:
+        """The safetensors files of the body, in order."""
+        return tuple(
+            self.path / name for name in sorted(self.manifest.files) if name.endswith(".safetensors")
+        )
+
+    @property
+    def generation_config(self) -> dict[str, Any]:
+        """Content of generation_config.json; empty where there is none."""
+        path = self.path / "generation_config.json"
+        return read_json_object(path) if path.exists() else {}
+
+    def open_store(self) -> Store:
+        """Open the row store and check its tables against the manifest. Raises StoreError where they
+        differ."""
+        from vt_core.store import Store
+
+        store = Store.open(self.store_path)
+        try:
+            self._check_store(store)
+        except BaseException:
+            store.close()
+            raise
+        return store
+
+    def _check_store(self, store: Store) -> None:
+        for name, table in self.manifest.tables.items():
+            if name not in store.tables:
+                raise StoreError(f"{self.store_path} has no table {name!r}. Convert the model again.")
+            spec = store.tables[name].spec
+            if (spec.rows, spec.columns, spec.dtype) != (table.rows, table.columns, table.dtype):
+                raise StoreError(
+                    f"{self.store_path}: table {name!r} is {spec.rows} x {spec.columns} {spec.dtype}, "
+                    f"{MANIFEST_NAME} says {table.rows} x {table.columns} {table.dtype}. "
+                    "Convert the model again."
+                )
+            if store.tables[name].stored_checksum != table.checksum:
+                raise StoreError(
+                    f"{self.store_path} is the store of another model: table {name!r} has another "
+                    f"checksum than "
+                    f"{MANIFEST_NAME} says. Convert the model again."
+                )
+
+    def verify(self) -> None:
+        """Read every table and compare its checksum with the manifest's. Raises StoreError where one
+        differs."""
+        with self.open_store() as store:
+            for name, table in self.manifest.tables.items():
+                if store.tables[name].checksum() != table.checksum:
+                    raise StoreError(
+                        f"{self.store_path}: table {name!r} is not what was written: its checksum differs. "
+                        "Convert the model again."
+                    )
+
+
+def is_model_directory(path: str | Path) -> bool:
+    """Whether `path` is a directory that a conversion wrote, whole or not."""
+    return (Path(path) / MANIFEST_NAME).is_file()
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Content of a JSON file that holds an object. Raises ModelError, which names the file."""
+    return _parse_object(path, _read_text(path))
+
+
+def _read_text(path: Path) -> str:
+    try:
+        size = path.stat().st_size
+        if size > MAX_JSON_BYTES:
+            raise ModelError(f"{path} has {size} bytes, which is too many for a file of its kind.")
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise ModelError(f"{path} is not UTF-8 text.") from error
+
+
+def _parse_object(path: Path, text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{path} is not JSON: {error}.") from error
+    if not isinstance(value, dict):
+        raise ModelError(f"{path} does not hold a JSON object.")
+    return value
+
+
+def _check_files(path: Path, files: dict[str, int]) -> None:
+    for name, expected in files.items():
+        file = path / name
+        if not file.is_file():
+            raise ModelError(f"{path} is incomplete: {name} is missing. Convert the model again.")
+        if file.stat().st_size != expected:
+            raise ModelError(
+                f"{file} has {file.stat().st_size} bytes and should have {expected}. Convert the model again."
+            )
+
+
+def _table(fields: _Fields) -> TableInfo:
+    return TableInfo(
+        fields.whole("rows", least=1),
+        fields.whole("columns", least=1),
+        fields.text("dtype"),
+        fields.text("checksum"),
+    )
+
+
+@dataclass(frozen=True)
+class _Fields:
+    """The fields of a JSON object, each checked as it is read."""
+
+    path: Path
+    values: dict[str, Any]
+    prefix: str = ""
+
+    def text(self, name: str) -> str:
+        value = self.values.get(name)
+        return value if isinstance(value, str) else self._refuse(name, "a text")
+
+    def whole(self, name: str, least: int = 0) -> int:
+        value = self.values.get(name)
+        good = isinstance(value, int) and not isinstance(value, bool) and least <= value < 1 << 63
+        return value if good else self._refuse(name, f"a whole number from {least}")
+
+    def flag(self, name: str) -> bool:
+        value = self.values.get(name)
+        return value if isinstance(value, bool) else self._refuse(name, "true or false")
+
+    def nothing(self, name: str) -> None:
+        if self.values.get(name) is not None:
+            self._refuse(name, "null: this vt reads no quantised tables")
+
+    def part(self, name: str) -> _Fields:
+        value = self.values.get(name)
+        if not isinstance(value, dict):
+            self._refuse(name, "an object")
+        return _Fields(self.path, value, f"{self.prefix}{name}.")
+
+    def parts(self, name: str) -> list[tuple[str, _Fields]]:
+        part = self.part(name)
+        return [(key, part.part(key)) for key in part.values]
+
+    def sizes(self, name: str) -> dict[str, int]:
+        part = self.part(name)
+        return {key: part.whole(key) for key in part.values}
+
+    def _refuse(self, name: str, expected: str) -> Any:
+        raise ModelError(
+            f"{self.path}: {self.prefix}{name} is {self.values.get(name)!r} and should be {expected}. "
+            "Convert the model again."
+        )
