@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from vt_core.backend import Decoder
-from vt_core.dtypes import itemsize
+from vt_core.dtypes import item_size
 from vt_core.errors import BackendError, OptionError, PromptError
 from vt_core.generation import decode
 from vt_core.metrics import Clock, ProcessMemory, Stopwatch
@@ -240,7 +240,7 @@ class Model:
             dtype=self.decoder.dtype,
             vocab_rows=self.rows,
             static_rows=head.vocabulary.static_size,
-            vocab_bytes_full=tables * self.rows * manifest.hidden * itemsize(manifest.dtype),
+            vocab_bytes_full=tables * self.rows * manifest.hidden * item_size(manifest.dtype),
             peak_memory_bytes=self._memory.peak if allocated is None else allocated,
             peak_anonymous_bytes=self._memory.anonymous,
             verifications=0,

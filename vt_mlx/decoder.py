@@ -13,6 +13,7 @@ from mlx_lm.models.cache import make_prompt_cache
 
 from vt_core.heads import Head, head_class
 from vt_core.model_dir import ModelDirectory
+from vt_core.tables import open_tables
 from vt_core.vocabulary import Ids
 from vt_mlx.body import RowEmbedding, RowHead, load_body
 from vt_mlx.device import peak_memory, pick_device, pick_dtype, reset_peak
@@ -119,7 +120,7 @@ def load_decoder(
     target = pick_device(device)
     run_dtype = pick_dtype(dtype, manifest.dtype, target)
     reset_peak(target)
-    rows = MlxRows(directory.open_store(store), manifest.tied, target, run_dtype)
+    rows = MlxRows(open_tables(directory, store), manifest.tied, target, run_dtype)
     model, embedding, output = load_body(directory.path, run_dtype)
     return MlxDecoder(
         model, embedding, output, rows, strategy(rows, manifest.vocab_rows), tied=manifest.tied, device=target, dtype=run_dtype

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import mlx.core as mx
 import numpy as np
 
-from vt_core.store import RowTable, Store
+from vt_core.tables import Table
 from vt_core.vocabulary import Ids
 
 CHUNK_BYTES = 16 << 20  #: rows are read and converted in pieces of this size, so that no second copy of a table exists
@@ -27,8 +28,7 @@ class Rows(NamedTuple):
 class MlxRows:
     """:class:`vt_core.heads.RowOps` for MLX."""
 
-    def __init__(self, store: Store, tied: bool, device: mx.Device, dtype: mx.Dtype) -> None:
-        tables = store.tables
+    def __init__(self, tables: Mapping[str, Table], tied: bool, device: mx.Device, dtype: mx.Dtype) -> None:
         self.embedding = tables["embedding"]
         self._head = self.embedding if tied else tables["head"]
         self._bias = tables.get("head_bias")
@@ -72,7 +72,7 @@ class MlxRows:
     def nbytes(self, rows: Rows) -> int:
         return rows.weight.nbytes + (0 if rows.bias is None else rows.bias.nbytes)
 
-    def _read(self, table: RowTable, ids: Ids) -> mx.array:
+    def _read(self, table: Table, ids: Ids) -> mx.array:
         step = max(1, CHUNK_BYTES // (table.spec.columns * 4))
         if len(ids) <= step:
             return as_array(table.read(ids), table.spec.dtype).astype(self._dtype)

@@ -11,6 +11,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from vt_core.heads import Head, head_class
 from vt_core.model_dir import ModelDirectory
+from vt_core.tables import open_tables
 from vt_core.vocabulary import Ids
 from vt_torch.body import load_body
 from vt_torch.device import peak_memory, pick_device, pick_dtype, reset_peak
@@ -101,7 +102,7 @@ def load_decoder(
     target = pick_device(device)
     run_dtype = pick_dtype(dtype, manifest.dtype, target)
     reset_peak(target)
-    rows = TorchRows(directory.open_store(store), manifest.tied, target, run_dtype)
+    rows = TorchRows(open_tables(directory, store), manifest.tied, target, run_dtype)
     model = load_body(directory.path, target, run_dtype)
     return TorchDecoder(
         model, rows, strategy(rows, manifest.vocab_rows), tied=manifest.tied, device=target, dtype=run_dtype

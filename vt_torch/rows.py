@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from vt_core.store import RowTable, Store
+from vt_core.tables import Table
 from vt_core.vocabulary import Ids
 
 CHUNK_BYTES = 16 << 20  #: rows are read and converted in pieces of this size, so that no second copy of a table exists
@@ -28,8 +29,7 @@ class Rows(NamedTuple):
 class TorchRows:
     """:class:`vt_core.heads.RowOps` for PyTorch."""
 
-    def __init__(self, store: Store, tied: bool, device: torch.device, dtype: torch.dtype) -> None:
-        tables = store.tables
+    def __init__(self, tables: Mapping[str, Table], tied: bool, device: torch.device, dtype: torch.dtype) -> None:
         self.embedding = tables["embedding"]
         self._head = self.embedding if tied else tables["head"]
         self._bias = tables.get("head_bias")
@@ -68,7 +68,7 @@ class TorchRows:
     def nbytes(self, rows: Rows) -> int:
         return rows.weight.nbytes + (0 if rows.bias is None else rows.bias.nbytes)
 
-    def _read(self, table: RowTable, ids: Ids) -> torch.Tensor:
+    def _read(self, table: Table, ids: Ids) -> torch.Tensor:
         out = torch.empty(len(ids), table.spec.columns, dtype=self._dtype, device=self._device)
         step = max(1, CHUNK_BYTES // (table.spec.columns * 4))
         for start in range(0, len(ids), step):

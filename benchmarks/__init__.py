@@ -1,0 +1,1 @@
+"""Scripts that regenerate the measured figures. Each takes its models and data as arguments."""

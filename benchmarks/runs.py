@@ -1,0 +1,97 @@
+"""One variant of one model in a fresh process, so that its memory is its own.
+
+Reads a job as JSON on standard input and prints what it measured as one JSON line:
+``{"backend", "variant", "model", "stock", "prompts": [[id, …], …], "max_tokens", "dtype", "static": [id, …] | null}``.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from vt_core.metrics import ProcessMemory
+
+Job = dict[str, Any]
+
+
+def run(job: Job) -> dict[str, Any]:
+    """Run a job in a fresh process."""
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.runs"], input=json.dumps(job), capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise RuntimeError(f"{job['variant']} failed:\n{done.stderr}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def work(job: Job) -> dict[str, Any]:
+    backend = job["backend"]
+    if backend == "torch":
+        import torch
+        import transformers  # noqa: F401
+    else:
+        import mlx.core as mx
+        import mlx_lm.utils  # noqa: F401
+    memory = ProcessMemory()
+    idle = memory.peak
+    start = time.perf_counter()
+    generate = (_stock if job["variant"] == "stock" else _reduced)(job)
+    loaded = time.perf_counter() - start
+    memory.sample()
+    runs = [generate(prompt) for prompt in job["prompts"]]
+    memory.sample()
+    allocator = int(mx.get_peak_memory()) if backend == "mlx" else None
+    if backend == "torch" and torch.cuda.is_available():
+        allocator = torch.cuda.max_memory_allocated()
+    return {
+        "ids": [ids for ids, _ in runs],
+        "ttft_s": [times[1] - times[0] for _, times in runs],
+        "tokens_per_s": [(len(times) - 2) / (times[-1] - times[1]) for _, times in runs if len(times) > 2],
+        "load_s": loaded,
+        "idle_bytes": idle,
+        "peak_bytes": memory.peak,
+        "anonymous_bytes": memory.anonymous,
+        "allocator_bytes": allocator,
+    }
+
+
+def _stock(job: Job) -> Callable[[list[int]], Any]:
+    from benchmarks import stock
+    from vt_core.model_dir import ModelDirectory
+    from vt_core.tokenizer import Tokenizer
+
+    directory = ModelDirectory.open(job["model"])
+    eos = Tokenizer(directory.path).eos_ids(directory.manifest.vocab_rows)
+    model = stock.LOAD[job["backend"]](job["stock"], job["dtype"])
+    return lambda prompt: stock.GENERATE[job["backend"]](model, prompt, job["max_tokens"], eos)
+
+
+def _reduced(job: Job) -> Callable[[list[int]], Any]:
+    from vt_core import load
+
+    model = load(job["model"], backend=job["backend"], head=job["variant"], dtype=job["dtype"])
+    if job["static"] is not None:
+        model.decoder.head.set_static(job["static"])
+
+    def generate(prompt: list[int]) -> Any:
+        times, ids = [time.perf_counter()], []
+        for chunk in model.stream(prompt, max_tokens=job["max_tokens"]):
+            if chunk.token_id is not None:
+                times.append(time.perf_counter())
+                ids.append(chunk.token_id)
+        return ids, times
+
+    return generate
+
+
+def median(values: list[float]) -> float:
+    return statistics.median(values)
+
+
+if __name__ == "__main__":
+    print(json.dumps(work(json.loads(sys.stdin.read()))))

@@ -1,0 +1,162 @@
+"""The laws of :mod:`vt_core.backend`, on every backend, against the stock framework on the same weights."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from benchmarks import stock
+from tests.conftest import backend_params
+from tests.tiny import KINDS
+from vt_core import load
+from vt_core.heads import HEADS
+
+PROMPT = [5, 17, 300, 42, 42, 980, 7]
+LONG = [int(i) for i in np.random.default_rng(0).integers(3, 900, size=60)]  # longer than Gemma's window of 16
+TOKENS = 24
+
+pytestmark = [
+    pytest.mark.parametrize("backend", backend_params()),
+    pytest.mark.parametrize("kind", KINDS),
+]
+
+
+@pytest.fixture
+def stock_ids(tiny):
+    """``stock_ids(backend, kind, prompt, dtype)``: greedy ids of the stock framework."""
+    models: dict = {}
+
+    def run(backend, kind, prompt, dtype="float32"):
+        if (backend, kind, dtype) not in models:
+            models[backend, kind, dtype] = stock.LOAD[backend](tiny(kind, dtype)[0], dtype)
+        return stock.GENERATE[backend](models[backend, kind, dtype], prompt, TOKENS, eos=[0, 2])[0]
+
+    return run
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("prompt", [PROMPT, LONG, [9]], ids=["short", "long", "one"])
+def test_full_head_gives_the_stock_frameworks_ids(backend, kind, prompt, dtype, tiny, stock_ids):
+    model = load(tiny(kind, dtype)[1], backend=backend, head="full", device="cpu", dtype=dtype)
+    expected = stock_ids(backend, kind, prompt, dtype)
+    assert len(set(expected)) >= 5, "a text of few ids would show little"
+    assert list(model.generate(prompt, max_tokens=TOKENS).token_ids) == expected
+
+
+@pytest.mark.parametrize("head", ["prealloc", "split", "rebuild"])
+def test_reduced_heads_give_the_stock_output_when_it_is_active(backend, kind, head, tiny, stock_ids):
+    model = load(tiny(kind)[1], backend=backend, head=head, device="cpu")
+    for prompt in (PROMPT, LONG):
+        expected = stock_ids(backend, kind, prompt)
+        model.decoder.head.set_static(expected)
+        result = model.generate(prompt, max_tokens=TOKENS)
+        assert list(result.token_ids) == expected
+        assert result.static_rows == len(set(expected)) < model.rows / 20
+
+
+@pytest.mark.parametrize("sampling", [{}, {"temperature": 1.1, "seed": 9}], ids=["greedy", "sampled"])
+def test_every_reduced_head_gives_the_same_ids_over_several_requests(backend, kind, sampling, tiny):
+    texts = {}
+    for head in ("prealloc", "split", "rebuild"):
+        model = load(tiny(kind)[1], backend=backend, head=head, device="cpu")
+        model.decoder.head.set_static(range(3, 400, 7))
+        texts[head] = [model.generate(prompt, max_tokens=TOKENS, **sampling).token_ids for prompt in (PROMPT, LONG, PROMPT)]
+        assert model.decoder.head.vocabulary.ids.tolist() == list(range(3, 400, 7))
+    assert texts["prealloc"] == texts["split"] == texts["rebuild"]
+    assert texts["prealloc"][0] == texts["prealloc"][2]
+    active = {*range(3, 400, 7), *PROMPT, *LONG}
+    assert set(texts["prealloc"][0]) | set(texts["prealloc"][1]) <= active
+
+
+def test_sampled_full_text_is_the_reduced_one_when_it_is_active(backend, kind, tiny):
+    # No top-p: its cut depends on all rows, and the two heads hold different ones.
+    options = {"max_tokens": TOKENS, "temperature": 0.9, "seed": 4}
+    full = load(tiny(kind)[1], backend=backend, head="full", device="cpu").generate(PROMPT, **options)
+    model = load(tiny(kind)[1], backend=backend, device="cpu")
+    model.decoder.head.set_static(full.token_ids)
+    assert model.generate(PROMPT, **options).token_ids == full.token_ids
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_reduced_logits_are_the_gathered_columns_of_the_full_ones(backend, kind, dtype, tiny):
+    def logits(head, static):
+        decoder = load(tiny(kind, dtype)[1], backend=backend, head=head, device="cpu", dtype=dtype).decoder
+        decoder.head.set_static(static)
+        decoder.begin()
+        decoder.head.add(LONG)
+        values = decoder.logits(decoder.prefill(np.array(LONG)))
+        ids = decoder.head.vocabulary.ids.copy()
+        decoder.end()
+        return values, ids
+
+    full, _ = logits("full", [])
+    for head in ("prealloc", "split", "rebuild"):
+        reduced, ids = logits(head, range(0, 200, 3))
+        if dtype == "bfloat16":
+            assert np.array_equal(reduced, full[ids])
+        else:
+            np.testing.assert_allclose(reduced, full[ids], rtol=1e-5, atol=1e-5)
+
+
+def test_prefill_of_a_prompt_is_prefill_of_its_beginning_and_steps(backend, kind, tiny):
+    decoder = load(tiny(kind)[1], backend=backend, device="cpu").decoder
+    decoder.begin()
+    decoder.head.add(LONG)
+    whole = decoder.logits(decoder.prefill(np.array(LONG)))
+    decoder.end()
+    decoder.begin()
+    decoder.head.add(LONG)
+    step = decoder.prefill(np.array(LONG[:9]))
+    for token in LONG[9:]:
+        step = decoder.step(token)
+    np.testing.assert_allclose(decoder.logits(step), whole, rtol=1e-4, atol=1e-4)
+    decoder.end()
+
+
+def test_following_a_step_is_stepping_on_its_choice(backend, kind, tiny):
+    decoder = load(tiny(kind)[1], backend=backend, device="cpu").decoder
+    if not KINDS[kind][1]["tie_word_embeddings"]:
+        assert not decoder.can_follow
+        return
+    runs = []
+    for follow in (True, False):
+        decoder.begin()
+        decoder.head.add(PROMPT)
+        step = decoder.prefill(np.array(PROMPT))
+        ids = []
+        for _ in range(8):
+            ids.append(decoder.poll(step))
+            step = decoder.follow(step) if follow else decoder.step(ids[-1])
+        runs.append(ids)
+        decoder.end()
+    assert runs[0] == runs[1]
+
+
+def test_of_equal_logits_the_lowest_full_id_is_chosen(backend, kind, tiny, monkeypatch):
+    model = load(tiny(kind)[1], backend=backend, device="cpu")
+    decoder = model.decoder
+    decoder.head.set_static([700, 900])
+    decoder.begin()
+    decoder.head.add([*PROMPT, 650])
+    # Every row the same: all logits are equal, and the lowest full id is a dynamic one.
+    for piece in decoder.head.pieces:
+        piece.weight[:] = piece.weight[:1]
+    assert decoder.poll(decoder.prefill(np.array(PROMPT))) == min(PROMPT)
+    decoder.end()
+
+
+@pytest.mark.parametrize("head", [head for head in HEADS if head != "full"])
+def test_loading_and_generating_reads_only_the_rows_that_are_needed(backend, kind, head, tiny):
+    model = load(tiny(kind)[1], backend=backend, head=head, device="cpu")
+    rows = model.decoder._rows
+    static = list(range(3, 60))
+    before = rows._head.bytes_read + (0 if rows.embedding is rows._head else rows.embedding.bytes_read)
+    model.decoder.head.set_static(static)
+    result = model.generate(PROMPT, max_tokens=6)
+    read = rows._head.bytes_read + (0 if rows.embedding is rows._head else rows.embedding.bytes_read) - before
+    row = model.directory.manifest.hidden * 4
+    untied = not model.directory.manifest.tied
+    prompt = len(set(PROMPT))
+    # Static rows once; the prompt's as embeddings (MLX reads the last token's again, for it goes alone), and as head rows.
+    most = len(static) + prompt + 1 + len(set(PROMPT) - set(static)) + (result.generated_tokens if untied else 0)
+    assert read <= most * row

@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from converters import convert
+from tests.tiny import write_model
+
+FRAMEWORKS = {"torch": "torch", "mlx": "mlx_lm"}
+
+
+def backend_params() -> list:
+    """The backends whose framework is installed; a machine without one runs the other's tests."""
+    return [
+        pytest.param(name, marks=pytest.mark.skipif(importlib.util.find_spec(framework) is None, reason=f"no {framework}"))
+        for name, framework in FRAMEWORKS.items()
+    ]
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    """``tiny(kind, dtype)``: (Hugging Face directory, model directory) of a random model, made once."""
+    made: dict[tuple[str, str], tuple[Path, Path]] = {}
+
+    def make(kind: str, dtype: str = "float32") -> tuple[Path, Path]:
+        if (kind, dtype) not in made:
+            root = tmp_path_factory.mktemp(f"{kind}-{dtype}")
+            source = write_model(root / "hf", kind, dtype)
+            made[kind, dtype] = (source, convert(source, root / "vt", progress=False))
+        return made[kind, dtype]
+
+    return make

@@ -1,0 +1,117 @@
+"""A backend of numpy arrays: small enough to be right by inspection, with the same laws as the real ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from vt_core.heads import Head
+
+
+class FakeRows:
+    """:class:`vt_core.heads.RowOps` over a table in memory. A bundle is (weight, ids); ``reads`` counts rows read."""
+
+    def __init__(self, table: np.ndarray) -> None:
+        self.table = table
+        self.reads = 0
+        self.fail = False
+
+    def read(self, ids):
+        if self.fail:
+            raise OSError("the disk is gone")
+        self.reads += len(ids)
+        return self.table[ids], np.asarray(ids)
+
+    def reserve(self, rows, capacity):
+        def grown(part):
+            buffer = np.full((capacity, *part.shape[1:]), 999, dtype=part.dtype)  # spare rows would win every choice
+            buffer[: len(part)] = part
+            return buffer
+
+        return tuple(map(grown, rows))
+
+    def write(self, buffer, start, rows):
+        for whole, part in zip(buffer, rows, strict=True):
+            whole[start : start + len(part)] = part
+        return buffer
+
+    def first(self, rows, count):
+        return tuple(part[:count] for part in rows)
+
+    def concatenate(self, first, second):
+        return tuple(np.concatenate(pair) for pair in zip(first, second, strict=True))
+
+    def product(self, hidden, rows):
+        return hidden @ rows[0].T
+
+    def join(self, logits):
+        return np.concatenate(logits, axis=-1)
+
+    def nbytes(self, rows):
+        return rows[0].nbytes
+
+
+@dataclass
+class FakeStep:
+    hidden: np.ndarray
+    logits: np.ndarray
+    token: int
+
+
+class FakeDecoder:
+    """A model whose hidden state is a fixed function of everything it has read."""
+
+    device = "fake"
+    dtype = "float32"
+
+    def __init__(self, table: np.ndarray, head: type[Head], can_follow: bool = False, seed: int = 0) -> None:
+        self.rows = FakeRows(table)
+        self.head = head(self.rows, len(table))
+        self.can_follow = can_follow
+        self._mix = np.random.default_rng(seed).normal(size=(2, table.shape[1], table.shape[1]))
+        self.state: np.ndarray | None = None
+        self.fail_at: int | None = None
+        self.steps = 0
+
+    def begin(self):
+        self.state = np.zeros(self.rows.table.shape[1])
+
+    def prefill(self, ids):
+        for token in ids[:-1]:
+            self._read(token)
+        return self.step(int(ids[-1]))
+
+    def step(self, token):
+        self.steps += 1
+        if self.steps == self.fail_at:
+            raise MemoryError("the device is full")
+        self._read(token)
+        logits = self.head.logits(self.state[None])
+        ids = self.head.vocabulary.ids
+        best = int(ids[logits[0] == logits[0].max()].min())
+        return FakeStep(self.state.copy(), logits, best)
+
+    def follow(self, step):
+        return self.step(step.token)
+
+    def poll(self, step):
+        return step.token
+
+    def logits(self, step):
+        return step.logits[0].astype(np.float32)
+
+    def end(self):
+        self.state = None
+        self.head.truncate()
+
+    def peak_memory(self):
+        return None
+
+    def _read(self, token):
+        self.state = np.tanh(self._mix[0] @ self.state + self._mix[1] @ self.rows.table[token])
+
+
+def fake_table(rows: int = 200, hidden: int = 16, seed: int = 1) -> np.ndarray:
+    """Small integers, so that products are exact and ties between rows are common."""
+    return np.random.default_rng(seed).integers(-2, 3, size=(rows, hidden)).astype(np.float64)

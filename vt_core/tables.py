@@ -1,0 +1,68 @@
+"""Where the vocabulary tables are read from: the store on disk, or host memory (the paper's CPU offload)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Protocol
+
+import numpy as np
+
+from vt_core.errors import OptionError
+from vt_core.model_dir import ModelDirectory
+from vt_core.store import RowTable, TableSpec, Tile
+from vt_core.vocabulary import Ids
+
+
+class Table(Protocol):
+    """Rows by full id, in storage dtype (bfloat16 carried as uint16)."""
+
+    @property
+    def spec(self) -> TableSpec: ...
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes of the rows gathered so far."""
+
+    def read(self, ids: Ids) -> np.ndarray:
+        """Rows ``[n, columns]`` of full ids."""
+
+    def tiles(self, max_bytes: int = ...) -> Iterator[Tile]:
+        """All rows in order, in views of at most ``max_bytes``."""
+
+
+class MemoryTable:
+    """A whole table in host memory, in storage dtype."""
+
+    def __init__(self, table: RowTable) -> None:
+        self.spec = table.spec
+        self.bytes_read = 0
+        first = next(iter(table.tiles(table.spec.columns)))
+        self._rows = np.empty((self.spec.rows, self.spec.columns), dtype=first.rows.dtype)
+        for tile in table.tiles():
+            self._rows[tile.start : tile.start + len(tile.rows)] = tile.rows
+
+    def read(self, ids: Ids) -> np.ndarray:
+        rows = self._rows[ids]
+        self.bytes_read += rows.nbytes
+        return rows
+
+    def tiles(self, max_bytes: int = 8 << 20) -> Iterator[Tile]:
+        step = max(1, max_bytes // self._rows[0].nbytes)
+        for start in range(0, self.spec.rows, step):
+            yield Tile(start, self._rows[start : start + step])
+
+
+def open_tables(directory: ModelDirectory, store: str) -> Mapping[str, Table]:
+    """The tables ``embedding``, ``head`` (untied models) and ``head_bias`` (where there is one).
+
+    Args:
+        store: ``lmdb``: rows are read from disk; ``ram``: the tables are held in host memory.
+
+    Raises:
+        OptionError: another value.
+        StoreError: the store cannot be read.
+    """
+    if store not in ("lmdb", "ram"):
+        raise OptionError(f"unknown store {store!r}: choose one of lmdb, ram")
+    tables = directory.open_store().tables
+    return tables if store == "lmdb" else {name: MemoryTable(table) for name, table in tables.items()}
