@@ -22,8 +22,8 @@ _STORED_AS = {"F32": "float32", "F16": "float16"}
 class GGUFSource:
     """Reads one GGUF file: `config`, tensors in Hugging Face names and conventions, tokenizer.
 
-    Opening checks the whole header and reads no tensor. Raises ModelError for a file that is damaged, split, or of a
-    model that is not supported.
+    Opening checks the whole header and reads no weights. Raises ModelError for a file that is damaged, split,
+    or of a model that is not supported.
     """
 
     kind = "gguf"
@@ -57,24 +57,30 @@ class GGUFSource:
         return gguf_tensors.read_chunks(self.file, self._plans[name], dtype)
 
     def write_tokenizer(self, out: Path) -> None:
-        """Writes tokenizer.json, tokenizer_config.json and the chat template into `out`. Raises TokenizerError."""
+        """Writes tokenizer.json, tokenizer_config.json and the chat template, where there is one, into `out`.
+
+        Raises TokenizerError for a vocabulary that cannot be used.
+        """
         gguf_tokenizer.write_tokenizer(self.file, out)
 
 
 def _check_whole(file: GGUFFile) -> None:
     parts = file.metadata.get("split.count", 1)
     if parts != 1:
-        raise ModelError(f"{file.path} is one of {parts} parts of a model; merge them into one file (llama-gguf-split --merge).")
+        raise ModelError(
+            f"{file.path} is one of {parts} parts of a model; merge them (llama-gguf-split --merge)."
+        )
 
 
 def _check_shapes(file: GGUFFile, plans: dict[str, gguf_tensors.Plan], config: dict[str, Any]) -> None:
     hidden, rows = config["hidden_size"], config["vocab_size"]
-    wanted = {gguf_tensors.EMBEDDING: (rows, hidden), gguf_tensors.HEAD: (rows, hidden), "model.norm.weight": (hidden,)}
+    table = (rows, hidden)
+    wanted = {gguf_tensors.EMBEDDING: table, gguf_tensors.HEAD: table, gguf_tensors.NORM: (hidden,)}
     for name, shape in wanted.items():
-        if name in plans and plans[name].tensor.shape != shape:
+        tensor = plans[name].tensor if name in plans else None
+        if tensor is not None and tensor.shape != shape:
             raise ModelError(
-                f"{file.path}: {plans[name].tensor.name} has the shape {list(plans[name].tensor.shape)}, "
-                f"where the metadata want {list(shape)}."
+                f"{file.path}: {tensor.name} has the shape {list(tensor.shape)}, not {list(shape)}."
             )
     tokens = file.metadata.get("tokenizer.ggml.tokens", ())
     if len(tokens) > rows:

@@ -1,6 +1,7 @@
-"""config.json of a GGUF file: what transformers and mlx-lm need to build the model that its metadata describe.
+"""config.json of a GGUF file: what transformers and mlx-lm need to build the model of its metadata.
 
-RoPE is written twice, at the top level (which mlx-lm's llama and qwen2 read) and as transformers 5's `rope_parameters`.
+RoPE is written twice, at the top level (which mlx-lm's llama and qwen2 read) and as transformers 5's
+`rope_parameters`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,10 @@ _GELU = "gelu_pytorch_tanh"
 
 
 class Hyperparameters:
-    """The metadata of one architecture. Each getter raises ModelError for a value that is missing or of another kind."""
+    """The metadata of one architecture.
+
+    Each getter raises ModelError for a value that is missing or of another kind.
+    """
 
     def __init__(self, file: GGUFFile) -> None:
         self.file = file
@@ -37,6 +41,8 @@ class Hyperparameters:
         value = self.file.metadata.get(name, default)
         if value is _ABSENT:
             raise self.fail(f"the metadata lack {name}, without which the model cannot be built.")
+        if isinstance(value, np.ndarray) and len(set(value.tolist())) == 1:
+            return value[0].item()
         if isinstance(value, (np.ndarray, StringArray)):
             raise self.fail(f"{name} differs from layer to layer, which is not supported.")
         return value
@@ -59,7 +65,7 @@ class Hyperparameters:
 
     @property
     def head_dim(self) -> int:
-        """Width of an attention head. Raises ModelError where keys and values differ, or heads do not divide the width."""
+        """Width of an attention head. Raises ModelError where it is not one even number."""
         hidden, heads = self.count("embedding_length"), self.count("attention.head_count")
         if not self.has("attention.key_length") and hidden % heads:
             raise self.fail(f"the width {hidden} is no multiple of the {heads} attention heads.")
@@ -70,7 +76,7 @@ class Hyperparameters:
 
 
 def build_config(file: GGUFFile, vocab_size: int, tied: bool, dtype: str) -> dict[str, Any]:
-    """Content of config.json. Raises ModelError for metadata that are missing, or that no supported model has."""
+    """Content of config.json. Raises ModelError for metadata that are missing or that no known model has."""
     hyper = Hyperparameters(file)
     family = FAMILIES[hyper.architecture]
     if hyper.get("expert_count", 0):
@@ -101,16 +107,25 @@ def build_config(file: GGUFFile, vocab_size: int, tied: bool, dtype: str) -> dic
 
 def token_ids(file: GGUFFile) -> dict[str, int | None]:
     """`bos_token_id`, `eos_token_id`, `pad_token_id`; None where the file names none."""
-    names = {"bos_token_id": "bos_token_id", "eos_token_id": "eos_token_id", "pad_token_id": "padding_token_id"}
-    return {ours: file.metadata.get(f"tokenizer.ggml.{theirs}") for ours, theirs in names.items()}
+    names = {"bos_token_id": "bos", "eos_token_id": "eos", "pad_token_id": "padding"}
+    return {ours: _token_id(file, theirs) for ours, theirs in names.items()}
+
+
+def _token_id(file: GGUFFile, role: str) -> int | None:
+    id = file.metadata.get(f"tokenizer.ggml.{role}_token_id")
+    if id is not None and not isinstance(id, int):
+        raise ModelError(f"{file.path}: tokenizer.ggml.{role}_token_id is {id!r}, not a token id.")
+    return id
 
 
 def build_generation_config(file: GGUFFile) -> dict[str, Any]:
-    """Content of generation_config.json: the ids that begin, pad and end a text, turns and messages included."""
-    ids = token_ids(file)
-    ends = [ids["eos_token_id"], *(file.metadata.get(f"tokenizer.ggml.{end}_token_id") for end in ("eot", "eom"))]
-    unique = [id for id in dict.fromkeys(ends) if id is not None]
-    ids["eos_token_id"] = unique if len(unique) > 1 else unique[0] if unique else None  # type: ignore[assignment]
+    """Content of generation_config.json: the ids that begin, pad and end a text, a turn or a message."""
+    ends = [id for role in ("eos", "eot", "eom") if (id := _token_id(file, role)) is not None]
+    unique = list(dict.fromkeys(ends))
+    ids: dict[str, Any] = {
+        **token_ids(file),
+        "eos_token_id": unique if len(unique) > 1 else (unique or [None])[0],
+    }
     return {key: id for key, id in ids.items() if id is not None}
 
 
@@ -126,15 +141,17 @@ def rope(hyper: Hyperparameters, family: Family) -> dict[str, Any]:
 
 
 def _scaling(hyper: Hyperparameters) -> dict[str, Any] | None:
-    if "rope_freqs.weight" in hyper.file.tensors:
-        return _llama3_scaling(hyper)
-    kind = hyper.get("rope.scaling.type", "linear" if hyper.has("rope.scale_linear") else "none")
+    """What stretches RoPE, None for nothing; transformers looks for `rope_type`, mlx-lm for `type`."""
     if "rope_factors_long.weight" in hyper.file.tensors:
         return _long_scaling(hyper)
+    if "rope_freqs.weight" in hyper.file.tensors:
+        divisors = _read_factors(hyper, "rope_freqs.weight")
+        if not np.all(divisors == 1):
+            return _llama3_scaling(hyper, divisors)
+    kind = hyper.get("rope.scaling.type", "linear")
     factor = hyper.number("rope.scaling.factor", hyper.get("rope.scale_linear", 1.0))
     if kind == "none" or factor == 1.0:
         return None
-    # mlx-lm reads `type`, transformers 5 `rope_type`.
     scaling: dict[str, Any] = {"type": kind, "rope_type": kind, "factor": factor}
     if kind == "yarn":
         scaling["original_max_position_embeddings"] = hyper.count("rope.scaling.original_context_length")
@@ -157,24 +174,23 @@ def _rotated(hyper: Hyperparameters) -> int:
     return hyper.count("rope.dimension_count", hyper.head_dim)
 
 
-def _llama3_scaling(hyper: Hyperparameters) -> dict[str, Any] | None:
-    """Llama 3's scaling out of the factors that GGUF keeps of it.
+def _llama3_scaling(hyper: Hyperparameters, divisors: np.ndarray) -> dict[str, Any]:
+    """Llama 3's scaling out of what GGUF keeps of it: a divisor for each frequency.
 
-    A GGUF file has one divisor for each frequency, not the four numbers that they came from. Every published model
-    uses 1, 4 and 8192 besides its factor; that the divisors come out of these is checked.
+    These came from four numbers. Every published model has 1, 4 and 8192 beside its own factor; that they
+    give the divisors is checked.
     """
-    divisors = _read_factors(hyper, "rope_freqs.weight").astype(np.float64)
-    factor = float(divisors.max())
-    if np.all(divisors == 1):
-        return None
-    low, high, context = 1.0, 4.0, 8192
+    low, high, context, factor = 1.0, 4.0, 8192, float(divisors.max())
     theta, width = hyper.number("rope.freq_base", 10_000.0), hyper.head_dim
     turns = context / (2 * math.pi * theta ** (np.arange(0, width, 2) / width))
     smooth = np.clip((turns - low) / (high - low), 0, 1)
     expected = 1 / ((1 - smooth) / factor + smooth)
     if len(expected) != len(divisors) or not np.allclose(divisors, expected, rtol=1e-4):
-        raise hyper.fail("rope_freqs.weight holds a RoPE scaling other than Llama 3's, which is not supported.")
+        raise hyper.fail(
+            "rope_freqs.weight holds a RoPE scaling other than Llama 3's, which is not supported."
+        )
     return {
+        "type": "llama3",
         "rope_type": "llama3",
         "factor": factor,
         "low_freq_factor": low,
@@ -286,7 +302,7 @@ def _layer_types(layers: int, period: int) -> list[str]:
 
 
 def _query_scalar(hyper: Hyperparameters, averaged_from_layers: int) -> int:
-    """What the attention scores are divided by the root of: the head's width, in the 27B models hidden size / heads."""
+    """Attention scores are divided by its root: a head's width, but hidden size / heads in 27B models."""
     if hyper.has("attention.scale"):
         return round(hyper.number("attention.scale") ** -2)
     if hyper.layers == averaged_from_layers:

@@ -1,18 +1,20 @@
 """The header of a GGUF file: metadata and tensor positions, every size checked before it is believed.
 
-Layout (little-endian, versions 2 and 3): magic, version, tensor count, key count; per key a name, a type and a value; per
-tensor a name, its dimensions (innermost first), a type and an offset into the data; the data, aligned.
+Layout (little-endian, versions 2 and 3): magic, version, tensor count, key count; per key a name, a type and
+a value; per tensor a name, its dimensions (innermost first), a type and an offset into the data; the data,
+aligned.
 """
 
 from __future__ import annotations
 
 import mmap
 import os
+import stat
 import struct
-from collections.abc import Sequence
+import weakref
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 
@@ -23,12 +25,15 @@ VERSIONS = (2, 3)
 DEFAULT_ALIGNMENT = 32
 MAX_DIMENSIONS = 4
 MAX_KEY_BYTES = 65535
+MAX_TEXT_BYTES = 1 << 24
+MAX_ITEMS = 1 << 24
+"""Items of an array that are believed: the largest vocabularies in use have some 2**18."""
 
 FLOAT32, BOOL, STRING, ARRAY = 6, 7, 8, 9
 SCALARS = {
     0: np.dtype("u1"), 1: np.dtype("i1"), 2: np.dtype("<u2"), 3: np.dtype("<i2"), 4: np.dtype("<u4"),
-    5: np.dtype("<i4"), FLOAT32: np.dtype("<f4"), BOOL: np.dtype("u1"), 10: np.dtype("<u8"), 11: np.dtype("<i8"),
-    12: np.dtype("<f8"),
+    5: np.dtype("<i4"), FLOAT32: np.dtype("<f4"), BOOL: np.dtype("u1"), 10: np.dtype("<u8"),
+    11: np.dtype("<i8"), 12: np.dtype("<f8"),
 }  # fmt: skip
 
 TENSOR_TYPES: dict[int, tuple[str, int, int]] = {
@@ -48,7 +53,10 @@ _U64 = struct.Struct("<Q")
 
 @dataclass(frozen=True)
 class GGUFTensor:
-    """Where one tensor lies. `shape` is outermost first; `offset` counts from the start of the file, in bytes."""
+    """Where one tensor lies: `shape` outermost first, `offset` from the start of the file, in bytes.
+
+    `block`: elements and bytes of one block of its type.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -65,7 +73,7 @@ class GGUFTensor:
         return self.shape[-1] // elements * size
 
 
-class StringArray(Sequence[str]):
+class StringArray:
     """An array of strings that stays in the file until it is asked for."""
 
     def __init__(self, file: GGUFFile, key: str, start: int, end: int, count: int) -> None:
@@ -73,13 +81,6 @@ class StringArray(Sequence[str]):
 
     def __len__(self) -> int:
         return self._count
-
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[str]: ...
-    def __getitem__(self, index: int | slice) -> str | list[str]:
-        return self.decode()[index]
 
     def decode(self) -> list[str]:
         """All strings, in order. Raises ModelError on text that is not UTF-8."""
@@ -92,45 +93,43 @@ class StringArray(Sequence[str]):
                 at = begin + length_at(data, at)[0]
                 strings.append(str(data[begin:at], "utf-8"))
         except (UnicodeDecodeError, struct.error) as error:
-            raise ModelError(f"{self._file.path}: entry {len(strings)} of {self._key} is no UTF-8 text.") from error
+            raise ModelError(
+                f"{self._file.path}: entry {len(strings)} of {self._key} is no UTF-8 text."
+            ) from error
         return strings
 
 
 class GGUFFile:
     """An open GGUF file: `metadata` by key and `tensors` by their GGUF name.
 
-    Scalars are Python values, arrays of numbers numpy arrays, arrays of strings StringArray.
-    Raises ModelError for a file that is no GGUF file, is damaged, truncated, big-endian or of an unknown version.
+    Scalars are Python values, arrays of numbers numpy arrays, arrays of strings StringArray. Raises
+    ModelError for a file that is no GGUF file, is damaged, truncated, big-endian or of an unknown version.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         try:
-            self._handle = open(self.path, "rb")  # noqa: SIM115 -- kept open for read()
+            self._descriptor = os.open(self.path, os.O_RDONLY)
         except OSError as error:
             raise ModelError(f"{self.path} cannot be opened: {error.strerror}.") from error
-        status = os.fstat(self._handle.fileno())
+        weakref.finalize(self, os.close, self._descriptor)
+        status = os.fstat(self._descriptor)
         self.size, self.mtime_ns = status.st_size, status.st_mtime_ns
-        try:
-            self._parse()
-        except BaseException:
-            self._handle.close()
-            raise
-
-    def close(self) -> None:
-        self._handle.close()
+        if not stat.S_ISREG(status.st_mode):
+            raise ModelError(f"{self.path} is no file.")
+        self._parse()
 
     def read(self, offset: int, nbytes: int) -> bytes:
         """Bytes [offset, offset + nbytes) of the file. Raises ModelError where the file has become shorter.
 
-        A plain read, not a view of a mapping: mapped pages would count as this process's memory, and a file that shrinks
-        under a mapping kills the process.
+        A plain read, not a view of a mapping: mapped pages would count as this process's memory, and a file
+        that shrinks under a mapping kills the process.
         """
         parts = []
         while nbytes:
-            part = os.pread(self._handle.fileno(), nbytes, offset)
+            part = os.pread(self._descriptor, nbytes, offset)
             if not part:
-                raise ModelError(f"{self.path} ends at byte {offset}, before its data does: it was cut while being read.")
+                raise ModelError(f"{self.path} was cut while being read: it ends at byte {offset}.")
             parts.append(part)
             offset += len(part)
             nbytes -= len(part)
@@ -142,8 +141,10 @@ class GGUFFile:
 
     def _parse(self) -> None:
         if self.size < 24:
-            raise ModelError(f"{self.path} is no GGUF file: it has {self.size} bytes, a GGUF header at least 24.")
-        with mmap.mmap(self._handle.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            raise ModelError(
+                f"{self.path} is no GGUF file: it has {self.size} bytes, a GGUF header at least 24."
+            )
+        with mmap.mmap(self._descriptor, 0, access=mmap.ACCESS_READ) as data:
             cursor = _Cursor(self, data)
             self.version = _check_magic(self.path, data)
             cursor.at = 8
@@ -165,7 +166,9 @@ def _check_magic(path: Path, data: mmap.mmap) -> int:
     version = _U32.unpack_from(data, 4)[0]
     if version not in VERSIONS:
         if version & 0xFFFF == 0:
-            raise ModelError(f"{path} is a big-endian GGUF file, which is not supported: get the little-endian one.")
+            raise ModelError(
+                f"{path} is a big-endian GGUF file, which is not supported: get the little-endian one."
+            )
         raise ModelError(f"{path} is a GGUF file of version {version}; versions 2 and 3 can be read.")
     return version
 
@@ -177,7 +180,9 @@ class _Cursor:
         self.file, self.data, self.at = file, data, 0
 
     def fail(self, what: str) -> ModelError:
-        return ModelError(f"{self.file.path} is damaged or was cut off: {what} at byte {self.at} of {self.file.size}.")
+        return ModelError(
+            f"{self.file.path} is damaged or was cut off: {what} at byte {self.at} of {self.file.size}."
+        )
 
     def u32(self, what: str) -> int:
         return self._number(_U32, what)
@@ -197,9 +202,9 @@ class _Cursor:
         if count * least_bytes > self.file.size - self.at:
             raise self.fail(f"{count} {what} do not fit")
 
-    def text(self, what: str, most: int | None = None) -> str:
+    def text(self, what: str, most: int = MAX_TEXT_BYTES) -> str:
         length = self.u64(f"the length of {what}")
-        if length > self.file.size - self.at or (most is not None and length > most):
+        if length > min(most, self.file.size - self.at):
             raise self.fail(f"{what} claims {length} bytes")
         raw = self.data[self.at : self.at + length]
         try:
@@ -246,11 +251,13 @@ def _read_value(cursor: _Cursor, key: str, kind: int) -> Any:
         return cursor.text(f"the value of {key}")
     if kind in SCALARS:
         value = cursor.numbers(kind, 1, key)[0]
-        # The shortest decimal that gives this float32: 1e-05, where the exact double would read 9.999999747378752e-06.
+        # The shortest decimal of this float32: 1e-05, where the exact double reads 9.999999747378752e-06.
         return float(str(value)) if kind == FLOAT32 else value.item()
     if kind != ARRAY:
         raise cursor.fail(f"{key} has the unknown type {kind}")
     item_kind, count = cursor.u32(f"the item type of {key}"), cursor.u64(f"the length of {key}")
+    if count > MAX_ITEMS:
+        raise cursor.fail(f"{key} claims {count} items")
     if item_kind == STRING:
         return cursor.strings(key, count)
     if item_kind in SCALARS:
@@ -287,8 +294,8 @@ def _place_tensors(file: GGUFFile, infos: list[_TensorInfo], alignment: int) -> 
         if info.type not in TENSOR_TYPES:
             known = ", ".join(name for name, _, _ in TENSOR_TYPES.values())
             raise ModelError(
-                f"{file.path}: the tensor {info.name} has the quantisation type {info.type}, which cannot be read; "
-                f"take a file quantised as one of {known}."
+                f"{file.path}: the tensor {info.name} has the quantisation type {info.type}, which cannot be "
+                f"read; take a file quantised as one of {known}."
             )
         type_name, elements, size = TENSOR_TYPES[info.type]
         if info.shape[-1] % elements or min(info.shape) < 1:
@@ -305,5 +312,7 @@ def _place_tensors(file: GGUFFile, infos: list[_TensorInfo], alignment: int) -> 
                 f"{file.path} is damaged or was cut off: the tensor {info.name} needs bytes {offset} to "
                 f"{offset + nbytes} of {file.size}, on a multiple of {alignment}."
             )
-        tensors[info.name] = GGUFTensor(info.name, info.shape, info.type, type_name, (elements, size), offset, nbytes)
+        tensors[info.name] = GGUFTensor(
+            info.name, info.shape, info.type, type_name, (elements, size), offset, nbytes
+        )
     return tensors

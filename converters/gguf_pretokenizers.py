@@ -1,4 +1,4 @@
-"""How a byte-level BPE splits text before it merges. GGUF files give only a name for it (`tokenizer.ggml.pre`)."""
+"""How a byte-level BPE splits text before it merges; GGUF files only name it (`tokenizer.ggml.pre`)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]
 
 
 def _words(digits: str) -> str:
-    """Contractions, words with one leading sign, numbers, signs, line ends, spaces: cl100k and its descendants."""
+    """Contractions, words with a leading sign, numbers, signs, line ends, spaces: cl100k's descendants."""
     return rf"{_CONTRACTION}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|{digits}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{_REST}"
 
 
@@ -29,8 +29,8 @@ def _cased_words(digits: str, suffix: str) -> str:
 class Pretokenizer:
     """One way to split. Without a `pattern`, GPT-2's own applies.
 
-    `digits`: each digit is cut off first. `ignore_merges`: a word that is a token stays whole, whatever the merges say.
-    `add_bos`: what holds where the file does not say.
+    `digits`: each digit is cut off first. `ignore_merges`: a word that is a token stays whole, whatever the
+    merges say. `add_bos`: what holds where the file does not say.
     """
 
     pattern: str | None = None
@@ -56,7 +56,12 @@ class Pretokenizer:
         if self.digits:
             steps.append({"type": "Digits", "individual_digits": True})
         if self.pattern is not None:
-            split = {"type": "Split", "pattern": {"Regex": self.pattern}, "behavior": "Isolated", "invert": False}
+            split = {
+                "type": "Split",
+                "pattern": {"Regex": self.pattern},
+                "behavior": "Isolated",
+                "invert": False,
+            }
             steps.append(split)
         return {"type": "Sequence", "pretokenizers": [*steps, byte_level]} if steps else byte_level
 

@@ -1,7 +1,7 @@
 """A GGUF file's tensors in Hugging Face names and conventions, dequantised a chunk of rows at a time.
 
-Three conventions differ. Names. Llama's query and key rows, which GGUF stores with the two halves of each head
-interleaved. Gemma's norm weights, which GGUF stores with the one added that Gemma's norm adds when it runs.
+Three conventions differ. Names. Llama's query and key rows, which GGUF stores with the two halves of each
+head interleaved. Gemma's norm weights, which GGUF stores with the one added that Gemma's norm adds itself.
 """
 
 from __future__ import annotations
@@ -14,16 +14,11 @@ import numpy as np
 
 from converters.gguf_file import GGUFFile, GGUFTensor
 from converters.source import CHUNK_BYTES
+from vt_core.dtypes import from_float32
 from vt_core.errors import ModelError
 
-EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+EMBEDDING, NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
 
-_GLOBAL = {
-    "token_embd.weight": EMBEDDING,
-    "output_norm.weight": "model.norm.weight",
-    "output.weight": HEAD,
-    "output.bias": "lm_head.bias",
-}
 _ATTENTION = {
     "attn_q": "self_attn.q_proj",
     "attn_k": "self_attn.k_proj",
@@ -49,28 +44,35 @@ _PHI3 = {
     "attn_norm": "input_layernorm",
     "ffn_norm": "post_attention_layernorm",
 }
+_INTERLEAVED = ("attn_q", "attn_k")
 
 ROPE_TENSORS = frozenset({"rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"})
 """What these hold goes into config.json."""
-_RECOMPUTED = re.compile(r"blk\.\d+\.(attn_rot_embd|rope_freqs|attn\.rope\.freqs)(\.weight)?")
-ROTATED = re.compile(r"\.self_attn\.[qk]_proj\.(weight|bias)$")
-_BLOCK = re.compile(r"blk\.(\d+)\.(\w+)\.(weight|bias)")
+_RECOMPUTED = re.compile(r"blk\.\d+\.(attn_rot_embd|rope_freqs)\.weight")
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How one architecture's GGUF tensors differ from Hugging Face's: names within a layer, rows, norms."""
+    """How one architecture's GGUF tensors differ from Hugging Face's.
+
+    `layer`: modules of a layer by their GGUF names. `biases`: those that have one; `optional_biases`: groups
+    of modules that have one each or none.
+    """
 
     layer: dict[str, str]
+    biases: tuple[str, ...] = ()
+    optional_biases: tuple[tuple[str, ...], ...] = ()
     interleaved: bool = False
     norm_plus_one: bool = False
 
 
+_LLAMA_LAYOUT = Layout(_LLAMA, optional_biases=(tuple(_ATTENTION), tuple(_MLP)), interleaved=True)
+
 LAYOUTS = {
-    "llama": Layout(_LLAMA, interleaved=True),
-    "smollm3": Layout(_LLAMA, interleaved=True),
-    "qwen2": Layout(_LLAMA),
-    "qwen3": Layout({**_LLAMA, **_QK_NORMS}),
+    "llama": _LLAMA_LAYOUT,
+    "smollm3": _LLAMA_LAYOUT,
+    "qwen2": Layout(_LLAMA, biases=("attn_q", "attn_k", "attn_v")),
+    "qwen3": Layout({**_LLAMA, **_QK_NORMS}, optional_biases=(tuple(_ATTENTION),)),
     "gemma": Layout(_LLAMA, norm_plus_one=True),
     "gemma2": Layout(_GEMMA2, norm_plus_one=True),
     "gemma3": Layout({**_GEMMA2, **_QK_NORMS}, norm_plus_one=True),
@@ -81,7 +83,7 @@ LAYOUTS = {
 
 @dataclass(frozen=True)
 class Plan:
-    """One tensor to give out. `head_rows`: rows of an attention head whose halves lie interleaved, 0 where none do."""
+    """One tensor to give out. `head_rows`: rows of an attention head whose halves lie interleaved, else 0."""
 
     name: str
     tensor: GGUFTensor
@@ -103,65 +105,91 @@ def layout_of(file: GGUFFile) -> Layout:
 def plan_tensors(file: GGUFFile, layout: Layout, layers: int, head_dim: int) -> dict[str, Plan]:
     """Hugging Face name -> plan, in the order of the file.
 
-    Raises ModelError for a tensor that is not understood (leaving one out would give another model) or is missing.
+    Raises ModelError for a tensor that is not understood (leaving it out would give another model) and for
+    one that is missing.
     """
-    plans: dict[str, Plan] = {}
-    for tensor in sorted(file.tensors.values(), key=lambda tensor: tensor.offset):
-        if tensor.name in ROPE_TENSORS or _RECOMPUTED.fullmatch(tensor.name):
-            continue
-        name = _hugging_face_name(layout, tensor.name, layers)
-        if name is None:
-            raise ModelError(f"{file.path} holds the tensor {tensor.name}, which its architecture should not have.")
-        if len(tensor.shape) > 2:
-            raise ModelError(f"{file.path}: {tensor.name} has {len(tensor.shape)} dimensions, where 1 or 2 are understood.")
-        interleaved = layout.interleaved and ROTATED.search(name) is not None
-        if interleaved and tensor.shape[0] % head_dim:
-            raise ModelError(f"{file.path}: the {tensor.shape[0]} rows of {tensor.name} are no whole heads of {head_dim}.")
-        subtract_one = layout.norm_plus_one and name.endswith("norm.weight")
-        plans[name] = Plan(name, tensor, head_dim if interleaved else 0, subtract_one)
-    _check_complete(file, layout, plans, layers)
+    names = _expected_names(file, layout, layers)
+    tensors = [
+        tensor
+        for tensor in file.tensors.values()
+        if tensor.name not in ROPE_TENSORS and not _RECOMPUTED.fullmatch(tensor.name)
+    ]
+    missing = next((name for name in names if name not in file.tensors), None)
+    if missing is not None:
+        raise ModelError(f"{file.path} lacks the tensor {missing}: the file is incomplete.")
+    plans = {}
+    for tensor in sorted(tensors, key=lambda tensor: tensor.offset):
+        if tensor.name not in names:
+            raise ModelError(
+                f"{file.path} holds the tensor {tensor.name}, which its architecture should not have."
+            )
+        plans[names[tensor.name]] = _plan(file, layout, tensor, names[tensor.name], head_dim)
     return plans
 
 
-def _hugging_face_name(layout: Layout, name: str, layers: int) -> str | None:
-    if name in _GLOBAL:
-        return _GLOBAL[name]
-    match = _BLOCK.fullmatch(name)
-    if match is None or match[2] not in layout.layer or int(match[1]) >= layers:
-        return None
-    return f"model.layers.{int(match[1])}.{layout.layer[match[2]]}.{match[3]}"
-
-
-def _check_complete(file: GGUFFile, layout: Layout, plans: dict[str, Plan], layers: int) -> None:
-    wanted = [EMBEDDING, "model.norm.weight"]
-    wanted += [f"model.layers.{i}.{module}.weight" for i in range(layers) for module in layout.layer.values()]
-    missing = [name for name in wanted if name not in plans]
-    if missing:
+def _expected_names(file: GGUFFile, layout: Layout, layers: int) -> dict[str, str]:
+    """GGUF name -> Hugging Face name of every tensor that the model has."""
+    if layers > len(file.tensors):
         raise ModelError(
-            f"{file.path} lacks {len(missing)} of the model's tensors, the first {missing[0]}: the file is incomplete."
+            f"{file.path} is incomplete: it claims {layers} layers and has {len(file.tensors)} tensors."
         )
+    names = {"token_embd.weight": EMBEDDING, "output_norm.weight": NORM}
+    if "output.weight" in file.tensors:
+        names["output.weight"] = HEAD
+    biases = set(layout.biases)
+    for group in layout.optional_biases:
+        if f"blk.0.{group[0]}.bias" in file.tensors:
+            biases.update(group)
+    for layer in range(layers):
+        for module, name in layout.layer.items():
+            for kind in ("weight", "bias") if module in biases else ("weight",):
+                names[f"blk.{layer}.{module}.{kind}"] = f"model.layers.{layer}.{name}.{kind}"
+    return names
+
+
+def _plan(file: GGUFFile, layout: Layout, tensor: GGUFTensor, name: str, head_dim: int) -> Plan:
+    if len(tensor.shape) > 2:
+        raise ModelError(f"{file.path}: {tensor.name} has {len(tensor.shape)} dimensions, more than two.")
+    module = tensor.name.split(".")[-2]
+    head_rows = head_dim if layout.interleaved and module in _INTERLEAVED else 0
+    if head_rows and tensor.shape[0] % head_rows:
+        raise ModelError(
+            f"{file.path}: the {tensor.shape[0]} rows of {tensor.name} are no whole heads of {head_rows}."
+        )
+    return Plan(name, tensor, head_rows, layout.norm_plus_one and name.endswith("norm.weight"))
 
 
 def read_chunks(file: GGUFFile, plan: Plan, dtype: str) -> Iterator[np.ndarray]:
-    """The tensor's rows, in order, as the storage dtype `dtype` (bfloat16 as uint16); at most CHUNK_BYTES each.
+    """The tensor's rows, in order, as the storage dtype `dtype` (bfloat16 as uint16).
 
-    Raises ModelError where the file is cut, or a value does not fit `dtype`.
+    At most CHUNK_BYTES each, but no less than one row or one attention head. Raises ModelError where the file
+    is cut or a value is not finite in `dtype`.
     """
     tensor = plan.tensor
-    # A vector is one row of its blocks, whatever its length: norms and biases are short.
+    # A vector is one row, whatever its length: norms and biases are short.
     rows = tensor.nbytes // tensor.row_bytes
-    step = max(1, CHUNK_BYTES // 4 // tensor.shape[-1])
+    step = max(1, CHUNK_BYTES // np.dtype(np.float32).itemsize // tensor.shape[-1])
     if plan.head_rows:
         step = max(1, step // plan.head_rows) * plan.head_rows
     for start in range(0, rows, step):
         count = min(step, rows - start)
-        values = _dequantise(file.read(tensor.offset + start * tensor.row_bytes, count * tensor.row_bytes), tensor)
-        values = values.reshape(-1, *tensor.shape[1:])
+        data = file.read(tensor.offset + start * tensor.row_bytes, count * tensor.row_bytes)
+        values = _dequantise(data, tensor).reshape(-1, *tensor.shape[1:])
+        if not np.isfinite(values).all():
+            raise ModelError(
+                f"{file.path} is damaged: {tensor.name} holds values that are no finite numbers."
+            )
         if plan.head_rows:
             values = separate_halves(values, plan.head_rows)
         if plan.subtract_one:
             values = values - np.float32(1)
-        yield _to_storage(file, plan, values, dtype)
+        chunk = from_float32(values, dtype)
+        if dtype == "float16" and not np.isfinite(chunk).all():
+            raise ModelError(
+                f"{file.path}: {tensor.name} has values too large for float16; "
+                "convert to bfloat16 or float32 (--dtype)."
+            )
+        yield chunk
 
 
 def separate_halves(values: np.ndarray, head_rows: int) -> np.ndarray:
@@ -178,22 +206,5 @@ def _dequantise(data: bytes, tensor: GGUFTensor) -> np.ndarray:
     from gguf.quants import GGMLQuantizationType, dequantize
 
     rows = np.frombuffer(data, np.uint8).reshape(-1, tensor.row_bytes)
-    return dequantize(rows, GGMLQuantizationType(tensor.type))
-
-
-def _to_storage(file: GGUFFile, plan: Plan, values: np.ndarray, dtype: str) -> np.ndarray:
-    if dtype == "float32":
-        return np.ascontiguousarray(values, np.float32)
-    if dtype == "bfloat16":
-        import ml_dtypes
-
-        return values.astype(ml_dtypes.bfloat16).view(np.uint16)
-    if dtype != "float16":
-        raise ModelError(f"{dtype} is no type that weights can be stored in: bfloat16, float16 or float32.")
-    try:
-        with np.errstate(over="raise"):
-            return values.astype(np.float16)
-    except FloatingPointError as error:
-        raise ModelError(
-            f"{file.path}: {plan.name} has values too large for float16; convert with --dtype bfloat16 or float32."
-        ) from error
+    with np.errstate(all="ignore"):  # damaged scales: the caller refuses what comes of them
+        return dequantize(rows, GGMLQuantizationType(tensor.type))

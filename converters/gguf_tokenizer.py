@@ -1,7 +1,8 @@
 """tokenizer.json, tokenizer_config.json and chat_template.jinja out of a GGUF file's vocabulary.
 
-Two kinds: byte-level BPE ("gpt2"), whose merges are in the file and whose pre-tokenizer it names, and SentencePiece BPE
-("llama"), which has scores in place of merges: every way to put a piece together from two others is a merge.
+Two kinds: byte-level BPE ("gpt2"), whose merges are in the file and whose pre-tokenizer it names, and
+SentencePiece BPE ("llama"), which has scores in place of merges: every way to put a piece together from two
+others is a merge.
 """
 
 from __future__ import annotations
@@ -38,7 +39,10 @@ class Vocabulary:
         self.file = file
         self.kind = file.metadata.get("tokenizer.ggml.model")
         if self.kind not in ("gpt2", "llama"):
-            raise self.fail(f"its tokenizer is of the kind {self.kind!r}; 'gpt2' (byte-level BPE) and 'llama' are supported.")
+            raise self.fail(
+                f"its tokenizer is of the kind {self.kind!r}; 'gpt2' (byte-level BPE) and 'llama' "
+                "(SentencePiece) are supported."
+            )
         self.tokens = self._strings("tokens")
         types = self._numbers("token_type", np.int64)
         self.types = np.full(len(self.tokens), NORMAL) if types is None else types
@@ -67,16 +71,18 @@ class Vocabulary:
         if value is None:
             return None
         if not isinstance(value, np.ndarray) or len(value) != len(self.tokens):
-            raise self.fail(f"tokenizer.ggml.{key} has not one value for each of the {len(self.tokens)} tokens.")
+            raise self.fail(
+                f"tokenizer.ggml.{key} has not one value for each of the {len(self.tokens)} tokens."
+            )
         return value.astype(dtype)
 
     @cached_property
     def ids(self) -> dict[str, int]:
-        """Token -> id, without padding entries; of a token that is there twice, the first."""
+        """Token -> id, without padding and empty entries; of a token that is there twice, the first."""
         ids: dict[str, int] = {}
         padding = (self.types == UNUSED).tolist()
         for id, token in enumerate(self.tokens):
-            if not (padding[id] and token == f"[PAD{id}]"):
+            if token and not (padding[id] and token == f"[PAD{id}]"):
                 ids.setdefault(token, id)
         return ids
 
@@ -85,8 +91,10 @@ class Vocabulary:
         id = self.get(key, default)
         if id is None:
             return None
-        if not isinstance(id, int) or not 0 <= id < len(self.tokens):
-            raise self.fail(f"tokenizer.ggml.{key} is {id!r}, but there are {len(self.tokens)} tokens.")
+        if not isinstance(id, int) or not 0 <= id < len(self.tokens) or self.tokens[id] not in self.ids:
+            raise self.fail(
+                f"tokenizer.ggml.{key} is {id!r}, which is none of the {len(self.tokens)} tokens."
+            )
         return self.tokens[id]
 
     def added(self) -> list[dict[str, Any]]:
@@ -122,14 +130,15 @@ class Vocabulary:
     def derived_merges(self) -> Merges:
         """Left and right ids of every pair of pieces that makes up a third, in the order of its score.
 
-        Best score first; among equals the longer left piece, the longer right piece, then by ids. This is the order in
-        which Hugging Face lists them. Pieces that the user defined are always kept whole, so they come first; GGUF gives
-        them a score that would put them last.
+        Best score first; among equals the longer left piece, the longer right piece, then by ids: the order
+        in which Hugging Face lists them. Pieces that the user defined are always kept whole, so they come
+        first; GGUF gives them a score that would put them last.
         """
         left, right, whole = self._splits()
         scores = self._numbers("scores", np.float64)
         normal = self.types == NORMAL
-        if scores is None or not np.ptp(scores[normal]):
+        if scores is None or len(np.unique(scores[normal])) < 2:
+            # Scores that are all one say nothing; ids are given out in the order of the merges.
             scores = -np.arange(len(self.tokens), dtype=np.float64)
         scores = np.where(normal, scores, 0.0)
         lengths = np.array([len(token) for token in self.tokens])
@@ -164,7 +173,7 @@ class Parts:
 
 
 def write_tokenizer(file: GGUFFile, out: Path) -> None:
-    """Writes tokenizer.json, tokenizer_config.json and, where the file has one, chat_template.jinja into `out`.
+    """Writes tokenizer.json, tokenizer_config.json and, where there is one, chat_template.jinja into `out`.
 
     Raises TokenizerError for a vocabulary that cannot be used.
     """
@@ -182,12 +191,14 @@ def write_tokenizer(file: GGUFFile, out: Path) -> None:
         "bos_token": bos,
         "eos_token": eos,
         "pad_token": vocabulary.token("padding_token_id"),
-        "unk_token": parts.model["unk_token"],
+        "unk_token": vocabulary.token("unknown_token_id", 0 if vocabulary.kind == "llama" else None),
         "add_bos_token": bool(before),
         "add_eos_token": bool(after),
         "clean_up_tokenization_spaces": False,
     }
-    text = json.dumps({key: value for key, value in config.items() if value is not None}, ensure_ascii=False, indent=2)
+    text = json.dumps(
+        {key: value for key, value in config.items() if value is not None}, ensure_ascii=False, indent=2
+    )
     (out / "tokenizer_config.json").write_text(text + "\n", encoding="utf-8")
     chat_template = file.metadata.get("tokenizer.chat_template")
     if isinstance(chat_template, str) and chat_template:
@@ -200,7 +211,8 @@ def _byte_level(vocabulary: Vocabulary) -> Parts:
         normalizer=pretokenizer.normalizer,
         pre_tokenizer=pretokenizer.json(),
         decoder={"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
-        model=_bpe(vocabulary.token("unknown_token_id"), ignore_merges=pretokenizer.ignore_merges),
+        # Some vocabularies lack a few bytes: their tokenizers drop these, although files name an unknown token.
+        model=_bpe(None, ignore_merges=pretokenizer.ignore_merges),
         merges=vocabulary.stored_merges(),
         add_bos=pretokenizer.add_bos,
     )
@@ -219,7 +231,9 @@ def _sentence_piece(vocabulary: Vocabulary) -> Parts:
         normalizer={"type": "Sequence", "normalizers": normalizers},
         pre_tokenizer=None,
         decoder={"type": "Sequence", "decoders": decoders},
-        model=_bpe(vocabulary.token("unknown_token_id", 0), byte_fallback=bool(np.any(vocabulary.types == BYTE))),
+        model=_bpe(
+            vocabulary.token("unknown_token_id", 0), byte_fallback=bool(np.any(vocabulary.types == BYTE))
+        ),
         merges=vocabulary.stored_merges() if stored else vocabulary.derived_merges(),
         add_bos=True,
     )
@@ -255,12 +269,15 @@ def _template(vocabulary: Vocabulary, before: list[str], after: list[str]) -> di
         "single": around("A", 0),
         "pair": around("A", 0) + around("B", 1),
         "special_tokens": {
-            token: {"id": token, "ids": [vocabulary.ids[token]], "tokens": [token]} for token in before + after
+            token: {"id": token, "ids": [vocabulary.ids[token]], "tokens": [token]}
+            for token in before + after
         },
     }
 
 
-def _write_json(target: TextIO, vocabulary: Vocabulary, parts: Parts, post_processor: dict[str, Any] | None) -> None:
+def _write_json(
+    target: TextIO, vocabulary: Vocabulary, parts: Parts, post_processor: dict[str, Any] | None
+) -> None:
     """Writes tokenizer.json piece by piece: built whole, Gemma's takes 300 MB."""
     head = {
         "version": "1.0",
@@ -276,7 +293,10 @@ def _write_json(target: TextIO, vocabulary: Vocabulary, parts: Parts, post_proce
     _write_joined(target, (_dumps(dict(batch))[1:-1] for batch in _batches(vocabulary.ids.items())))
     target.write('},"merges":[')
     tokens = vocabulary.tokens
-    pairs = ([tokens[left], tokens[right]] for left, right in zip(*(ids.tolist() for ids in parts.merges), strict=True))
+    pairs = (
+        [tokens[left], tokens[right]]
+        for left, right in zip(*(ids.tolist() for ids in parts.merges), strict=True)
+    )
     _write_joined(target, (_dumps(batch)[1:-1] for batch in _batches(pairs)))
     target.write("]}}\n")
 
