@@ -2,12 +2,15 @@
 
 One LMDB value per tile of `tile_rows` rows (the last tile may be shorter), key `tile/<table>/<number>`:
 
-    marker (32 bytes) | zeros up to a multiple of 16 KiB *of the file* | rows, `stride` bytes each | zeros
+    tile marker (32 bytes) | zeros | rows marker (32 bytes) | rows, `stride` bytes each | zeros
 
-A row is its elements, little-endian, padded with zeros to a multiple of 16 bytes. One more value, key
-`meta`, is JSON (`encode`): the tables, and for each tile where its value begins in the file and where its
-rows begin in the value. A reader that finds the marker where the JSON says may map the file itself; in a
-file whose pages have moved (a compacted copy) it does not, and must ask LMDB.
+The rows begin at a multiple of 16 KiB *of the file*. A row is its elements, little-endian, padded with zeros
+to a multiple of 16 bytes. A marker is 8 letters, the store's 16 random bytes, and the numbers of table and
+tile: a value can be found in the file by the first, and its rows by the second.
+
+One more value, key `meta`, is JSON (`encode`): the tables, and for each tile where in the file its rows
+begin. A reader that finds the rows markers there may map the file itself; in a file whose pages have moved
+(a compacted copy) it does not, and must ask LMDB.
 """
 
 from __future__ import annotations
@@ -80,30 +83,37 @@ class TableSpec:
 
 
 @dataclass(frozen=True)
-class TilePlace:
-    """Where a tile lies: its value's offset in the file, and its rows' offset in the value (bytes)."""
-
-    value_at: int
-    rows_at: int
-
-
-@dataclass(frozen=True)
 class TableLayout:
-    """A table as it lies in the file, with the checksum of its rows (`sha256:<hex>`, padding left out)."""
+    """A table as it lies in the file: offsets of each tile's rows, and the rows' checksum.
+
+    The checksum is `sha256:<hex>` over the rows in order, padding left out.
+    """
 
     index: int
     spec: TableSpec
     tile_rows: int
     checksum: str
-    tiles: tuple[TilePlace, ...]
+    tiles: tuple[int, ...]
 
     def tile_length(self, tile: int) -> int:
         """Rows of tile number `tile`."""
         return min(self.tile_rows, self.spec.rows - tile * self.tile_rows)
 
+    def tile_bytes(self, tile: int) -> int:
+        """Bytes of the rows of tile number `tile`."""
+        return self.tile_length(tile) * self.spec.stride
+
     def key(self, tile: int) -> bytes:
         """LMDB key of tile number `tile`."""
-        return tile_key(self.spec.name, tile)
+        return f"tile/{self.spec.name}/{tile:08d}".encode()
+
+    def tile_marker(self, store_id: bytes, tile: int) -> bytes:
+        """What the value of tile number `tile` begins with; no two values of any two stores begin alike."""
+        return _MARKER.pack(b"vt-tile\0", store_id, self.index, tile)
+
+    def rows_marker(self, store_id: bytes, tile: int) -> bytes:
+        """What stands right before the rows of tile number `tile`."""
+        return _MARKER.pack(b"vt-rows\0", store_id, self.index, tile)
 
 
 @dataclass(frozen=True)
@@ -117,16 +127,6 @@ class Metadata:
 def round_up(value: int, multiple: int) -> int:
     """The smallest multiple of `multiple` that is not below `value`."""
     return -(-value // multiple) * multiple
-
-
-def tile_key(table: str, tile: int) -> bytes:
-    """LMDB key of tile number `tile` of a table; keys sort in row order."""
-    return f"tile/{table}/{tile:08d}".encode()
-
-
-def marker(store_id: bytes, table: int, tile: int) -> bytes:
-    """The bytes a tile's value begins with; no two values of any two stores begin alike."""
-    return _MARKER.pack(b"vt-rows\0", store_id, table, tile)
 
 
 def encode(metadata: Metadata) -> bytes:
@@ -145,7 +145,7 @@ def encode(metadata: Metadata) -> bytes:
                     "stride": table.spec.stride,
                     "tile_rows": table.tile_rows,
                     "checksum": table.checksum,
-                    "tiles": [[place.value_at, place.rows_at] for place in table.tiles],
+                    "tiles": list(table.tiles),
                 }
                 for table in metadata.tables
             ],
@@ -196,10 +196,9 @@ def _decode_table(index: int, data: dict) -> TableLayout:
         raise ValueError(f"tile_rows {tile_rows!r}")
     if data["stride"] != spec.stride or not isinstance(checksum, str):
         raise ValueError(f"stride {data['stride']!r}, checksum {checksum!r}")
-    tiles = tuple(TilePlace(value_at, rows_at) for value_at, rows_at in data["tiles"])
-    for place in tiles:
-        if not (_is_count(place.value_at) and _is_count(place.rows_at)) or place.rows_at < MARKER_BYTES:
-            raise ValueError(f"tile at {place}")
+    tiles = tuple(data["tiles"])
+    if not all(_is_count(offset) and offset % ALIGNMENT == 0 for offset in tiles):
+        raise ValueError(f"tiles at {tiles}")
     if len(tiles) != -(-spec.rows // tile_rows):
         raise StoreError(
             f"table {spec.name!r} says {spec.rows} rows but lists {len(tiles)} tiles of {tile_rows}; "

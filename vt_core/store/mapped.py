@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from vt_core.errors import StoreError
-from vt_core.store.layout import MARKER_BYTES, TableLayout, marker
+from vt_core.store.layout import MARKER_BYTES, TableLayout
 
 # Bytes of the file that a gather maps at a time.
 _REGION_BYTES = 8 << 20
@@ -54,16 +54,17 @@ class MappedFile:
         items = stride // dtype.itemsize
         return np.frombuffer(self._mapping, dtype, count * items, offset).reshape(count, items)
 
-    def let_go(self, start: int, stop: int, *, cached: bool = False) -> None:
-        """Make the mapped bytes start..stop non-resident; with `cached`, drop them from the system's cache
-        too.
+    def let_go(self) -> None:
+        """Make every page of the mapping non-resident. Views stay valid: what is touched comes back.
 
-        Views stay valid: their pages come back when they are touched.
+        All of it, because a fault makes pages around the touched one resident too.
         """
-        start -= start % mmap.PAGESIZE
         if hasattr(mmap, "MADV_DONTNEED"):
-            self._mapping.madvise(mmap.MADV_DONTNEED, start, stop - start)
-        if cached and hasattr(os, "posix_fadvise"):
+            self._mapping.madvise(mmap.MADV_DONTNEED)
+
+    def drop_cached(self, start: int, stop: int) -> None:
+        """Ask the system to drop bytes start..stop from its cache; works for pages that nobody has mapped."""
+        if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(self.descriptor, start, stop - start, os.POSIX_FADV_DONTNEED)
 
     def read_each(self, offsets: np.ndarray, size: int, out: memoryview, places: np.ndarray) -> None:
@@ -81,16 +82,30 @@ class MappedFile:
                 ) from error
 
 
+def pieces(layout: TableLayout, max_bytes: int) -> Iterator[tuple[int, int, int]]:
+    """First id, id after the last, and file offset of runs of rows that lie side by side, in id order.
+
+    Each has at most `max_bytes`, or one row.
+    """
+    stride = layout.spec.stride
+    most = max(1, max_bytes // stride)
+    for tile, offset in enumerate(layout.tiles):
+        first = tile * layout.tile_rows
+        end = first + layout.tile_length(tile)
+        for start in range(first, end, most):
+            yield start, min(start + most, end), offset + (start - first) * stride
+
+
 class MappedRows:
     """Rows of one table in a mapped file."""
 
     def __init__(self, file: MappedFile, layout: TableLayout) -> None:
         self._file = file
         self._layout = layout
-        pieces = list(self._pieces(_REGION_BYTES))
-        self._region_starts = np.array([start for start, _, _ in pieces], np.int64)
-        self._region_lengths = [stop - start for start, stop, _ in pieces]
-        self._region_offsets = np.array([offset for _, _, offset in pieces], np.int64)
+        regions = list(pieces(layout, _REGION_BYTES))
+        self._region_starts = np.array([start for start, _, _ in regions], np.int64)
+        self._region_lengths = [stop - start for start, stop, _ in regions]
+        self._region_offsets = np.array([offset for _, _, offset in regions], np.int64)
 
     def gather(self, ids: np.ndarray, out: np.ndarray) -> None:
         """Copy rows `ids` (int64, in range) to `out` [n, columns], C-contiguous."""
@@ -108,24 +123,16 @@ class MappedRows:
     def tiles(self, max_bytes: int, drop_cached: bool) -> Iterator[tuple[int, np.ndarray]]:
         """Start and zero-copy view [n, columns] of pieces of at most `max_bytes`, in id order."""
         spec = self._layout.spec
-        for start, stop, offset in self._pieces(max_bytes):
+        for start, stop, offset in pieces(self._layout, max_bytes):
             try:
                 yield (
                     start,
                     self._file.rows(offset, stop - start, spec.stride, spec.storage)[:, : spec.columns],
                 )
             finally:
-                self._file.let_go(offset, offset + (stop - start) * spec.stride, cached=drop_cached)
-
-    def _pieces(self, max_bytes: int) -> Iterator[tuple[int, int, int]]:
-        """First id, id after the last, and file offset of runs of rows that lie side by side."""
-        stride = self._layout.spec.stride
-        most = max(1, max_bytes // stride)
-        for tile, place in enumerate(self._layout.tiles):
-            first = tile * self._layout.tile_rows
-            end = first + self._layout.tile_length(tile)
-            for start in range(first, end, most):
-                yield start, min(start + most, end), place.value_at + place.rows_at + (start - first) * stride
+                self._file.let_go()
+                if drop_cached:
+                    self._file.drop_cached(offset, offset + (stop - start) * spec.stride)
 
     def _gather_dense(
         self, region: np.ndarray, counts: np.ndarray, dense: np.ndarray, row: np.ndarray, out: np.ndarray
@@ -159,14 +166,14 @@ class MappedRows:
                 part = slice(start, min(start + _SCATTER_ROWS, len(row)))
                 rows = np.take(source, row[part], axis=0, out=taken[: part.stop - start], mode="clip")
                 out[part if places is None else places[part]] = rows[:, : spec.columns]
-        self._file.let_go(offset, offset + length * spec.stride)
+        self._file.let_go()
 
 
 def markers_hold(file: MappedFile, layout: TableLayout, store_id: bytes) -> bool:
     """Whether each tile lies in the file where the table of contents says, whole."""
-    for tile, place in enumerate(layout.tiles):
-        end = place.value_at + place.rows_at + layout.tile_length(tile) * layout.spec.stride
-        expected = marker(store_id, layout.index, tile)
-        if end > file.size or os.pread(file.descriptor, MARKER_BYTES, place.value_at) != expected:
-            return False
-    return True
+    return all(
+        MARKER_BYTES <= offset <= file.size - layout.tile_bytes(tile)
+        and os.pread(file.descriptor, MARKER_BYTES, offset - MARKER_BYTES)
+        == layout.rows_marker(store_id, tile)
+        for tile, offset in enumerate(layout.tiles)
+    )

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from vt_core.errors import StoreError
-from vt_core.store.layout import MARKER_BYTES, TableLayout, marker
+from vt_core.store.layout import ALIGNMENT, MARKER_BYTES, TableLayout
 from vt_core.store.lmdb_file import snapshot
 
 
@@ -43,16 +43,16 @@ class MovedRows:
 
     def _view(self, transaction: Any, tile: int) -> np.ndarray:
         """View [rows, columns] of a tile's value, valid as long as the transaction."""
-        spec, place = self._layout.spec, self._layout.tiles[tile]
-        value = transaction.get(self._layout.key(tile))
-        length = self._layout.tile_length(tile)
-        end = place.rows_at + length * spec.stride
-        expected = marker(self._store_id, self._layout.index, tile)
-        if value is None or len(value) < end or bytes(value[:MARKER_BYTES]) != expected:
-            raise StoreError(
-                f"{self._path}: tile {tile} of table {spec.name!r} is missing or short; convert again."
-            )
-        rows = np.frombuffer(
-            value, spec.storage, (end - place.rows_at) // spec.storage.itemsize, place.rows_at
+        spec = self._layout.spec
+        value = transaction.get(self._layout.key(tile), b"")
+        # Moved pages change where the rows begin on a page, not where they begin in the value.
+        before = bytes(value[: ALIGNMENT + 2 * MARKER_BYTES]).find(
+            self._layout.rows_marker(self._store_id, tile)
         )
-        return rows.reshape(length, -1)[:, : spec.columns]
+        start, size = before + MARKER_BYTES, self._layout.tile_bytes(tile)
+        if before < 0 or len(value) < start + size:
+            raise StoreError(
+                f"{self._path}: tile {tile} of table {spec.name!r} is missing or short; convert the model again."
+            )
+        rows = np.frombuffer(value, spec.storage, size // spec.storage.itemsize, start)
+        return rows.reshape(-1, spec.stride // spec.storage.itemsize)[:, : spec.columns]

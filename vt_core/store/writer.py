@@ -24,9 +24,7 @@ from vt_core.store.layout import (
     Metadata,
     TableLayout,
     TableSpec,
-    TilePlace,
     encode,
-    marker,
     round_up,
 )
 from vt_core.store.lmdb_file import DATA_FILE, PAGE_HEADER_BYTES, engine_options, read_header
@@ -91,49 +89,47 @@ class StoreWriter:
             )
         digest = hashlib.sha256()
         layout = TableLayout(len(self._tables), spec, self._tile_rows, "", ())
-        places: list[TilePlace] = []
+        tiles: list[int] = []
         filled = 0
-        with _written(self.path):
-            for piece in _pieces(spec, chunks, self._tile_rows):
-                tile, row = divmod(filled, self._tile_rows)
+        for piece in _pieces(spec, chunks, self._tile_rows):
+            digest.update(piece.data)
+            tile, row = divmod(filled, self._tile_rows)
+            with _written(self.path):
                 if row == 0:
-                    places.append(self._reserve(layout, tile))
-                digest.update(piece.data)
-                place = places[tile]
-                _write_at(
-                    self._descriptor, _padded(piece, spec), place.value_at + place.rows_at + row * spec.stride
-                )
-                filled += len(piece)
+                    tiles.append(self._reserve(layout, tile))
+                _write_at(self._descriptor, _padded(piece, spec).data, tiles[tile] + row * spec.stride)
+            filled += len(piece)
         if filled != spec.rows:
             raise StoreError(
                 f"{self.path}: table {spec.name!r} must have {spec.rows} rows but only {filled} came; "
                 "the source is incomplete."
             )
         checksum = f"sha256:{digest.hexdigest()}"
-        self._tables.append(TableLayout(layout.index, spec, self._tile_rows, checksum, tuple(places)))
+        self._tables.append(TableLayout(layout.index, spec, self._tile_rows, checksum, tuple(tiles)))
         return checksum
 
-    def _reserve(self, layout: TableLayout, tile: int) -> TilePlace:
-        """Commit a value that is large enough for the tile and find where LMDB put it.
+    def _reserve(self, layout: TableLayout, tile: int) -> int:
+        """Commit a value that is large enough for the tile; returns where in the file its rows will begin.
 
-        Only then is it known where in the value a page of the file begins, so the rows are written
-        afterwards, straight into the value: LMDB 0.9 keeps no checksum of it, and the file has no other
-        user yet.
+        Only after the commit is it known where in the value a page of the file begins, so the rows are
+        written then, straight into the value: LMDB 0.9 keeps no checksum of it, and nobody else has the
+        file yet.
         """
-        length = MARKER_BYTES + ALIGNMENT + layout.tile_length(tile) * layout.spec.stride
-        start = marker(self._store_id, layout.index, tile)
-        # Untouched zeros: the system's zero page, no memory of ours.
-        value = np.zeros(length, np.uint8)
-        value[: len(start)] = np.frombuffer(start, np.uint8)
+        start = layout.tile_marker(self._store_id, tile)
+        # Untouched zeros are the system's zero page, no memory of ours.
+        value = np.zeros(2 * MARKER_BYTES + ALIGNMENT + layout.tile_bytes(tile), np.uint8)
+        value[:MARKER_BYTES] = np.frombuffer(start, np.uint8)
         self._put(layout.key(tile), value.data)
-        value_at = self._find(start)
-        return TilePlace(value_at, round_up(value_at + MARKER_BYTES, ALIGNMENT) - value_at)
+        rows_at = round_up(self._find(start) + 2 * MARKER_BYTES, ALIGNMENT)
+        _write_at(self._descriptor, layout.rows_marker(self._store_id, tile), rows_at - MARKER_BYTES)
+        return rows_at
 
     def _put(self, key: bytes, value: memoryview | bytes) -> None:
         end = read_header(self._descriptor, self.path / DATA_FILE).needed_bytes
         self._environment.set_mapsize(round_up(end + len(value) + _MAP_SLACK, 1 << 16))
         with self._environment.begin(write=True) as transaction:
-            transaction.put(key, value)
+            if not transaction.put(key, value, overwrite=False):
+                raise StoreError(f"{self.path}: {key.decode()} was written before; start a new store.")
 
     def _find(self, start: bytes) -> int:
         """Offset in the file of the value that begins with `start`."""
@@ -192,11 +188,11 @@ def _padded(piece: np.ndarray, spec: TableSpec) -> np.ndarray:
     return rows
 
 
-def _write_at(descriptor: int, rows: np.ndarray, offset: int) -> None:
-    data = rows.data.cast("B")
-    while data:
-        count = os.pwrite(descriptor, data, offset)
-        data, offset = data[count:], offset + count
+def _write_at(descriptor: int, data: memoryview | bytes, offset: int) -> None:
+    rest = memoryview(data).cast("B")
+    while rest:
+        count = os.pwrite(descriptor, rest, offset)
+        rest, offset = rest[count:], offset + count
 
 
 @contextmanager

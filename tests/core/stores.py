@@ -1,0 +1,39 @@
+"""Small stores, built by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import lmdb
+import numpy as np
+
+from vt_core.store import StoreWriter, TableSpec
+from vt_core.store.layout import META_KEY, Metadata, decode
+from vt_core.store.lmdb_file import engine_options, snapshot
+
+
+def numbered(rows: int, columns: int, dtype: type = np.uint16) -> np.ndarray:
+    """[rows, columns], no two elements of a 16-bit table alike for as long as that can be."""
+    return (np.arange(rows * columns, dtype=np.int64) + 1).astype(dtype).reshape(rows, columns)
+
+
+def write(
+    path: Path, values: np.ndarray, dtype: str = "bfloat16", tile_rows: int = 8, name: str = "embedding"
+) -> str:
+    """A store of one table; returns its checksum."""
+    with StoreWriter(path, tile_rows=tile_rows) as writer:
+        return writer.add_table(TableSpec(name, *values.shape, dtype), [values])
+
+
+def metadata(path: Path) -> Metadata:
+    with snapshot(path) as transaction:
+        return decode(bytes(transaction.get(META_KEY)), str(path))
+
+
+def put(path: Path, key: bytes, value: bytes) -> None:
+    """Change a value of a closed store."""
+    with (
+        lmdb.open(str(path), map_size=1 << 26, **engine_options()) as environment,
+        environment.begin(write=True) as transaction,
+    ):
+        transaction.put(key, value)
