@@ -1,0 +1,156 @@
+"""What profiling counts: in how many examples an id was written, and in how many it was not in the input."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vt_core.errors import VocabularyError
+from vt_core.json_fields import Fields, read_json, write_json
+from vt_core.token_bytes import MAX_TOKENS
+from vt_core.vocabulary import Ids
+
+FORMAT = "vt-counts/1"
+
+
+@dataclass(frozen=True, eq=False)
+class Counts:
+    """Document frequencies of a corpus under one tokenizer, int64 [size].
+
+    With T_in and T_out the sets of ids of an example's input and output, `needed` counts T_out - T_in (the
+    input-aware filter) and `written` counts T_out. Merging is associative and commutative, so parts that were
+    counted by other processes or machines give one answer.
+    """
+
+    tokenizer_digest: str
+    needed: Ids
+    written: Ids
+    examples: int = 0
+    """Rows with an output."""
+    tokens: int = 0
+    """Output tokens of all examples."""
+    copied: int = 0
+    """Those of them that stand in their example's input."""
+    bad_rows: int = 0
+    """Rows that were skipped because they could not be used."""
+    source: tuple[Mapping[str, Any], ...] = ()
+    """One `{"file": name, "rows": count}` for each file, sorted."""
+
+    @classmethod
+    def empty(cls, tokenizer_digest: str, size: int) -> Counts:
+        """No example yet, for a tokenizer with ids below `size`."""
+        return cls(tokenizer_digest, np.zeros(size, np.int64), np.zeros(size, np.int64))
+
+    @property
+    def size(self) -> int:
+        return len(self.needed)
+
+    def merge(self, other: Counts) -> Counts:
+        """Counts of both corpora together; raises VocabularyError when their tokenizers differ."""
+        if self.tokenizer_digest != other.tokenizer_digest:
+            raise VocabularyError(
+                f"Counts of tokenizer {self.tokenizer_digest[:12]} ({self._files()}) and of tokenizer "
+                f"{other.tokenizer_digest[:12]} ({other._files()}) do not go together; count with one model."
+            )
+        return Counts(
+            self.tokenizer_digest,
+            _add(self.needed, other.needed),
+            _add(self.written, other.written),
+            self.examples + other.examples,
+            self.tokens + other.tokens,
+            self.copied + other.copied,
+            self.bad_rows + other.bad_rows,
+            tuple(sorted((*self.source, *other.source), key=lambda entry: (entry["file"], entry["rows"]))),
+        )
+
+    def times(self, weight: int) -> Counts:
+        """The same corpus, each example counted `weight` times."""
+        return replace(
+            self,
+            needed=self.needed * weight,
+            written=self.written * weight,
+            examples=self.examples * weight,
+            tokens=self.tokens * weight,
+            copied=self.copied * weight,
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Writes a counts file whole or not at all; raises VocabularyError."""
+        write_json(path, self.fields())
+
+    def fields(self) -> dict[str, Any]:
+        """What a counts file holds."""
+        ids = np.flatnonzero(self.written)
+        return {
+            "format": FORMAT,
+            "tokenizer_digest": self.tokenizer_digest,
+            "size": self.size,
+            "examples": self.examples,
+            "tokens": self.tokens,
+            "copied": self.copied,
+            "bad_rows": self.bad_rows,
+            "source": [dict(entry) for entry in self.source],
+            "ids": ids.tolist(),
+            "needed": self.needed[ids].tolist(),
+            "written": self.written[ids].tolist(),
+        }
+
+    @classmethod
+    def load(cls, path: str | Path) -> Counts:
+        """Reads a counts file; raises VocabularyError."""
+        data = read_json(path, "counts file")
+        if not isinstance(data, dict):
+            raise VocabularyError(f"{path}: not a counts file; it holds no object.")
+        return cls.from_fields(Fields(str(path), data))
+
+    @classmethod
+    def from_fields(cls, fields: Fields) -> Counts:
+        """Counts from what a counts file holds; raises VocabularyError."""
+        if (found := fields.values.get("format")) != FORMAT:
+            raise VocabularyError(
+                f"{fields.where}: format {found!r} is unknown; this version reads {FORMAT!r}."
+            )
+        size = fields.whole("size", MAX_TOKENS)
+        examples = fields.whole("examples")
+        ids = fields.whole_list("ids", size - 1)
+        if np.any(np.diff(ids) <= 0):
+            raise fields.fault("ids", "is not sorted, or holds an id twice")
+        columns = {}
+        for key in ("needed", "written"):
+            values = fields.whole_list(key, examples)
+            if len(values) != len(ids):
+                raise fields.fault(key, f"has {len(values)} entries for {len(ids)} ids")
+            columns[key] = np.zeros(size, np.int64)
+            columns[key][ids] = values
+        return cls(
+            tokenizer_digest=fields.text("tokenizer_digest"),
+            examples=examples,
+            tokens=fields.whole("tokens"),
+            copied=fields.whole("copied"),
+            bad_rows=fields.whole("bad_rows"),
+            source=fields.files("source"),
+            **columns,
+        )
+
+    def _files(self) -> str:
+        return ", ".join(entry["file"] for entry in self.source) or "no file"
+
+
+def merge_all(parts: Iterable[Counts]) -> Counts:
+    """Counts of one or more corpora together; raises VocabularyError when their tokenizers differ."""
+    first, *rest = parts
+    for part in rest:
+        first = first.merge(part)
+    return first
+
+
+def _add(a: Ids, b: Ids) -> Ids:
+    # GGUF and Hugging Face files of one tokenizer pad their vocabularies to different sizes.
+    total = np.zeros(max(len(a), len(b)), np.int64)
+    total[: len(a)] += a
+    total[: len(b)] += b
+    return total

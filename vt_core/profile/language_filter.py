@@ -1,0 +1,69 @@
+"""The language filter: which ids can stand in a text of the given languages (VocabTailor, stage 2).
+
+Exact: an id is kept iff its bytes are a substring of the UTF-8 encoding of some text over the allowed
+characters, as they are after the tokenizer's normaliser.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Callable, Iterable
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Tokenizer
+
+from vt_core.profile.languages import Range, code_points, merged
+from vt_core.profile.utf8 import Utf8Substrings
+from vt_core.token_bytes import SPACE_MARK, Kind, TokenTable
+
+Mask = npt.NDArray[np.bool_]
+
+
+def allowed_ids(table: TokenTable, tokenizer: Tokenizer, languages: Iterable[str]) -> Mask:
+    """Ids that a text in these languages can hold, bool [table.size]; raises OptionError."""
+    ranges = code_points(languages)
+    if tokenizer.normalizer is not None:
+        ranges = normalised(ranges, tokenizer.normalizer.normalize_str)
+    accepted = Utf8Substrings(ranges).accepts_each([value or b"" for value in table.bytes])
+    return accepted & (table.kinds != Kind.MISSING) & (table.kinds != Kind.UNUSED)
+
+
+def normalised(ranges: Iterable[Range], normalize: Callable[[str], str]) -> list[Range]:
+    """Code points of texts over `ranges` after `normalize`; SentencePiece's space counts as a space."""
+    points: set[int] = set()
+    for low, high in ranges:
+        for point in range(low, high + 1):
+            if not 0xD800 <= point <= 0xDFFF:
+                points.update(map(ord, normalize(chr(point)).replace(SPACE_MARK, " ")))
+    if normalize("e\u0301") == "\u00e9":
+        _add_compositions(points, normalize)
+    return merged((point, point) for point in points)
+
+
+def _add_compositions(points: set[int], normalize: Callable[[str], str]) -> None:
+    """Adds the characters that a composing normaliser makes of an allowed character and an allowed mark."""
+    found = True
+    while found:
+        found = False
+        for point, base, mark in _compositions():
+            if (
+                base in points
+                and mark in points
+                and point not in points
+                and normalize(chr(point)) == chr(point)
+            ):
+                points.add(point)
+                found = True
+
+
+@lru_cache(maxsize=1)
+def _compositions() -> list[tuple[int, int, int]]:
+    """All (composed character, shorter character, last mark) of Unicode."""
+    result = []
+    for point in range(0x80, 0x20000):
+        parts = unicodedata.normalize("NFD", chr(point)) if not 0xD800 <= point <= 0xDFFF else ""
+        if len(parts) > 1 and len(shorter := unicodedata.normalize("NFC", parts[:-1])) == 1:
+            result.append((point, ord(shorter), ord(parts[-1])))
+    return result

@@ -1,0 +1,115 @@
+"""Counting one chunk of rows: the work of one process."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vt_core.errors import DataError, TokenizerError
+from vt_core.profile.layout import BadRow, Layout
+from vt_core.profile.readers import Chunk, Row
+from vt_core.vocabulary import Ids
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+
+@dataclass
+class Tally:
+    """Counts of one chunk. Ids stand once for every example that has them."""
+
+    file: str
+    rows: int = 0
+    """Rows of the chunk, blank lines included."""
+    blank_rows: int = 0
+    bad_rows: int = 0
+    examples: int = 0
+    tokens: int = 0
+    copied: int = 0
+    needed: Ids = field(default_factory=lambda: np.empty(0, np.int64))
+    written: Ids = field(default_factory=lambda: np.empty(0, np.int64))
+
+
+class Tallier:
+    """Tokenizes chunks and counts them."""
+
+    def __init__(self, tokenizer: Tokenizer, layout: Layout, skip_bad: bool = False) -> None:
+        self._tokenizer = tokenizer
+        self._layout = layout
+        self._skip_bad = skip_bad
+
+    def __call__(self, chunk: Chunk) -> Tally:
+        """Counts of a chunk; raises DataError for a row that cannot be used, unless bad rows are skipped."""
+        tally = Tally(chunk.file, len(chunk.rows))
+        prompts, outputs = self._texts(chunk, tally)
+        read = self._encode(prompts)
+        needed: list[int] = []
+        written: list[int] = []
+        for ids_in, ids_out in zip(read, self._encode(outputs), strict=True):
+            seen = set(ids_out)
+            new = seen.difference(ids_in)
+            needed.extend(new)
+            written.extend(seen)
+            tally.tokens += len(ids_out)
+            tally.copied += len(ids_out) - sum(map(new.__contains__, ids_out))
+        tally.needed, tally.written = np.array(needed, np.int64), np.array(written, np.int64)
+        return tally
+
+    def _texts(self, chunk: Chunk, tally: Tally) -> tuple[list[str], list[str]]:
+        prompts, outputs = [], []
+        for index, row in enumerate(chunk.rows):
+            if isinstance(row, bytes) and row.isspace():
+                tally.blank_rows += 1
+                continue
+            try:
+                prompt, output = self._layout.texts(_parsed(row))
+                _check_unicode(prompt, output)
+            except BadRow as error:
+                if not self._skip_bad:
+                    raise DataError(f"{chunk.where(index)} {error}.") from None
+                tally.bad_rows += 1
+                continue
+            if output:
+                prompts.append(prompt)
+                outputs.append(output)
+        tally.examples = len(outputs)
+        return prompts, outputs
+
+    def _encode(self, texts: Sequence[str]) -> list[list[int]]:
+        encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
+
+
+def load_tokenizer(path: str | Path) -> Tokenizer:
+    """The tokenizer of a `tokenizer.json`, without padding and truncation; raises TokenizerError."""
+    from tokenizers import Tokenizer
+
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises plain Exception for every fault
+        raise TokenizerError(f"{path}: not a tokenizer that can be read ({error}).") from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def _parsed(row: Row) -> Any:
+    if not isinstance(row, bytes):
+        return row
+    try:
+        return json.loads(row)
+    except (ValueError, RecursionError):
+        raise BadRow("is not valid JSON") from None
+
+
+def _check_unicode(*texts: str) -> None:
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise BadRow("holds half of a surrogate pair, which is no character") from None
