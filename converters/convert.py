@@ -1,5 +1,4 @@
-"""Converting a model: Hugging Face directory, hub id or GGUF file in, model directory out, a chunk at a
-time."""
+"""Converting a model: Hugging Face directory, hub id or GGUF file in, model directory out, chunk by chunk."""
 
 from __future__ import annotations
 
@@ -17,7 +16,15 @@ from converters.safetensors_io import tensor_bytes, write_file
 from converters.source import Source, TensorInfo
 from converters.tables import Tables, find_tables
 from vt_core.errors import ModelError, OptionError, StoreError
-from vt_core.model_dir import MANIFEST_NAME, STORE_NAME, Manifest, ModelDirectory, SourceInfo, TableInfo
+from vt_core.model_dir import (
+    MANIFEST_NAME,
+    STORE_NAME,
+    Manifest,
+    ModelDirectory,
+    SourceInfo,
+    TableInfo,
+    is_model_directory,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -64,13 +71,19 @@ def check_dtype(dtype: str | None) -> None:
 
 
 def open_source(source: str | Path, revision: str | None = None) -> Source:
-    """The source that a path or hub id means. Raises ModelError when it is none, or no model that vt can
-    convert."""
+    """The source that a path or hub id means.
+
+    Raises ModelError when it is none, or no model that vt can convert; OptionError for a revision of a path.
+    """
     from converters import hub
     from converters.gguf import GGUFSource
     from converters.huggingface import HuggingFaceSource
 
     path = Path(source).expanduser()
+    if revision is not None and path.exists():
+        raise OptionError(f"A revision ({revision}) goes with a hub id, and {source} is a path.")
+    if is_model_directory(path):
+        raise ModelError(f"{source} is a model directory of vt already.")
     if path.is_dir():
         return HuggingFaceSource(path)
     if path.is_file():
@@ -222,7 +235,7 @@ def shard_names(count: int) -> Sequence[str]:
 
 
 def _manifest(plan: Plan, path: Path, tables: dict[str, TableInfo]) -> Manifest:
-    from vt_core.token_bytes import tokenizer_digest
+    from converters.tokenizer_json import digest
 
     embedding = tables["embedding"]
     return Manifest(
@@ -240,7 +253,7 @@ def _manifest(plan: Plan, path: Path, tables: dict[str, TableInfo]) -> Manifest:
             for file in sorted(path.rglob("*"))
             if file.is_file() and file.name != "lock.mdb"
         },
-        tokenizer_digest=tokenizer_digest(path / "tokenizer.json"),
+        tokenizer_digest=digest(path / "tokenizer.json"),
     )
 
 

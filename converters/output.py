@@ -10,9 +10,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vt_core.errors import ModelError
 from vt_core.model_dir import is_model_directory
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
 
 PARTIAL_SUFFIX = ".vt-partial"
 REPLACED_SUFFIX = ".vt-replaced"
@@ -22,8 +26,10 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 @contextmanager
 def locked(out: Path, *, announce: bool) -> Iterator[None]:
-    """Hold the one right to write `out`; a process that is killed loses it. Waits, and says so on stderr if
-    asked."""
+    """Hold the one right to write `out`, cleared of what killed runs left; a process that is killed loses it.
+
+    Waits for another process, and says so on stderr if asked. Raises ModelError where nothing can be written.
+    """
     from filelock import FileLock, Timeout
 
     lock = FileLock(_beside(out, LOCK_SUFFIX))
@@ -37,56 +43,10 @@ def locked(out: Path, *, announce: bool) -> Iterator[None]:
     except OSError as error:
         raise ModelError(f"{out.parent} cannot be written to: {error.strerror}.") from error
     try:
+        _clean_leftovers(out)
         yield
     finally:
-        # Removed while it is held: a process that waits opens the path anew at each attempt.
-        Path(lock.lock_file).unlink(missing_ok=True)
-        lock.release()
-
-
-@contextmanager
-def new_directory(out: Path) -> Iterator[Path]:
-    """A temporary sibling of `out` to write into, which takes its place at the end, or vanishes when
-    something fails.
-
-    Call it under `locked(out)`. A directory that stands at `out` is replaced; check it with `refuse_existing`
-    first.
-    """
-    clean_leftovers(out)
-    partial = _beside(out, PARTIAL_SUFFIX)
-    partial.mkdir()
-    try:
-        yield partial
-        sync_tree(partial)
-        _replace(partial, out)
-    except OSError as error:
-        _discard(partial)
-        if error.errno in DISK_FULL:
-            raise ModelError(
-                f"The disk is full: {out} was not written, and what had been written of it is removed. "
-                f"Make room in "
-                f"{out.parent} and try again."
-            ) from error
-        raise ModelError(f"{out} was not written: {error}.") from error
-    except BaseException:
-        _discard(partial)
-        raise
-
-
-def _discard(partial: Path) -> None:
-    shutil.rmtree(partial, ignore_errors=True)
-
-
-def clean_leftovers(out: Path) -> None:
-    """Remove what killed runs left of `out`; bring back what one of them was about to replace. Under
-    `locked(out)`."""
-    shutil.rmtree(_beside(out, PARTIAL_SUFFIX), ignore_errors=True)
-    replaced = _beside(out, REPLACED_SUFFIX)
-    if replaced.exists():
-        if out.exists():
-            shutil.rmtree(replaced)
-        else:
-            replaced.rename(out)
+        _release(lock)
 
 
 def sweep(directory: Path) -> None:
@@ -101,10 +61,35 @@ def sweep(directory: Path) -> None:
         except Timeout:
             continue
         try:
-            clean_leftovers(out)
+            _clean_leftovers(out)
         finally:
-            Path(lock.lock_file).unlink(missing_ok=True)
-            lock.release()
+            _release(lock)
+
+
+@contextmanager
+def new_directory(out: Path) -> Iterator[Path]:
+    """A temporary sibling of `out` to write into; takes its place at the end, or vanishes on an error.
+
+    Call it under `locked(out)`. A model directory that stands at `out` is replaced: see `refuse_existing`.
+    Raises ModelError, in a sentence, for what the disk refuses.
+    """
+    partial = _beside(out, PARTIAL_SUFFIX)
+    try:
+        partial.mkdir()
+        yield partial
+        _sync_tree(partial)
+        _replace(partial, out)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        if error.errno in DISK_FULL:
+            raise ModelError(
+                f"The disk is full: {out} was not written, and what had been written of it is removed. "
+                f"Make room in {out.parent} and try again."
+            ) from error
+        raise ModelError(f"{out} was not written: {error}.") from error
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
 
 
 def refuse_existing(out: Path, *, force: bool) -> None:
@@ -128,8 +113,33 @@ def check_free_space(directory: Path, needed: int) -> None:
         )
 
 
-def sync_tree(directory: Path) -> None:
-    """Put every file and directory below `directory` on the disk."""
+def _release(lock: BaseFileLock) -> None:
+    # Removed while it is held, so that no lock files pile up: who waits opens the path anew at each attempt.
+    Path(lock.lock_file).unlink(missing_ok=True)
+    lock.release()
+
+
+def _clean_leftovers(out: Path) -> None:
+    shutil.rmtree(_beside(out, PARTIAL_SUFFIX), ignore_errors=True)
+    replaced = _beside(out, REPLACED_SUFFIX)
+    if not replaced.exists():
+        return
+    if out.exists():
+        shutil.rmtree(replaced, ignore_errors=True)
+    else:
+        replaced.rename(out)
+
+
+def _replace(partial: Path, out: Path) -> None:
+    replaced = _beside(out, REPLACED_SUFFIX)
+    if is_model_directory(out):
+        out.rename(replaced)
+    partial.rename(out)
+    _sync(out.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _sync_tree(directory: Path) -> None:
     for path in (*directory.rglob("*"), directory):
         _sync(path)
 
@@ -140,17 +150,6 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _replace(partial: Path, out: Path) -> None:
-    if is_model_directory(out):
-        replaced = _beside(out, REPLACED_SUFFIX)
-        out.rename(replaced)
-        partial.rename(out)
-        shutil.rmtree(replaced)
-    else:
-        partial.rename(out)
-    _sync(out.parent)
 
 
 def _beside(out: Path, suffix: str) -> Path:

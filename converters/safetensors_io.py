@@ -164,7 +164,7 @@ def read_chunks(path: Path, entry: Entry, chunk_bytes: int) -> Iterator[np.ndarr
     with path.open("rb", buffering=0) as file:
         for offset in range(0, entry.size, step):
             chunk = buffer[: min(step, entry.size - offset)]
-            _read_into(file, path, entry, offset, memoryview(chunk))
+            _read_into(file, path, entry, offset, chunk.data)
             yield chunk
 
 

@@ -85,6 +85,7 @@ class Manifest:
                 f"{path} has the format version {version}, this vt reads version {FORMAT_VERSION}. "
                 "Convert the model again, or install the vt that wrote it."
             )
+        fields.require_null("quantization", "this vt reads no quantised tables")
         source = fields.part("source")
         manifest = cls(
             source=SourceInfo(source.text("kind"), source.text("name"), source.text("fingerprint")),
@@ -97,7 +98,6 @@ class Manifest:
             tables={name: _table(part) for name, part in fields.parts("tables")},
             files=fields.sizes("files"),
             tokenizer_digest=fields.text("tokenizer_digest"),
-            quantization=fields.nothing("quantization"),
         )
         manifest._check(path)
         return manifest
@@ -310,25 +310,26 @@ class _Fields:
 
     def text(self, name: str) -> str:
         value = self.values.get(name)
-        return value if isinstance(value, str) else self._refuse(name, "a text")
+        if not isinstance(value, str):
+            raise self._wrong(name, "a text")
+        return value
 
     def whole(self, name: str, least: int = 0) -> int:
         value = self.values.get(name)
-        good = isinstance(value, int) and not isinstance(value, bool) and least <= value < 1 << 63
-        return value if good else self._refuse(name, f"a whole number from {least}")
+        if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 1 << 63:
+            raise self._wrong(name, f"a whole number from {least}")
+        return value
 
     def flag(self, name: str) -> bool:
         value = self.values.get(name)
-        return value if isinstance(value, bool) else self._refuse(name, "true or false")
-
-    def nothing(self, name: str) -> None:
-        if self.values.get(name) is not None:
-            self._refuse(name, "null: this vt reads no quantised tables")
+        if not isinstance(value, bool):
+            raise self._wrong(name, "true or false")
+        return value
 
     def part(self, name: str) -> _Fields:
         value = self.values.get(name)
         if not isinstance(value, dict):
-            self._refuse(name, "an object")
+            raise self._wrong(name, "an object")
         return _Fields(self.path, value, f"{self.prefix}{name}.")
 
     def parts(self, name: str) -> list[tuple[str, _Fields]]:
@@ -339,8 +340,12 @@ class _Fields:
         part = self.part(name)
         return {key: part.whole(key) for key in part.values}
 
-    def _refuse(self, name: str, expected: str) -> Any:
-        raise ModelError(
+    def require_null(self, name: str, reason: str) -> None:
+        if self.values.get(name) is not None:
+            raise self._wrong(name, f"null: {reason}")
+
+    def _wrong(self, name: str, expected: str) -> ModelError:
+        return ModelError(
             f"{self.path}: {self.prefix}{name} is {self.values.get(name)!r} and should be {expected}. "
             "Convert the model again."
         )

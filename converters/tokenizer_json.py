@@ -1,0 +1,41 @@
+"""The digest of a tokenizer.json in little memory."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from vt_core.token_bytes import TokenTable, read_tokenizer_json
+
+_STRING = rb'"[^"\\]*(?:\\.[^"\\]*)*"'
+# Within a string the quotes are escaped, so this is a key, and the only one of its name that holds a list.
+_MERGES = re.compile(rb'"merges"\s*:\s*\[')
+_MERGE = re.compile(rb"\s*(?:%b|\[\s*%b\s*,\s*%b\s*\])\s*,?" % (_STRING, _STRING, _STRING))
+_END = re.compile(rb"\s*\]")
+
+
+def digest(path: Path) -> str:
+    """`vt_core.token_bytes.tokenizer_digest`, computed without parsing the merges. Raises TokenizerError.
+
+    The digest does not depend on them, and they are most of the file: with them Gemma 3's 33 MB took 284 MiB
+    of memory, without them 109.
+    """
+    try:
+        parsed = json.loads(without_merges(path.read_bytes()))
+    except (OSError, ValueError):
+        parsed = None
+    if not isinstance(parsed, dict) or not isinstance(parsed.get("model"), dict):
+        parsed = read_tokenizer_json(path)  # which says what is wrong
+    return TokenTable.from_json(parsed, str(path)).digest()
+
+
+def without_merges(text: bytes) -> bytes:
+    """A tokenizer.json with an empty list of merges; as it is where they do not look like merges."""
+    start = _MERGES.search(text)
+    if start is None:
+        return text
+    position = start.end()
+    while merge := _MERGE.match(text, position):
+        position = merge.end()
+    return text[: start.end()] + text[position:] if _END.match(text, position) else text
