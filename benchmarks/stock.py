@@ -102,7 +102,7 @@ def next_logits(backend: str, model, context: Sequence[int]) -> np.ndarray:
         import torch
 
         with torch.inference_mode():
-            return model(torch.tensor([list(context)])).logits[0, -1].float().numpy()
+            return model(torch.tensor([list(context)]), logits_to_keep=1).logits[0, -1].float().numpy()
     import mlx.core as mx
     from mlx_lm.models.cache import make_prompt_cache
 

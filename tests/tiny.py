@@ -65,10 +65,16 @@ def write_model(directory: Path, kind: str, dtype: str = "float32", seed: int = 
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            # Large enough that the texts are varied; biases and norms away from their neutral values.
-            spread = 0.3 if parameter.dim() == 1 else 0.25
+            # Large enough that the texts are varied, biases and norms away from their neutral values. Gemma multiplies
+            # its embedding by seven here, which would drown what the layers do.
+            scaled = kind == "gemma3" and "embed_tokens" in name
+            spread = 0.04 if scaled else 0.3 if parameter.dim() == 1 else 0.25
             parameter.add_(torch.randn_like(parameter) * spread)
     model.save_pretrained(directory)
+    # transformers writes rope_parameters only, which mlx-lm does not read for these models.
+    saved = json.loads((directory / "config.json").read_text())
+    theta = saved.get("rope_parameters", {}).get("rope_theta")
+    (directory / "config.json").write_text(json.dumps(saved | ({"rope_theta": theta} if theta else {})))
     (directory / "generation_config.json").write_text(json.dumps({"eos_token_id": [0, 2]}))
     return directory
 

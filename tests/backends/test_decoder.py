@@ -22,21 +22,32 @@ pytestmark = [
 
 
 @pytest.fixture
-def stock_ids(tiny):
-    """``stock_ids(backend, kind, prompt, dtype)``: greedy ids of the stock framework."""
+def stock_model(tiny):
     models: dict = {}
 
-    def run(backend, kind, prompt, dtype="float32"):
+    def load_stock(backend, kind, dtype="float32"):
         if (backend, kind, dtype) not in models:
             models[backend, kind, dtype] = stock.LOAD[backend](tiny(kind, dtype)[0], dtype)
-        return stock.GENERATE[backend](models[backend, kind, dtype], prompt, TOKENS, eos=[0, 2])[0]
+        return models[backend, kind, dtype]
+
+    return load_stock
+
+
+@pytest.fixture
+def stock_ids(stock_model):
+    """``stock_ids(backend, kind, prompt, dtype)``: greedy ids of the stock framework."""
+
+    def run(backend, kind, prompt, dtype="float32"):
+        return stock.GENERATE[backend](stock_model(backend, kind, dtype), prompt, TOKENS, eos=[0, 2])[0]
 
     return run
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("prompt", [PROMPT, LONG, [9]], ids=["short", "long", "one"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_full_head_gives_the_stock_frameworks_ids(backend, kind, prompt, dtype, tiny, stock_ids):
+    if (backend, dtype) == ("mlx", "bfloat16"):
+        pytest.skip("mlx-lm chooses by log-probabilities, whose rounding to bfloat16 makes ties that logits do not have")
     model = load(tiny(kind, dtype)[1], backend=backend, head="full", device="cpu", dtype=dtype)
     expected = stock_ids(backend, kind, prompt, dtype)
     assert len(set(expected)) >= 5, "a text of few ids would show little"
@@ -78,7 +89,7 @@ def test_sampled_full_text_is_the_reduced_one_when_it_is_active(backend, kind, t
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_reduced_logits_are_the_gathered_columns_of_the_full_ones(backend, kind, dtype, tiny):
+def test_reduced_logits_are_the_gathered_columns_of_the_full_ones(backend, kind, dtype, tiny, stock_model):
     def logits(head, static):
         decoder = load(tiny(kind, dtype)[1], backend=backend, head=head, device="cpu", dtype=dtype).decoder
         decoder.head.set_static(static)
@@ -90,6 +101,7 @@ def test_reduced_logits_are_the_gathered_columns_of_the_full_ones(backend, kind,
         return values, ids
 
     full, _ = logits("full", [])
+    np.testing.assert_array_equal(full, stock.next_logits(backend, stock_model(backend, kind, dtype), LONG))
     for head in ("prealloc", "split", "rebuild"):
         reduced, ids = logits(head, range(0, 200, 3))
         if dtype == "bfloat16":
@@ -130,19 +142,6 @@ def test_following_a_step_is_stepping_on_its_choice(backend, kind, tiny):
         runs.append(ids)
         decoder.end()
     assert runs[0] == runs[1]
-
-
-def test_of_equal_logits_the_lowest_full_id_is_chosen(backend, kind, tiny, monkeypatch):
-    model = load(tiny(kind)[1], backend=backend, device="cpu")
-    decoder = model.decoder
-    decoder.head.set_static([700, 900])
-    decoder.begin()
-    decoder.head.add([*PROMPT, 650])
-    # Every row the same: all logits are equal, and the lowest full id is a dynamic one.
-    for piece in decoder.head.pieces:
-        piece.weight[:] = piece.weight[:1]
-    assert decoder.poll(decoder.prefill(np.array(PROMPT))) == min(PROMPT)
-    decoder.end()
 
 
 @pytest.mark.parametrize("head", [head for head in HEADS if head != "full"])
