@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,11 +46,9 @@ class Tallier:
     def __call__(self, chunk: Chunk) -> Tally:
         """Counts of a chunk; raises DataError for a row that cannot be used, unless bad rows are skipped."""
         tally = Tally(chunk.file, len(chunk.rows))
-        prompts, outputs = self._texts(chunk, tally)
-        read = self._encode(prompts)
         needed: list[int] = []
         written: list[int] = []
-        for ids_in, ids_out in zip(read, self._encode(outputs), strict=True):
+        for ids_in, ids_out in self._pairs(chunk, tally):
             seen = set(ids_out)
             new = seen.difference(ids_in)
             needed.extend(new)
@@ -59,6 +57,23 @@ class Tallier:
             tally.copied += len(ids_out) - sum(map(new.__contains__, ids_out))
         tally.needed, tally.written = np.array(needed, np.int64), np.array(written, np.int64)
         return tally
+
+    def missing(self, chunk: Chunk) -> tuple[list[list[int]], int]:
+        """Output tokens of each example that are not in its input, and how many output tokens there are.
+
+        Raises DataError for a row that cannot be used, unless bad rows are skipped.
+        """
+        missing, tokens = [], 0
+        for ids_in, ids_out in self._pairs(chunk, Tally(chunk.file)):
+            given = set(ids_in)
+            missing.append([id for id in ids_out if id not in given])
+            tokens += len(ids_out)
+        return missing, tokens
+
+    def _pairs(self, chunk: Chunk, tally: Tally) -> Iterator[tuple[list[int], list[int]]]:
+        """Input and output ids of each example."""
+        prompts, outputs = self._texts(chunk, tally)
+        return zip(self._encode(prompts), self._encode(outputs), strict=True)
 
     def _texts(self, chunk: Chunk, tally: Tally) -> tuple[list[str], list[str]]:
         prompts, outputs = [], []

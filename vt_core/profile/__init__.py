@@ -1,0 +1,1 @@
+"""Profiling: from a corpus to a task vocabulary."""
