@@ -121,11 +121,9 @@ def _token_id(file: GGUFFile, role: str) -> int | None:
 def build_generation_config(file: GGUFFile) -> dict[str, Any]:
     """Content of generation_config.json: the ids that begin, pad and end a text, a turn or a message."""
     ends = [id for role in ("eos", "eot", "eom") if (id := _token_id(file, role)) is not None]
-    unique = list(dict.fromkeys(ends))
-    ids: dict[str, Any] = {
-        **token_ids(file),
-        "eos_token_id": unique if len(unique) > 1 else (unique or [None])[0],
-    }
+    ids: dict[str, Any] = dict(token_ids(file))
+    if len(set(ends)) > 1:
+        ids["eos_token_id"] = list(dict.fromkeys(ends))
     return {key: id for key, id in ids.items() if id is not None}
 
 

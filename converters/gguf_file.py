@@ -30,7 +30,7 @@ MAX_ITEMS = 1 << 24
 """Items of an array that are believed: the largest vocabularies in use have some 2**18."""
 
 FLOAT32, BOOL, STRING, ARRAY = 6, 7, 8, 9
-SCALARS = {
+SCALARS: dict[int, np.dtype[Any]] = {
     0: np.dtype("u1"), 1: np.dtype("i1"), 2: np.dtype("<u2"), 3: np.dtype("<i2"), 4: np.dtype("<u4"),
     5: np.dtype("<i4"), FLOAT32: np.dtype("<f4"), BOOL: np.dtype("u1"), 10: np.dtype("<u8"),
     11: np.dtype("<i8"), 12: np.dtype("<f8"),

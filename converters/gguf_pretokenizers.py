@@ -94,7 +94,7 @@ def pretokenizer_of(file: GGUFFile) -> Pretokenizer:
     """
     name = file.metadata.get("tokenizer.ggml.pre", "default")
     if name == "default":
-        architecture = file.metadata.get("general.architecture")
+        architecture = str(file.metadata.get("general.architecture"))
         if architecture == "llama" and len(file.metadata["tokenizer.ggml.tokens"]) == _LLAMA3_TOKENS:
             return _LLAMA3
         return _BY_ARCHITECTURE.get(architecture, _GPT2)

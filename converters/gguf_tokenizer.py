@@ -44,6 +44,8 @@ class Vocabulary:
                 "(SentencePiece) are supported."
             )
         self.tokens = self._strings("tokens")
+        if not self.tokens:
+            raise self.fail("its tokenizer has no tokens.")
         types = self._numbers("token_type", np.int64)
         self.types = np.full(len(self.tokens), NORMAL) if types is None else types
         if self.kind == "llama":
@@ -62,7 +64,7 @@ class Vocabulary:
 
     def _strings(self, key: str) -> list[str]:
         value = self.get(key)
-        if not isinstance(value, StringArray) or not len(value):
+        if not isinstance(value, StringArray):
             raise self.fail(f"it has no tokenizer.ggml.{key}, without which text cannot be encoded.")
         return value.decode()
 
@@ -211,7 +213,7 @@ def _byte_level(vocabulary: Vocabulary) -> Parts:
         normalizer=pretokenizer.normalizer,
         pre_tokenizer=pretokenizer.json(),
         decoder={"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
-        # Some vocabularies lack a few bytes: their tokenizers drop these, although files name an unknown token.
+        # Some vocabularies lack a few bytes: their tokenizers drop these, though files name an unknown token.
         model=_bpe(None, ignore_merges=pretokenizer.ignore_merges),
         merges=vocabulary.stored_merges(),
         add_bos=pretokenizer.add_bos,

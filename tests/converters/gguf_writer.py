@@ -14,7 +14,20 @@ _FORMATS = {
     UINT8: "B", INT8: "b", UINT16: "H", INT16: "h", UINT32: "I", INT32: "i", FLOAT32: "f", BOOL: "?",
     UINT64: "Q", INT64: "q", FLOAT64: "d",
 }  # fmt: skip
-F32, F16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q6_K, BF16 = 0, 1, 2, 3, 6, 7, 8, 12, 14, 30
+F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K, IQ4_XS = (
+    0,
+    1,
+    30,
+    2,
+    3,
+    6,
+    7,
+    8,
+    12,
+    13,
+    14,
+    23,
+)
 
 
 def text(value: str | bytes) -> bytes:
@@ -86,6 +99,8 @@ def gguf_bytes(
     header = magic + struct.pack("<IQQ", version, *counts)
     header += b"".join(text(key) + value(item) for key, item in metadata.items())
     alignment = metadata.get("general.alignment", 32)
+    if not isinstance(alignment, int) or alignment < 1:
+        alignment = 32
     data = b""
     for name, tensor in tensors.items():
         data += bytes(-len(data) % alignment)
