@@ -100,14 +100,14 @@ def test_reduced_logits_are_the_gathered_columns_of_the_full_ones(backend, kind,
         decoder.end()
         return values, ids
 
+    # In bfloat16 sums are rounded so coarsely that the order of adding up leaves no trace.
+    tolerance = 0 if dtype == "bfloat16" else 1e-5
     full, _ = logits("full", [])
-    np.testing.assert_array_equal(full, stock.next_logits(backend, stock_model(backend, kind, dtype), LONG))
+    expected = stock.next_logits(backend, stock_model(backend, kind, dtype), LONG)
+    np.testing.assert_allclose(full, expected, rtol=tolerance, atol=tolerance)
     for head in ("prealloc", "split", "rebuild"):
         reduced, ids = logits(head, range(0, 200, 3))
-        if dtype == "bfloat16":
-            assert np.array_equal(reduced, full[ids])
-        else:
-            np.testing.assert_allclose(reduced, full[ids], rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(reduced, full[ids], rtol=tolerance, atol=tolerance)
 
 
 def test_prefill_of_a_prompt_is_prefill_of_its_beginning_and_steps(backend, kind, tiny):
