@@ -6,13 +6,14 @@ import hashlib
 import os
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from converters import hub
 from converters.convert import check_dtype, open_source, write_model
 from converters.huggingface import fingerprint, read_config
 from converters.output import locked, sweep
-from converters.source import Source, fingerprint_files
+from converters.source import Source, fingerprint_files, reading
 from vt_core.errors import ModelError, OptionError
 from vt_core.model_dir import FORMAT_VERSION, ModelDirectory, is_model_directory
 
@@ -37,17 +38,20 @@ def resolve(
     if model is None:
         model = default_model()
     path = Path(model).expanduser()
-    if revision is not None and path.exists():
-        raise OptionError(f"A revision ({revision}) goes with a hub id, and {model} is a path.")
-    if is_model_directory(path):
-        return path
-    if path.is_dir():
-        read_config(path)
-        key = fingerprint(path)
-        return _converted(path.resolve().name, key, dtype, lambda: open_source(path), progress)
-    if path.is_file():
-        key = fingerprint_files([path])
-        return _converted(path.stem, key, dtype, lambda: open_source(path), progress)
+    with reading(model):
+        if revision is not None and path.exists():
+            raise OptionError(f"A revision ({revision}) goes with a hub id, and {model} is a path.")
+        if is_model_directory(path):
+            return path
+        if path.is_dir():
+            read_config(path)
+            name, key = path.resolve().name, fingerprint(path)
+        elif path.is_file():
+            name, key = path.stem, fingerprint_files([path])
+        else:
+            name = key = ""
+    if key:
+        return _converted(name, key, dtype, lambda: open_source(path), progress)
     if not hub.is_hub_id(str(model)):
         raise ModelError(f"{model} does not exist, and it is no hub id (owner/model) either.")
     return _resolve_hub_id(str(model), revision, dtype, progress)
@@ -94,9 +98,18 @@ def _resolve_hub_id(repo_id: str, revision: str | None, dtype: str | None, progr
         return open_source(repo_id, commit)
 
     path = _converted(repo_id.rpartition("/")[2], f"{repo_id}@{commit}", dtype, opened, progress)
-    note.parent.mkdir(parents=True, exist_ok=True)
-    note.write_text(commit + "\n", encoding="utf-8")
+    _remember(note, commit)
     return path
+
+
+def _remember(note: Path, commit: str) -> None:
+    with suppress(OSError):  # an aid for later; a cache that others filled may be read-only
+        if note.is_file() and note.read_text(encoding="utf-8").strip() == commit:
+            return
+        note.parent.mkdir(parents=True, exist_ok=True)
+        fresh = note.with_name(f"{note.name}.{os.getpid()}")
+        fresh.write_text(commit + "\n", encoding="utf-8")
+        fresh.replace(note)
 
 
 def _converted(name: str, key: str, dtype: str | None, source: Callable[[], Source], progress: bool) -> Path:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from converters.config import written_config
 from converters.output import check_free_space, locked, new_directory, refuse_existing
 from converters.safetensors_io import tensor_bytes, write_file
-from converters.source import Source, TensorInfo
+from converters.source import Source, TensorInfo, reading
 from converters.tables import Tables, find_tables
 from vt_core.errors import ModelError, OptionError, StoreError
 from vt_core.model_dir import (
@@ -80,23 +80,28 @@ def open_source(source: str | Path, revision: str | None = None) -> Source:
     from converters.huggingface import HuggingFaceSource
 
     path = Path(source).expanduser()
-    if revision is not None and path.exists():
-        raise OptionError(f"A revision ({revision}) goes with a hub id, and {source} is a path.")
-    if is_model_directory(path):
-        raise ModelError(f"{source} is a model directory of vt already.")
-    if path.is_dir():
-        return HuggingFaceSource(path)
-    if path.is_file():
-        return GGUFSource(path)
+    with reading(source):
+        if revision is not None and path.exists():
+            raise OptionError(f"A revision ({revision}) goes with a hub id, and {source} is a path.")
+        if is_model_directory(path):
+            raise ModelError(f"{source} is a model directory of vt already.")
+        if path.is_dir():
+            return HuggingFaceSource(path)
+        if path.is_file():
+            return GGUFSource(path)
     if not hub.is_hub_id(str(source)):
         raise ModelError(f"{source} does not exist, and it is no hub id (owner/model) either.")
     commit = hub.find_commit(str(source), revision)
-    return HuggingFaceSource(hub.download(str(source), commit), name=str(source), fingerprint=commit)
+    files = hub.download(str(source), commit)
+    with reading(files):
+        return HuggingFaceSource(files, name=str(source), fingerprint=commit)
 
 
 def write_model(source: Source, out: Path, *, dtype: str | None, progress: bool) -> None:
     """Write the model directory of a source to `out`, which it replaces. Call it under `locked(out)`."""
     from tqdm import tqdm
+
+    from converters.tokenizer_json import digest
 
     plan = Plan(source, dtype)
     check_free_space(out.parent, plan.output_bytes + TOKENIZER_BYTES)
@@ -110,12 +115,15 @@ def write_model(source: Source, out: Path, *, dtype: str | None, progress: bool)
     )
     with new_directory(out) as partial, bar:
         source.write_tokenizer(partial)
+        tokenizer_digest = digest(partial / "tokenizer.json")
         _write_json(partial / "config.json", plan.config)
         if source.generation_config is not None:
             _write_json(partial / "generation_config.json", source.generation_config)
         tables = _write_tables(plan, partial / STORE_NAME, bar)
         _write_body(plan, partial, bar)
-        (partial / MANIFEST_NAME).write_text(_manifest(plan, partial, tables).to_json(), encoding="utf-8")
+        (partial / MANIFEST_NAME).write_text(
+            _manifest(plan, partial, tables, tokenizer_digest).to_json(), encoding="utf-8"
+        )
         _verify(partial, out)
 
 
@@ -234,9 +242,7 @@ def shard_names(count: int) -> Sequence[str]:
     return [f"model-{number:05}-of-{count:05}.safetensors" for number in range(1, count + 1)]
 
 
-def _manifest(plan: Plan, path: Path, tables: dict[str, TableInfo]) -> Manifest:
-    from converters.tokenizer_json import digest
-
+def _manifest(plan: Plan, path: Path, tables: dict[str, TableInfo], tokenizer_digest: str) -> Manifest:
     embedding = tables["embedding"]
     return Manifest(
         source=SourceInfo(plan.source.kind, plan.source.name, plan.source.fingerprint()),
@@ -253,7 +259,7 @@ def _manifest(plan: Plan, path: Path, tables: dict[str, TableInfo]) -> Manifest:
             for file in sorted(path.rglob("*"))
             if file.is_file() and file.name != "lock.mdb"
         },
-        tokenizer_digest=digest(path / "tokenizer.json"),
+        tokenizer_digest=tokenizer_digest,
     )
 
 

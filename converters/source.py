@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
+
+from vt_core.errors import ModelError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -59,6 +62,15 @@ class Source(Protocol):
 
     def write_tokenizer(self, out: Path) -> None:
         """Write tokenizer.json and what belongs to it (tokenizer_config.json, chat template) into `out`."""
+
+
+@contextmanager
+def reading(source: str | Path) -> Iterator[None]:
+    """Turns what the system says about a source that cannot be read into a ModelError."""
+    try:
+        yield
+    except OSError as error:
+        raise ModelError(f"{source} cannot be read: {error}.") from error
 
 
 def fingerprint_files(paths: Iterable[Path]) -> str:

@@ -14,6 +14,7 @@ import pytest
 from converters import convert, resolve
 from converters.cache import DEFAULT_HUB_ID, cache_directory, default_model
 from tests.converters import tiny
+from tests.converters.gguf_tiny import weights
 from vt_core.errors import ModelError, OptionError
 from vt_core.model_dir import ModelDirectory
 
@@ -64,6 +65,15 @@ def test_directory_is_converted_once(source: Path, cache: Path, conversions: lis
     ModelDirectory.open(first).verify()
     assert resolve(str(source), progress=False) == first
     assert conversions == [first]
+
+
+def test_gguf_file_is_converted_once(tmp_path: Path, conversions: list[Path]) -> None:
+    file = tiny.write_gguf_model(tmp_path / "tiny.Q8_0.gguf", weights("llama"))
+    first = resolve(file, progress=False)
+    assert first.name.startswith("tiny.Q8_0-") and resolve(file, progress=False) == first
+    touch(file)
+    second = resolve(file, progress=False)
+    assert conversions == [first, second] and first != second
 
 
 def test_each_dtype_has_its_place(source: Path, conversions: list[Path]) -> None:
@@ -303,6 +313,14 @@ def test_converted_hub_id_needs_no_connection(hub: Hub, conversions: list[Path],
         shutil.rmtree(hub.downloads)
     assert resolve("owner/Tiny-1M", progress=False) == first
     assert resolve("owner/Tiny-1M", revision=COMMIT, progress=False) == first
+    assert conversions == [first]
+
+
+def test_cache_that_cannot_be_written_still_serves(hub: Hub, cache: Path, conversions: list[Path]) -> None:
+    first = resolve("owner/Tiny-1M", progress=False)
+    shutil.rmtree(cache / "refs")
+    (cache / "refs").touch()
+    assert resolve("owner/Tiny-1M", progress=False) == first
     assert conversions == [first]
 
 

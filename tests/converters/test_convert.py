@@ -13,11 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from converters import convert
+from converters import convert, resolve
 from converters.convert import shard_names, shards
 from converters.safetensors_io import read_chunks, read_header
 from converters.source import TensorInfo
 from tests.converters import tiny
+from tests.converters.gguf_tiny import weights
+from vt_core import dtypes
 from vt_core.errors import ModelError, OptionError, StoreError, TokenizerError
 from vt_core.model_dir import ModelDirectory
 
@@ -127,6 +129,34 @@ def test_unknown_dtype(tmp_path: Path, source: Path) -> None:
         convert(source, tmp_path / "out", dtype="int8")
 
 
+@pytest.mark.parametrize("untied", [False, True])
+@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+def test_gguf_file(tmp_path: Path, dtype: str | None, untied: bool) -> None:
+    values = weights("llama", untied=untied)
+    file = tiny.write_gguf_model(tmp_path / "tiny.gguf", values)
+    out = convert(file, tmp_path / "out", dtype=dtype, progress=False)
+    manifest = ModelDirectory.open(out).manifest
+    assert (manifest.source.kind, manifest.source.name, manifest.tied) == ("gguf", "tiny.gguf", not untied)
+    tables = {"embedding": "token_embd.weight", **({"head": "output.weight"} if untied else {})}
+    assert set(manifest.tables) == set(tables)
+    for name, tensor in tables.items():
+        expected = values[tensor] if dtype is None else dtypes.from_float32(values[tensor], dtype)
+        np.testing.assert_array_equal(table(out, name), expected)
+    norm = dtypes.from_float32(values["output_norm.weight"], dtype or "float32")
+    assert body(out)["model.norm.weight"][1] == norm.tobytes()
+
+
+def test_unusable_tokenizer_is_seen_before_the_weights_are_written(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[Path] = []
+    monkeypatch.setattr(MODULE, "_write_tables", lambda plan, path, bar: written.append(path))
+    (source / "tokenizer.json").write_text('{"model": {"vocab": {"a": 0}}}')
+    with pytest.raises(TokenizerError, match="neither byte-level BPE nor SentencePiece"):
+        convert(source, tmp_path / "out", progress=False)
+    assert written == []
+
+
 def test_table_of_another_type(tmp_path: Path) -> None:
     tensors = {"model.embed_tokens.weight": np.zeros((tiny.VOCAB, 4), "<f8")}
     with pytest.raises(
@@ -222,6 +252,25 @@ def test_file_that_is_no_gguf(tmp_path: Path) -> None:
     (tmp_path / "model.zip").write_bytes(b"PK" * 50)
     with pytest.raises(ModelError, match=r"model\.zip"):
         convert(tmp_path / "model.zip", tmp_path / "out", progress=False)
+
+
+@pytest.mark.parametrize("call", [lambda path, out: convert(path, out), lambda path, out: resolve(path)])
+def test_source_that_must_not_be_read(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch, call: Callable[[Path, Path], Path]
+) -> None:
+    def refused(*_: Any) -> Any:
+        raise PermissionError(errno.EACCES, "Permission denied", "model.safetensors")
+
+    monkeypatch.setenv("VT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(sys.modules["converters.huggingface"], "read_header", refused)
+    with pytest.raises(ModelError, match=r"source cannot be read: .*Permission denied: 'model\.safetensors'"):
+        call(source, tmp_path / "out")
+
+
+@pytest.mark.parametrize("call", [lambda name, out: convert(name, out), lambda name, out: resolve(name)])
+def test_name_that_is_far_too_long(tmp_path: Path, call: Callable[[str, Path], Path]) -> None:
+    with pytest.raises(ModelError, match=r"cannot be read: .*name too long|is no hub id"):
+        call("a " * 5000, tmp_path / "out")
 
 
 def test_revision_of_a_path(tmp_path: Path, source: Path) -> None:
@@ -321,7 +370,7 @@ KILLED = """
 # ours or the system's, from one of our modules.
 import os, shutil, signal, sys
 from pathlib import Path
-from converters import convert
+from converters import convert, resolve
 from converters.output import locked
 from vt_core.errors import ModelError
 from vt_core.model_dir import ModelDirectory, is_model_directory
@@ -423,7 +472,7 @@ def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 import numpy, ml_dtypes, lmdb, tqdm, filelock
-from converters import convert
+from converters import convert, resolve
 import converters.huggingface, converters.gguf, converters.tokenizer_json, vt_core.store
 idle = peak()
 convert(sys.argv[1], sys.argv[2], dtype=sys.argv[3] or None, progress=False)

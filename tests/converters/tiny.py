@@ -10,6 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from tests.converters.gguf_tiny import metadata
+from tests.converters.gguf_writer import F32, Tensor, write_gguf
+
 CODES = {
     "float32": "F32",
     "float16": "F16",
@@ -135,3 +138,15 @@ def write_model(
         weight_map.update(dict.fromkeys(part, name))
     (path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     return path
+
+
+def write_gguf_model(path: Path, values: dict[str, np.ndarray]) -> Path:
+    rows = len(values["token_embd.weight"])
+    tokenizer = {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "gpt-2",
+        "tokenizer.ggml.tokens": [chr(ord("a") + index) for index in range(rows)],
+        "tokenizer.ggml.merges": [],
+    }
+    tensors = {name: Tensor.of(value, F32) for name, value in values.items()}
+    return Path(write_gguf(path, {**metadata("llama"), **tokenizer}, tensors))

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from vt_core.errors import ModelError
+
 if TYPE_CHECKING:
     from vt_core.model_dir import ModelDirectory
     from vt_core.task import TaskVocabulary
@@ -38,6 +40,8 @@ def inspect(path: Path, verify: bool, as_json: bool) -> None:
             raise click.UsageError(
                 "--verify is for model directories; a task vocabulary is checked when it is read"
             )
+        if path.suffix == ".gguf":
+            raise ModelError(f"{path} is a GGUF file, no model directory. Make one with the convert command.")
         report, lines = _task_report(TaskVocabulary.load(path))
     else:
         from vt_core.model_dir import ModelDirectory
@@ -115,6 +119,7 @@ def _task_report(task: TaskVocabulary) -> tuple[dict[str, Any], list[tuple[str, 
     lines = [
         ("task", task.name),
         ("rows", f"{rows:,} of {task.vocab_size:,} ({rows / task.vocab_size:.1%})"),
+        *((f"after {stage}", f"{size:,}") for stage, size in task.stages.items()),
         ("examples", f"{task.examples:,}"),
         ("tokenizer", task.tokenizer_digest),
     ]
