@@ -76,6 +76,8 @@ class Vocabulary:
             raise self.fail(
                 f"tokenizer.ggml.{key} has not one value for each of the {len(self.tokens)} tokens."
             )
+        if not np.isfinite(value).all():
+            raise self.fail(f"tokenizer.ggml.{key} holds values that are no finite numbers.")
         return value.astype(dtype)
 
     @cached_property
@@ -112,7 +114,7 @@ class Vocabulary:
                 "special": self.types[id].item() != USER_DEFINED,
             }
             for id in np.flatnonzero(np.isin(self.types, (UNKNOWN, CONTROL, USER_DEFINED))).tolist()
-            if self.tokens[id]
+            if self.ids.get(self.tokens[id]) == id
         ]
 
     def stored_merges(self) -> Merges:

@@ -4,8 +4,11 @@ import os
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from converters.gguf import GGUFSource
+from converters.gguf_file import GGUFFile
 from converters.source import CHUNK_BYTES, TensorInfo
 from tests.converters.gguf_tiny import HIDDEN, LAYERS, ROWS, metadata, weights
 from tests.converters.gguf_writer import BF16, F16, F32, Q8_0, Tensor, write_gguf
@@ -122,3 +125,23 @@ def test_an_unsupported_architecture_is_refused_before_its_metadata_are_read(tmp
     path = write_gguf(tmp_path / "tiny.gguf", {"general.architecture": "rwkv7"})
     with pytest.raises(ModelError, match="'rwkv7'"):
         GGUFSource(path)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_a_damaged_header_is_converted_or_refused_with_a_sentence(tmp_path_factory, data):
+    out = tmp_path_factory.getbasetemp() / "damaged"
+    out.mkdir(exist_ok=True)
+    path = write(out)
+    damaged = bytearray(path.read_bytes())
+    for _ in range(data.draw(st.integers(1, 3))):
+        damaged[data.draw(st.integers(0, GGUFFile(path).data_offset - 1))] = data.draw(st.integers(0, 255))
+    path.write_bytes(damaged)
+    try:
+        source = GGUFSource(path)
+        infos = source.tensors()
+        for info in infos:
+            assert sum(len(chunk) for chunk in source.chunks(info.name, "float32")) == info.shape[0]
+        source.write_tokenizer(out)
+    except ModelError as error:
+        assert str(path) in str(error)

@@ -86,8 +86,10 @@ def test_padding_entries_are_left_out_and_other_ids_stay(tmp_path):
 
 
 def test_of_a_token_given_twice_the_first_counts(tmp_path):
-    tokenizer = convert(tmp_path, **byte_level(("!", NORMAL)), pre="gpt-2")
-    assert tokenizer.encode("!").ids == [0]
+    twice = [("!", NORMAL), ("<x>", CONTROL), ("<x>", CONTROL), ("<y>", CONTROL)]
+    tokenizer = convert(tmp_path, **byte_level(*twice), pre="gpt-2")
+    first = len(ALPHABET) + 1
+    assert tokenizer.encode("!<x><y>").ids == [0, first, first + 2]
 
 
 def test_bytes_that_a_vocabulary_lacks_are_dropped(tmp_path):
@@ -317,6 +319,13 @@ def test_unusable_vocabularies_are_refused(tmp_path, changes, words):
 def test_scores_that_do_not_fit_are_refused(tmp_path):
     with pytest.raises(TokenizerError, match="scores has not one value"):
         convert(tmp_path, **{**sentencepiece(WORDS), "scores": np.zeros(3)})
+
+
+def test_scores_that_are_no_numbers_are_refused(tmp_path):
+    arguments = sentencepiece(WORDS)
+    arguments["scores"][5] = np.nan
+    with pytest.raises(TokenizerError, match="scores holds values that are no finite numbers"):
+        convert(tmp_path, **arguments)
 
 
 def test_types_may_be_missing(tmp_path):
