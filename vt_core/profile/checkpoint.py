@@ -12,7 +12,6 @@ from pathlib import Path
 from vt_core.errors import DataError, VocabularyError
 from vt_core.json_fields import Fields, read_json, write_json
 from vt_core.profile.counts import Counts
-from vt_core.profile.layout import Layout
 
 INTERVAL = 30.0
 """Seconds between two checkpoints."""
@@ -64,16 +63,17 @@ class Checkpoint:
         self.path.unlink(missing_ok=True)
 
 
-def run_signature(files: Sequence[str | Path], tokenizer_digest: str, layout: Layout, skip_bad: bool) -> str:
-    """Changes with anything that changes what a run counts; raises DataError for a file that is not there."""
+def run_signature(files: Sequence[str | Path], *what: object) -> str:
+    """Changes with the files and with anything else that changes what a run counts.
+
+    `what` may hold dataclasses, texts and numbers. Raises DataError for a file that is not there.
+    """
     try:
         stats = [(str(file), Path(file).stat()) for file in files]
     except OSError as error:
         raise DataError(f"{error.filename}: cannot be read ({error.strerror}).") from error
     described = [
-        [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats],
-        tokenizer_digest,
-        asdict(layout),
-        skip_bad,
+        [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats],
+        [repr(part) for part in what],
     ]
     return hashlib.sha256(json.dumps(described).encode()).hexdigest()

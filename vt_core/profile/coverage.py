@@ -77,15 +77,15 @@ class Coverage:
         rise = (curve[: last + 1] - curve[0]) / (curve[last] - curve[0])
         return int(np.argmax(rise - np.arange(last + 1) / last))
 
-    def report(self, extra_sizes: Sequence[int] = ()) -> dict[str, Any]:
+    def report(
+        self, extra_sizes: Sequence[int] = (), extra_miss_rates: Sequence[float] = ()
+    ) -> dict[str, Any]:
         """Figures for a file: a table over sizes, the knee, and the sizes at some miss rates."""
         tokens, examples = self.token_curve(), self.example_curve()
         knee = self.knee()
+        rates = sorted({*MISS_RATES, *extra_miss_rates}, reverse=True)
         sizes = sorted({size for size in (*SIZES, *extra_sizes, knee, self.limit) if size <= self.limit})
         return {
-            "examples": self.examples,
-            "tokens": self.tokens,
-            "copied_share": self.copied / self.tokens if self.tokens else 0.0,
             "curve": [
                 {
                     "rows": size,
@@ -95,5 +95,5 @@ class Coverage:
                 for size in sizes
             ],
             "knee": knee,
-            "rows_at_miss_rate": {str(rate): self.size_at(rate) for rate in MISS_RATES},
+            "rows_at_miss_rate": {str(rate): self.size_at(rate) for rate in rates},
         }

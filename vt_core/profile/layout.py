@@ -34,12 +34,12 @@ class Layout:
 
     def texts(self, row: object) -> tuple[str, str]:
         """Prompt and output of a row; raises BadRow."""
-        if not isinstance(row, Mapping):
-            raise BadRow("holds no table of fields")
         return self.prompt_text(row), self._output(row)
 
-    def prompt_text(self, row: Mapping[str, Any]) -> str:
+    def prompt_text(self, row: object) -> str:
         """The prompt of a row; raises BadRow."""
+        if not isinstance(row, Mapping):
+            raise BadRow("not a table of fields")
         return self.prompt.replace("{input}", self._input(row))
 
     def _input(self, row: Mapping[str, Any]) -> str:
@@ -49,13 +49,13 @@ class Layout:
             if len(values) == len(set(names)):
                 texts = {name: _text(name, value) for name, value in values.items()}
                 return _NAME.sub(lambda match: texts[match[1]], template)  # noqa: B023
-        raise BadRow(f"lacks the input: {' or '.join(self.inputs)}")
+        raise BadRow(f"lacks the input, {' or '.join(self.inputs)}")
 
-    def _output(self, row: Mapping[str, Any]) -> str:
+    def _output(self, row: object) -> str:
         for name in self.outputs:
             if (value := _find(row, name)) is not None:
                 return _text(name, value)
-        raise BadRow(f"lacks the output: {' or '.join(self.outputs)}")
+        raise BadRow(f"lacks the output, {' or '.join(self.outputs)}")
 
 
 PRESETS = {
@@ -104,5 +104,9 @@ def _find(row: Any, name: str) -> Any:
 def _text(name: str, value: Any) -> str:
     if not isinstance(value, str):
         shown = repr(value) if len(repr(value)) <= 40 else f"{repr(value)[:40]}..."
-        raise BadRow(f"holds {shown} in field '{name}' where text is expected")
+        raise BadRow(f"field '{name}' holds {shown}, not text")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise BadRow(f"field '{name}' holds half of a surrogate pair, which is no character") from None
     return value

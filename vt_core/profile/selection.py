@@ -26,22 +26,27 @@ class Stages:
     Raises OptionError for values out of range.
     """
 
-    tolerance: float | None = DEFAULT_TOLERANCE
+    tolerance: float = DEFAULT_TOLERANCE
     """Share of the examples, from 0 up to 1, that may lose a token."""
     rows: int | None = None
-    """Ids in the static set, the prior's included; goes before `tolerance`."""
+    """Ids in the static set instead: the most frequent, then, where there is room, the prior."""
     prior: int = DEFAULT_PRIOR
     """Ordinary ids of the rank prior; 0 for no prior at all."""
     input_aware: bool = True
     """Whether an example's input ids count as provided."""
 
     def __post_init__(self) -> None:
-        if self.tolerance is not None and not 0 <= self.tolerance < 1:
+        if not 0 <= self.tolerance < 1:
             raise OptionError(f"A tolerance of {self.tolerance} is not from 0 up to 1.")
         if self.rows is not None and self.rows < 1:
             raise OptionError(f"A budget of {self.rows} rows is not at least 1.")
         if self.prior < 0:
             raise OptionError(f"A prior of {self.prior} ids is not at least 0.")
+
+    def frequency(self, counts: Counts, vocab_rows: int) -> Ids:
+        """The counts that decide, int64 [vocab_rows]."""
+        column = (counts.needed if self.input_aware else counts.written)[:vocab_rows]
+        return np.concatenate([column, np.zeros(vocab_rows - len(column), np.int64)])
 
 
 def select(
@@ -63,34 +68,32 @@ def select(
     if counts.examples == 0:
         files = ", ".join(entry["file"] for entry in counts.source)
         raise DataError(f"No row of {files or 'the corpus'} has an output text; there is nothing to profile.")
-    frequency = counts.needed if stages.input_aware else counts.written
+    frequency = stages.frequency(counts, vocab_rows)
     sizes = {"vocabulary": vocab_rows, "corpus": int(np.count_nonzero(counts.written[:vocab_rows]))}
-    ids = np.flatnonzero(frequency[:vocab_rows])
+    ids = np.flatnonzero(frequency)
     if stages.input_aware:
         sizes["input-aware"] = len(ids)
     if allowed is not None:
         ids = ids[allowed[ids]]
         sizes["language"] = len(ids)
-    prior = rank_prior(table, stages.prior, allowed) if stages.prior else np.empty(0, np.int64)
-    prior = prior[prior < vocab_rows]
+    ranking = most_frequent(ids, frequency)
+    prior = ordered_prior(table, vocab_rows, stages.prior, allowed)
     if stages.rows is not None:
-        ids = most_frequent(ids, frequency)[: stages.rows]
+        ids = with_prior(ranking, prior)[: stages.rows]
         sizes["rows"] = len(ids)
-        prior = np.setdiff1d(prior, ids)[: stages.rows - len(ids)]
-    elif stages.tolerance is not None:
-        ids = within_tolerance(ids, frequency, counts.examples, stages.tolerance)
+    else:
+        ids = within_tolerance(ranking, frequency, counts.examples, stages.tolerance)
         sizes["tolerance"] = len(ids)
-    ids = np.union1d(ids, prior).astype(np.int64)
-    sizes["prior"] = len(ids)
-    padded = np.zeros(vocab_rows, np.int64)
-    padded[: len(frequency)] = frequency[:vocab_rows]
+        ids = with_prior(ids, prior)
+        sizes["prior"] = len(ids)
+    ids = np.sort(ids)
     return TaskVocabulary(
         name=name,
         model=model,
         tokenizer_digest=counts.tokenizer_digest,
         vocab_size=vocab_rows,
         ids=ids,
-        counts=padded[ids],
+        counts=frequency[ids],
         examples=counts.examples,
         prior=stages.prior,
         languages=tuple(languages),
@@ -101,18 +104,29 @@ def select(
 
 
 def most_frequent(ids: Ids, frequency: Ids) -> Ids:
-    """Ids by falling frequency; of two that are as frequent, the higher id first: pruning order, reversed."""
+    """Ids by falling frequency; of two as frequent ones the higher first: pruning order, reversed."""
     return ids[np.lexsort((ids, frequency[ids]))][::-1]
 
 
-def within_tolerance(ids: Ids, frequency: Ids, examples: int, tolerance: float) -> Ids:
-    """What is left after pruning the rarest ids, ties by id, sorted.
+def ordered_prior(table: TokenTable, vocab_rows: int, n: int, allowed: Mask | None) -> Ids:
+    """The rank prior of `n` ids, characters and bytes first, then by rank; nothing where `n` is 0."""
+    if n == 0:
+        return np.empty(0, np.int64)
+    prior = with_prior(rank_prior(table, 0, allowed), rank_prior(table, n, allowed))
+    return prior[prior < vocab_rows]
 
-    The pruned document frequencies add up to `tolerance * examples` at the most, so no more examples than
-    that lose a token.
+
+def with_prior(ids: Ids, prior: Ids) -> Ids:
+    """`ids`, and after them those of the prior that are not among them."""
+    return np.concatenate([ids, prior[~np.isin(prior, ids)]])
+
+
+def within_tolerance(ranking: Ids, frequency: Ids, examples: int, tolerance: float) -> Ids:
+    """The ranking without the rarest ids, whose frequencies add up to `tolerance * examples` at the most.
+
+    No more examples than that lose a token.
     """
     # Fraction: 0.29 * 100 is 28.999999999999996 in floating point.
     budget = int(Fraction(repr(tolerance)) * examples)
-    rarest = most_frequent(ids, frequency)[::-1]
-    pruned = int(np.searchsorted(np.cumsum(frequency[rarest]), budget, side="right"))
-    return np.sort(rarest[pruned:])
+    pruned = int(np.searchsorted(np.cumsum(frequency[ranking[::-1]]), budget, side="right"))
+    return ranking[: len(ranking) - pruned]

@@ -8,12 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from vt_core.errors import DataError, TokenizerError
 from vt_core.profile.layout import BadRow, Layout
 from vt_core.profile.readers import Chunk, Row
-from vt_core.vocabulary import Ids
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -21,18 +18,30 @@ if TYPE_CHECKING:
 
 @dataclass
 class Tally:
-    """Counts of one chunk. Ids stand once for every example that has them."""
+    """Counts of some rows of one file. `needed` and `written` hold an id once for each of its examples."""
 
     file: str
     rows: int = 0
-    """Rows of the chunk, blank lines included."""
+    """Rows of the file, blank lines included."""
     blank_rows: int = 0
     bad_rows: int = 0
     examples: int = 0
     tokens: int = 0
     copied: int = 0
-    needed: Ids = field(default_factory=lambda: np.empty(0, np.int64))
-    written: Ids = field(default_factory=lambda: np.empty(0, np.int64))
+    needed: list[int] = field(default_factory=list)
+    written: list[int] = field(default_factory=list)
+
+    def add(self, ids_in: Sequence[int], ids_out: Sequence[int]) -> None:
+        """One example; one without output tokens is none."""
+        if not ids_out:
+            return
+        seen = set(ids_out)
+        new = seen.difference(ids_in)
+        self.examples += 1
+        self.needed.extend(new)
+        self.written.extend(seen)
+        self.tokens += len(ids_out)
+        self.copied += len(ids_out) - sum(map(new.__contains__, ids_out))
 
 
 class Tallier:
@@ -46,16 +55,8 @@ class Tallier:
     def __call__(self, chunk: Chunk) -> Tally:
         """Counts of a chunk; raises DataError for a row that cannot be used, unless bad rows are skipped."""
         tally = Tally(chunk.file, len(chunk.rows))
-        needed: list[int] = []
-        written: list[int] = []
         for ids_in, ids_out in self._pairs(chunk, tally):
-            seen = set(ids_out)
-            new = seen.difference(ids_in)
-            needed.extend(new)
-            written.extend(seen)
-            tally.tokens += len(ids_out)
-            tally.copied += len(ids_out) - sum(map(new.__contains__, ids_out))
-        tally.needed, tally.written = np.array(needed, np.int64), np.array(written, np.int64)
+            tally.add(ids_in, ids_out)
         return tally
 
     def missing(self, chunk: Chunk) -> tuple[list[list[int]], int]:
@@ -71,29 +72,23 @@ class Tallier:
         return missing, tokens
 
     def _pairs(self, chunk: Chunk, tally: Tally) -> Iterator[tuple[list[int], list[int]]]:
-        """Input and output ids of each example."""
-        prompts, outputs = self._texts(chunk, tally)
-        return zip(self._encode(prompts), self._encode(outputs), strict=True)
-
-    def _texts(self, chunk: Chunk, tally: Tally) -> tuple[list[str], list[str]]:
+        """Input and output ids of every usable row; notes the others in `tally`."""
         prompts, outputs = [], []
         for index, row in enumerate(chunk.rows):
-            if isinstance(row, bytes) and row.isspace():
+            if is_blank(row):
                 tally.blank_rows += 1
                 continue
             try:
-                prompt, output = self._layout.texts(_parsed(row))
-                _check_unicode(prompt, output)
+                prompt, output = self._layout.texts(parsed(row))
             except BadRow as error:
                 if not self._skip_bad:
-                    raise DataError(f"{chunk.where(index)} {error}.") from None
+                    raise DataError(f"{chunk.where(index)}: {error}.") from None
                 tally.bad_rows += 1
                 continue
             if output:
                 prompts.append(prompt)
                 outputs.append(output)
-        tally.examples = len(outputs)
-        return prompts, outputs
+        return zip(self._encode(prompts), self._encode(outputs), strict=True)
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
         encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
@@ -113,18 +108,16 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     return tokenizer
 
 
-def _parsed(row: Row) -> Any:
+def is_blank(row: Row) -> bool:
+    """Whether a row is an empty line."""
+    return isinstance(row, bytes) and row.isspace()
+
+
+def parsed(row: Row) -> Any:
+    """What a row holds; raises BadRow."""
     if not isinstance(row, bytes):
         return row
     try:
         return json.loads(row)
     except (ValueError, RecursionError):
-        raise BadRow("is not valid JSON") from None
-
-
-def _check_unicode(*texts: str) -> None:
-    for text in texts:
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise BadRow("holds half of a surrogate pair, which is no character") from None
+        raise BadRow("not valid JSON") from None
