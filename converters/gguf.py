@@ -12,7 +12,7 @@ import numpy as np
 
 from converters import gguf_tensors, gguf_tokenizer
 from converters.gguf_config import Hyperparameters, build_config, build_generation_config
-from converters.gguf_file import GGUFFile
+from converters.gguf_file import GGUFFile, StringArray
 from converters.source import TensorInfo
 from vt_core.errors import ModelError
 
@@ -66,7 +66,7 @@ class GGUFSource:
 
 def _check_whole(file: GGUFFile) -> None:
     parts = file.metadata.get("split.count", 1)
-    if parts != 1:
+    if not isinstance(parts, int) or parts != 1:
         raise ModelError(
             f"{file.path} is one of {parts} parts of a model; merge them (llama-gguf-split --merge)."
         )
@@ -82,6 +82,6 @@ def _check_shapes(file: GGUFFile, plans: dict[str, gguf_tensors.Plan], config: d
             raise ModelError(
                 f"{file.path}: {tensor.name} has the shape {list(tensor.shape)}, not {list(shape)}."
             )
-    tokens = file.metadata.get("tokenizer.ggml.tokens", ())
-    if len(tokens) > rows:
+    tokens = file.metadata.get("tokenizer.ggml.tokens")
+    if isinstance(tokens, StringArray) and len(tokens) > rows:
         raise ModelError(f"{file.path} has {len(tokens)} tokens but only {rows} embedding rows.")

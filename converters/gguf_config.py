@@ -272,7 +272,7 @@ def _gemma2(hyper: Hyperparameters) -> dict[str, Any]:
 
 
 def _gemma3(hyper: Hyperparameters) -> dict[str, Any]:
-    window = hyper.get("attention.sliding_window", 0)
+    window = _window(hyper)
     period = hyper.count("attention.sliding_window_pattern", 6 if window else 1)
     shared = rope(hyper, FAMILIES["gemma3"])
     local = hyper.number("rope.freq_base_swa", 10_000.0)
@@ -294,6 +294,11 @@ def _gemma3(hyper: Hyperparameters) -> dict[str, Any]:
     }
 
 
+def _window(hyper: Hyperparameters) -> int | None:
+    """Width of the sliding window; None where the file has none, or 0."""
+    return hyper.count("attention.sliding_window") if hyper.get("attention.sliding_window", 0) else None
+
+
 def _layer_types(layers: int, period: int) -> list[str]:
     """Every `period`-th layer attends to the whole text, the others to a window."""
     return ["full_attention" if (i + 1) % period == 0 else "sliding_attention" for i in range(layers)]
@@ -310,11 +315,10 @@ def _query_scalar(hyper: Hyperparameters, averaged_from_layers: int) -> int:
 
 def _phi3(hyper: Hyperparameters) -> dict[str, Any]:
     context = hyper.count("context_length")
-    window = hyper.get("attention.sliding_window", 0)
     return {
         "original_max_position_embeddings": hyper.count("rope.scaling.original_context_length", context),
         "partial_rotary_factor": _rotated(hyper) / hyper.head_dim,
-        "sliding_window": window or None,
+        "sliding_window": _window(hyper),
         "attention_bias": False,
         "embd_pdrop": 0.0,
         "resid_pdrop": 0.0,

@@ -135,6 +135,13 @@ class GGUFFile:
             nbytes -= len(part)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
+    def text(self, key: str, default: str | None = None) -> str | None:
+        """The text under `key`, else `default`. Raises ModelError for a value that is no text."""
+        value = self.metadata.get(key, default)
+        if value is not None and not isinstance(value, str):
+            raise ModelError(f"{self.path}: {key} is no text.")
+        return value
+
     def header(self) -> bytes:
         """The bytes before the tensors' data."""
         return self.read(0, min(self.data_offset, self.size))

@@ -92,9 +92,9 @@ def pretokenizer_of(file: GGUFFile) -> Pretokenizer:
 
     Raises TokenizerError for a name that is not known: another way to split would give other ids.
     """
-    name = file.metadata.get("tokenizer.ggml.pre", "default")
+    name = file.text("tokenizer.ggml.pre", "default")
     if name == "default":
-        architecture = str(file.metadata.get("general.architecture"))
+        architecture = str(file.text("general.architecture"))
         if architecture == "llama" and len(file.metadata["tokenizer.ggml.tokens"]) == _LLAMA3_TOKENS:
             return _LLAMA3
         return _BY_ARCHITECTURE.get(architecture, _GPT2)

@@ -93,8 +93,8 @@ class Plan:
 
 def layout_of(file: GGUFFile) -> Layout:
     """Layout of the file's architecture. Raises ModelError, by name, for one that is not known."""
-    name = file.metadata.get("general.architecture")
-    if name not in LAYOUTS:
+    name = file.text("general.architecture")
+    if name is None or name not in LAYOUTS:
         raise ModelError(
             f"{file.path} has the architecture {name!r}; GGUF files of these can be converted: "
             f"{', '.join(sorted(LAYOUTS))}. Try the model's Hugging Face directory."

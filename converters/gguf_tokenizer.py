@@ -37,7 +37,7 @@ class Vocabulary:
 
     def __init__(self, file: GGUFFile) -> None:
         self.file = file
-        self.kind = file.metadata.get("tokenizer.ggml.model")
+        self.kind = file.text("tokenizer.ggml.model")
         if self.kind not in ("gpt2", "llama"):
             raise self.fail(
                 f"its tokenizer is of the kind {self.kind!r}; 'gpt2' (byte-level BPE) and 'llama' "
@@ -60,7 +60,10 @@ class Vocabulary:
         return self.file.metadata.get(f"tokenizer.ggml.{key}", default)
 
     def flag(self, key: str, default: bool) -> bool:
-        return bool(self.get(key, default))
+        value = self.get(key, default)
+        if not isinstance(value, int):
+            raise self.fail(f"tokenizer.ggml.{key} is neither true nor false.")
+        return bool(value)
 
     def _strings(self, key: str) -> list[str]:
         value = self.get(key)
@@ -204,8 +207,7 @@ def write_tokenizer(file: GGUFFile, out: Path) -> None:
         {key: value for key, value in config.items() if value is not None}, ensure_ascii=False, indent=2
     )
     (out / "tokenizer_config.json").write_text(text + "\n", encoding="utf-8")
-    chat_template = file.metadata.get("tokenizer.chat_template")
-    if isinstance(chat_template, str) and chat_template:
+    if chat_template := file.text("tokenizer.chat_template"):
         (out / "chat_template.jinja").write_text(chat_template, encoding="utf-8", newline="")
 
 

@@ -127,6 +127,26 @@ def test_an_unsupported_architecture_is_refused_before_its_metadata_are_read(tmp
         GGUFSource(path)
 
 
+@pytest.mark.parametrize("value", [7, "text", True, 1.5, [], ["a", "b"], np.array([1, 2]), np.array([1.5])])
+@pytest.mark.parametrize(
+    "key",
+    [
+        *metadata("llama"),
+        *VOCABULARY,
+        *("general.alignment", "split.count", "tokenizer.chat_template", "llama.expert_count"),
+        *("llama.rope.scaling.type", "llama.rope.scaling.factor", "llama.attention.key_length"),
+        *(f"tokenizer.ggml.{name}" for name in ("token_type", "scores", "add_bos_token", "add_eos_token")),
+        *(f"tokenizer.ggml.{name}_token_id" for name in ("bos", "eos", "padding", "unknown", "eot")),
+    ],
+)
+def test_a_value_of_another_type_is_used_or_refused_with_a_sentence(tmp_path, key, value):
+    path = write(tmp_path, **{key: value})
+    try:
+        GGUFSource(path).write_tokenizer(tmp_path)
+    except ModelError as error:
+        assert str(path) in str(error)
+
+
 @settings(max_examples=300, deadline=None)
 @given(st.data())
 def test_a_damaged_header_is_converted_or_refused_with_a_sentence(tmp_path_factory, data):

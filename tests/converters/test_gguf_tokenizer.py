@@ -307,7 +307,6 @@ def test_derived_merges_are_the_splits_in_hugging_faces_order(tmp_path_factory, 
         ({"bos_token_id": 256}, "bos_token_id is 256, which is none of the 256 tokens"),
         ({"eos_token_id": -1.5}, "eos_token_id is -1.5"),
         ({"pre": "klingon"}, "'klingon', which is not supported"),
-        ({"pre": 7}, "7, which is not supported"),
     ],
 )
 def test_unusable_vocabularies_are_refused(tmp_path, changes, words):
