@@ -1,9 +1,11 @@
 """Reduced heads against the stock framework: ids, memory, speed, time to the first token.
 
-    python -m benchmarks.generation --backend torch --model MODEL_DIR --data DATA_DIR --work DIR --out FILE.json
+    python -m benchmarks.generation --backend torch --model MODEL_DIR --data DATA_DIR --work DIR --out
+    FILE.json
 
-takes the first row of an evaluation file of each of five tasks, generates greedily with every variant, each in a process
-of its own, and prints what is equal and what is not. Exits with 1 when ids differ beyond rounding.
+takes the first row of an evaluation file of each of five tasks, generates greedily with every variant, each
+in a process of its own, and prints what is equal and what is not. Exits with 1 when ids differ beyond
+rounding.
 """
 
 from __future__ import annotations
@@ -37,14 +39,25 @@ REDUCED = ("prealloc", "split", "rebuild")
 
 @click.command()
 @click.option("--backend", type=click.Choice(list(BACKENDS)), required=True)
-@click.option("--model", type=click.Path(path_type=Path, exists=True), required=True, help="A model directory.")
-@click.option("--data", type=click.Path(path_type=Path, exists=True), required=True, help="Folder of the five tasks.")
-@click.option("--work", type=click.Path(path_type=Path), required=True, help="Where the stock framework's copy is written.")
+@click.option(
+    "--model", type=click.Path(path_type=Path, exists=True), required=True, help="A model directory."
+)
+@click.option(
+    "--data", type=click.Path(path_type=Path, exists=True), required=True, help="Folder of the five tasks."
+)
+@click.option(
+    "--work",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Where the stock framework's copy is written.",
+)
 @click.option("--dtype", default="float32", show_default=True)
 @click.option("--max-tokens", default=32, show_default=True)
 @click.option("--repeat", default=3, show_default=True, help="Timed rounds over the variants.")
 @click.option("--out", type=click.Path(path_type=Path), required=True)
-def main(backend: str, model: Path, data: Path, work: Path, dtype: str, max_tokens: int, repeat: int, out: Path) -> None:
+def main(
+    backend: str, model: Path, data: Path, work: Path, dtype: str, max_tokens: int, repeat: int, out: Path
+) -> None:
     prompts = read_prompts(model, data)
     job = {
         "backend": backend,
@@ -56,13 +69,18 @@ def main(backend: str, model: Path, data: Path, work: Path, dtype: str, max_toke
         "static": None,
     }
     rounds = [
-        {variant: run(job | {"variant": variant}) for variant in ("stock", "full", *REDUCED)} for _ in range(repeat)
+        {variant: run(job | {"variant": variant}) for variant in ("stock", "full", *REDUCED)}
+        for _ in range(repeat)
     ]
     report = {
         "command": sys.argv,
         "machine": {"system": platform.platform(), "processor": platform.machine()},
-        "commit": subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True).stdout.strip(),
-        "versions": {name: version(name) for name in ("transformers", "torch", "mlx", "mlx-lm", "numpy", "lmdb")},
+        "commit": subprocess.run(
+            ["git", "describe", "--always", "--dirty"], capture_output=True, text=True
+        ).stdout.strip(),
+        "versions": {
+            name: version(name) for name in ("transformers", "torch", "mlx", "mlx-lm", "numpy", "lmdb")
+        },
         "model": model.name,
         "dtype": dtype,
         "prompt_tokens": [len(ids) for ids in prompts.values()],
@@ -112,18 +130,27 @@ def equalities(job: dict[str, Any], measured: dict[str, Any], rows: int) -> dict
 
 
 def compare(job: dict[str, Any], original: list[list[int]], ids: list[list[int]]) -> dict[str, Any]:
-    """Where ids differ, both logits of the stock framework, and how many units in the last place lie between them."""
+    """Where ids differ, both logits of the stock framework, and how many units in the last place lie between
+    them.
+    """
     differences = []
     model = None
     for prompt, expected, got in zip(job["prompts"], original, ids, strict=True):
-        at = next((i for i, pair in enumerate(zip(expected, got)) if pair[0] != pair[1]), None)
+        at = next((i for i, pair in enumerate(zip(expected, got, strict=False)) if pair[0] != pair[1]), None)
         if at is None and len(expected) == len(got):
             continue
         at = min(len(expected), len(got)) - 1 if at is None else at
         model = model or stock.LOAD[job["backend"]](job["stock"], job["dtype"])
         logits = stock.next_logits(job["backend"], model, [*prompt, *expected[:at]])
         pair = [float(logits[expected[at]]), float(logits[got[at]])]
-        differences.append({"position": at, "ids": [expected[at], got[at]], "logits": pair, "ulps": ulps(*pair, job["dtype"])})
+        differences.append(
+            {
+                "position": at,
+                "ids": [expected[at], got[at]],
+                "logits": pair,
+                "ulps": ulps(*pair, job["dtype"]),
+            }
+        )
     return {"ok": all(d["ulps"] <= 1 for d in differences), "prompts": len(ids), "differences": differences}
 
 
@@ -135,7 +162,10 @@ def ulps(a: float, b: float, dtype: str) -> float:
 
 
 def ratios(rounds: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Every variant to stock, the median of the rounds; ``ttft`` of the second and later requests, to ``full``."""
+    """Every variant to stock, the median of the rounds; ``ttft`` of the second and later requests, to
+    ``full``.
+    """
+
     def speed(result: dict[str, Any]) -> float:
         return median(result["tokens_per_s"])
 
@@ -149,31 +179,49 @@ def ratios(rounds: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
             "tokens_per_s": median([speed(own) / speed(base) for own, base, _ in pairs]),
             "peak": median([own["peak_bytes"] / base["peak_bytes"] for own, base, _ in pairs]),
             "peak_above_idle": median(
-                [(own["peak_bytes"] - own["idle_bytes"]) / (base["peak_bytes"] - base["idle_bytes"]) for own, base, _ in pairs]
+                [
+                    (own["peak_bytes"] - own["idle_bytes"]) / (base["peak_bytes"] - base["idle_bytes"])
+                    for own, base, _ in pairs
+                ]
             ),
             "ttft_to_full": median([later(own) / later(full) for own, _, full in pairs]),
         }
         if rounds[0][variant]["allocator_bytes"]:
-            entry["allocator"] = median([own["allocator_bytes"] / base["allocator_bytes"] for own, base, _ in pairs])
+            entry["allocator"] = median(
+                [own["allocator_bytes"] / base["allocator_bytes"] for own, base, _ in pairs]
+            )
         found[variant] = entry
     return found
 
 
+COLUMNS = "variant|tokens/s|to stock|peak MB|to stock|above idle|allocator MB|to stock|TTFT to full"
+
+
 def summary(report: dict[str, Any]) -> str:
+    """The report as text: what is equal, and a table in Markdown."""
     lines = [f"{report['model']} {report['dtype']}", ""]
     for name, entry in report["equal"].items():
-        lines.append(f"{'equal' if entry['ok'] and not entry.get('differences') else 'rounding' if entry['ok'] else 'DIFFERS'}: {name}")
-        lines += [f"    {difference}" for difference in entry.get("differences", [])]
-    first = report["rounds"][0]
-    lines += ["", "| variant | tokens/s | to stock | peak MB | to stock | above idle | allocator MB | to stock | TTFT to full |",
-              "|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
+        differences = entry.get("differences", [])
+        verdict = "DIFFERS" if not entry["ok"] else "rounding" if differences else "equal"
+        lines += [f"{verdict}: {name}", *(f"    {difference}" for difference in differences)]
+    columns = COLUMNS.split("|")
+    lines += ["", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for variant, ratio in report["ratios"].items():
-        own = first[variant]
-        allocator = f"{own['allocator_bytes'] / 1e6:.0f} | {ratio['allocator']:.2f}" if "allocator" in ratio else "– | –"
-        lines.append(
-            f"| {variant} | {median(own['tokens_per_s']):.1f} | {ratio['tokens_per_s']:.2f} | {own['peak_bytes'] / 1e6:.0f} | "
-            f"{ratio['peak']:.2f} | {ratio['peak_above_idle']:.2f} | {allocator} | {ratio['ttft_to_full']:.2f} |"
-        )
+        own = report["rounds"][0][variant]
+        allocator = ("–", "–")
+        if "allocator" in ratio:
+            allocator = (f"{own['allocator_bytes'] / 1e6:.0f}", f"{ratio['allocator']:.2f}")
+        cells = [
+            variant,
+            f"{median(own['tokens_per_s']):.1f}",
+            f"{ratio['tokens_per_s']:.2f}",
+            f"{own['peak_bytes'] / 1e6:.0f}",
+            f"{ratio['peak']:.2f}",
+            f"{ratio['peak_above_idle']:.2f}",
+            *allocator,
+            f"{ratio['ttft_to_full']:.2f}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -1,7 +1,8 @@
 """One variant of one model in a fresh process, so that its memory is its own.
 
 Reads a job as JSON on standard input and prints what it measured as one JSON line:
-``{"backend", "variant", "model", "stock", "prompts": [[id, …], …], "max_tokens", "dtype", "static": [id, …] | null}``.
+``{"backend", "variant", "model", "stock", "prompts": [[id, …], …], "max_tokens", "dtype", "static": [id, …] |
+null}``.
 """
 
 from __future__ import annotations
@@ -22,7 +23,11 @@ Job = dict[str, Any]
 def run(job: Job) -> dict[str, Any]:
     """Run a job in a fresh process."""
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.runs"], input=json.dumps(job), capture_output=True, text=True, check=False
+        [sys.executable, "-m", "benchmarks.runs"],
+        input=json.dumps(job),
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if done.returncode:
         raise RuntimeError(f"{job['variant']} failed:\n{done.stderr}")

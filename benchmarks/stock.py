@@ -17,20 +17,29 @@ Tokens = tuple[list[int], list[float]]  #: full ids and the time of each, the st
 
 
 def export(model: Path, out: Path) -> Path:
-    """Write a model directory back as a plain Hugging Face one: one file, tables included. Kept if it is there."""
+    """Write a model directory back as a plain Hugging Face one: one file, tables included. Kept if it is
+    there.
+    """
     directory = ModelDirectory.open(model)
     if (out / "model.safetensors").exists():
         return out
     out.mkdir(parents=True, exist_ok=True)
     for file in directory.path.iterdir():
-        if file.suffix in (".json", ".jinja") and file.name not in ("vt.json", "model.safetensors.index.json"):
+        if file.suffix in (".json", ".jinja") and file.name not in (
+            "vt.json",
+            "model.safetensors.index.json",
+        ):
             shutil.copy(file, out)
     manifest = directory.manifest
     shape = (manifest.vocab_rows, manifest.hidden)
     store = directory.open_store()
     names = {"embedding": "model.embed_tokens.weight", "head": "lm_head.weight"}
     tables = {names[name]: store.tables[name] for name in manifest.tables}
-    bodies = {name: (path, entry) for path in directory.path.glob("*.safetensors") for name, entry in read_header(path).items()}
+    bodies = {
+        name: (path, entry)
+        for path in directory.path.glob("*.safetensors")
+        for name, entry in read_header(path).items()
+    }
     infos = [TensorInfo(name, manifest.dtype, shape) for name in tables]
     infos += [entry.info for _, entry in bodies.values()]
 
@@ -76,9 +85,18 @@ def generate_torch(model, prompt: Sequence[int], max_tokens: int, eos: Collectio
     ids = torch.tensor([list(prompt)])
     times_zero = time.perf_counter()
     out = model.generate(
-        ids, attention_mask=torch.ones_like(ids), do_sample=False, num_beams=1, repetition_penalty=1.0, temperature=None,
-        top_p=None, top_k=None, max_new_tokens=max_tokens, eos_token_id=sorted(eos), pad_token_id=0, streamer=Times(),
-    )  # fmt: skip
+        ids,
+        attention_mask=torch.ones_like(ids),
+        do_sample=False,
+        repetition_penalty=1.0,
+        temperature=None,
+        top_p=None,
+        top_k=None,
+        max_new_tokens=max_tokens,
+        eos_token_id=sorted(eos),
+        pad_token_id=0,
+        streamer=Times(),
+    )
     # The streamer is given the prompt first.
     return out[0, len(prompt) :].tolist(), [times_zero, *times[1:]]
 

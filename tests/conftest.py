@@ -14,7 +14,10 @@ FRAMEWORKS = {"torch": "torch", "mlx": "mlx_lm"}
 def backend_params() -> list:
     """The backends whose framework is installed; a machine without one runs the other's tests."""
     return [
-        pytest.param(name, marks=pytest.mark.skipif(importlib.util.find_spec(framework) is None, reason=f"no {framework}"))
+        pytest.param(
+            name,
+            marks=pytest.mark.skipif(importlib.util.find_spec(framework) is None, reason=f"no {framework}"),
+        )
         for name, framework in FRAMEWORKS.items()
     ]
 

@@ -10,7 +10,9 @@ from vt_core.heads import Head
 
 
 class FakeRows:
-    """:class:`vt_core.heads.RowOps` over a table in memory. A bundle is (weight, ids); ``reads`` counts rows read."""
+    """:class:`vt_core.heads.RowOps` over a table in memory. A bundle is (weight, ids); ``reads`` counts rows
+    read.
+    """
 
     def __init__(self, table: np.ndarray) -> None:
         self.table = table
@@ -25,7 +27,9 @@ class FakeRows:
 
     def reserve(self, rows, capacity):
         def grown(part):
-            buffer = np.full((capacity, *part.shape[1:]), 999, dtype=part.dtype)  # spare rows would win every choice
+            buffer = np.full(
+                (capacity, *part.shape[1:]), 999, dtype=part.dtype
+            )  # spare rows would win every choice
             buffer[: len(part)] = part
             return buffer
 

@@ -10,7 +10,9 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 #: Padding rows behind the tokenizer's ids, as Qwen has them.
 PADDING_ROWS = 21
 CHAT_TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% for message in messages %}"
+    "<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"
+    "{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
@@ -21,7 +23,9 @@ def write_tokenizer(directory: Path, words: int = 2000) -> int:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: index for index, token in enumerate(SPECIALS + alphabet)}
     letters, merges = "abcdefghijklmnopqrstuvwxyzĠ", []
-    pairs = [(a, b) for a in letters for b in letters] + [(a + b, c) for a in letters for b in letters for c in letters]
+    pairs = [(a, b) for a in letters for b in letters] + [
+        (a + b, c) for a in letters for b in letters for c in letters
+    ]
     for first, second in pairs[:words]:
         vocabulary[first + second] = len(vocabulary)
         merges.append((first, second))
@@ -65,8 +69,8 @@ def write_model(directory: Path, kind: str, dtype: str = "float32", seed: int = 
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            # Large enough that the texts are varied, biases and norms away from their neutral values. Gemma multiplies
-            # its embedding by seven here, which would drown what the layers do.
+            # Large enough that the texts are varied, biases and norms away from their neutral values. Gemma
+            # multiplies its embedding by seven here, which would drown what the layers do.
             scaled = kind == "gemma3" and "embed_tokens" in name
             spread = 0.04 if scaled else 0.3 if parameter.dim() == 1 else 0.25
             parameter.add_(torch.randn_like(parameter) * spread)

@@ -22,7 +22,6 @@ __version__ = "0.1.0"
 __all__ = ["Chunk", "Generation", "Model", "TaskVocabulary", "VtError", "load"]
 
 
-
 def load(
     path: str | Path | None = None,
     *,
@@ -38,10 +37,11 @@ def load(
     """Load a model, ready to generate.
 
     Args:
-        path: a model directory, a Hugging Face directory or hub id, or a GGUF file; the last three are converted once into
-            the user's cache. None: the default model, SmolLM2-135M-Instruct.
+        path: a model directory, a Hugging Face directory or hub id, or a GGUF file; the last three are
+            converted once into the user's cache. None: the default model, SmolLM2-135M-Instruct.
         backend: ``mlx`` or ``torch``; None takes MLX on Apple Silicon and PyTorch elsewhere.
-        task: task vocabularies (files or loaded ones) whose union is the static part of the head; none: the rank prior.
+        task: task vocabularies (files or loaded ones) whose union is the static part of the head; none: the
+            rank prior.
         head: ``prealloc``, ``split``, ``rebuild``, or ``full`` for the original head.
         store: ``lmdb`` reads rows from disk, ``ram`` keeps the tables in host memory.
         device: a device of the backend, such as ``cpu`` or ``cuda``; None takes the best.
@@ -64,7 +64,10 @@ def load(
     files = [task] if isinstance(task, (str, Path, TaskVocabulary)) else task
     directory = ModelDirectory.open(resolve(path, revision=revision, progress=progress))
     tokenizer_json = directory.path / "tokenizer.json"
-    tasks = [item if isinstance(item, TaskVocabulary) else TaskVocabulary.load(item, tokenizer_json) for item in files]
+    tasks = [
+        item if isinstance(item, TaskVocabulary) else TaskVocabulary.load(item, tokenizer_json)
+        for item in files
+    ]
     decoder = module.load_decoder(directory, head=head, store=store, device=device, dtype=dtype)
     model = Model(directory, decoder, backend=name)
     model.set_task(*tasks)

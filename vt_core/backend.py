@@ -18,17 +18,20 @@ if TYPE_CHECKING:
     from vt_core.model_dir import ModelDirectory
     from vt_core.vocabulary import Ids
 
-Step = Any  #: one decoded position of a backend: hidden state, reduced logits and greedy choice, all possibly still lazy
+#: one decoded position of a backend: hidden state, reduced logits and greedy choice, all possibly still lazy
+Step = Any
 
 #: Backends by name: the package that holds each, and what it needs. Imported when asked for, not before.
 BACKENDS = {"mlx": ("vt_mlx", "mlx_lm"), "torch": ("vt_torch", "torch")}
 
 
 class Decoder(Protocol):
-    """A model body with its caches and a head. One request at a time: :meth:`begin`, then steps, then :meth:`end`.
+    """A model body with its caches and a head. One request at a time: :meth:`begin`, then steps, then
+    :meth:`end`.
 
-    Laws: ``prefill(a + b)`` leaves the state of ``prefill(a)`` and then ``step`` over b; reduced logits are the gathered
-    columns of the full ones; after :meth:`end`, and after any failed request, the head holds exactly the static rows.
+    Laws: ``prefill(a + b)`` leaves the state of ``prefill(a)`` and then ``step`` over b; reduced logits are
+    the gathered columns of the full ones; after :meth:`end`, and after any failed request, the head holds
+    exactly the static rows.
     """
 
     head: Head

@@ -1,7 +1,7 @@
 """The errors that a user can cause. Each carries one sentence: what, where, and what to do.
 
-The command line prints the sentence and exits with code 2; nothing else is caught there, so a traceback always means a
-fault of ours.
+The command line prints the sentence and exits with code 2; nothing else is caught there, so a traceback
+always means a fault of ours.
 """
 
 from __future__ import annotations

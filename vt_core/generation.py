@@ -16,8 +16,8 @@ def decode(
 ) -> Iterator[int]:
     """Generate up to ``max_tokens`` full ids; an id of ``eos_ids`` is the last one yielded.
 
-    The ids of the prompt are made active for this request. However it ends, also when the caller stops listening, the
-    decoder is left as it was before.
+    The ids of the prompt are made active for this request. However it ends, also when the caller stops
+    listening, the decoder is left as it was before.
     """
     sampler.extend(prompt)
     greedy = sampler.settings.plain_greedy

@@ -1,8 +1,8 @@
 """How the reduced head is held: four strategies over the row operations of a backend.
 
-A strategy decides which rows stand in which device matrix and when they are read; :class:`RowOps` does it on the device.
-Every strategy gives the same logits. ``prealloc`` is the paper's final form (VocabTailor, appendix A), ``split`` and
-``rebuild`` are its alternatives, ``full`` is the original head.
+A strategy decides which rows stand in which device matrix and when they are read; :class:`RowOps` does it on
+the device. Every strategy gives the same logits. ``prealloc`` is the paper's final form (VocabTailor,
+appendix A), ``split`` and ``rebuild`` are its alternatives, ``full`` is the original head.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ import numpy as np
 from vt_core.errors import OptionError
 from vt_core.vocabulary import ActiveVocabulary, Ids
 
-Rows = Any  #: a backend's bundle of parallel device arrays: weights ``[n, hidden]``, full ids ``[n]``, bias ``[n]`` or none
+#: a backend's bundle of parallel device arrays: weights ``[n, hidden]``, full ids ``[n]``, bias ``[n]`` or
+#: none
+Rows = Any
 Array = Any  #: an array of the backend
 
 
@@ -27,7 +29,9 @@ class RowOps(Protocol):
         """Rows of the head table for full ids, on the device, in the run's dtype."""
 
     def reserve(self, rows: Rows, capacity: int) -> Rows:
-        """A new bundle with room for ``capacity`` rows that begins with ``rows``; the rest is never looked at."""
+        """A new bundle with room for ``capacity`` rows that begins with ``rows``; the rest is never looked
+        at.
+        """
 
     def write(self, buffer: Rows, start: int, rows: Rows) -> Rows:
         """``buffer`` with ``rows`` at ``start``, in place where the device can."""
@@ -39,7 +43,9 @@ class RowOps(Protocol):
         """A new bundle: ``first`` and then ``second``."""
 
     def product(self, hidden: Array, rows: Rows) -> Array:
-        """Logits ``[k, n]`` of ``hidden [k, hidden]``, rounded to the run's dtype as the stock framework's head does."""
+        """Logits ``[k, n]`` of ``hidden [k, hidden]``, rounded to the run's dtype as the stock framework's
+        head does.
+        """
 
     def join(self, logits: list[Array]) -> Array:
         """Logits of several pieces side by side."""
@@ -51,8 +57,8 @@ class RowOps(Protocol):
 class Head(ABC):
     """The rows of an :class:`ActiveVocabulary` on the device.
 
-    After every public method the pieces, in order, hold exactly the rows of ``vocabulary.ids``; also after one that
-    raised.
+    After every public method the pieces, in order, hold exactly the rows of ``vocabulary.ids``; also after
+    one that raised.
     """
 
     name: str

@@ -55,8 +55,8 @@ class Stopwatch:
 class ProcessMemory:
     """The most memory that this process was seen to hold, in bytes.
 
-    The system keeps the peak of the whole; of its anonymous part only the present value, so :meth:`sample` is called where
-    memory is at its largest.
+    The system keeps the peak of the whole; of its anonymous part only the present value, so :meth:`sample` is
+    called where memory is at its largest.
     """
 
     anonymous: int | None = None

@@ -25,7 +25,9 @@ from vt_core.vocabulary import Ids
 
 @dataclass(frozen=True)
 class Generation:
-    """A finished text and how it came about. Times in seconds, sizes in bytes; None where it could not be measured."""
+    """A finished text and how it came about. Times in seconds, sizes in bytes; None where it could not be
+    measured.
+    """
 
     text: str
     token_ids: tuple[int, ...]  #: full ids, the EOS id included where one was generated
@@ -59,7 +61,9 @@ class Generation:
 
 @dataclass(frozen=True)
 class Chunk:
-    """A piece of a streamed answer. The last one has no token, perhaps some held-back text, and the result."""
+    """A piece of a streamed answer. The last one has no token, perhaps some held-back text, and the
+    result.
+    """
 
     text: str
     token_id: int | None
@@ -83,7 +87,8 @@ class Model:
         self._busy = threading.Lock()
 
     def set_task(self, *tasks: TaskVocabulary) -> None:
-        """Swap the static rows for those of the given task vocabularies (their union), or of the rank prior if none.
+        """Swap the static rows for those of the given task vocabularies (their union), or of the rank prior
+        if none.
 
         Raises:
             VocabularyError: a vocabulary belongs to another tokenizer.
@@ -115,7 +120,8 @@ class Model:
         """Generate an answer piece by piece.
 
         Args:
-            prompt: text (through the chat template, unless ``raw`` or the model has none), chat messages, or full ids.
+            prompt: text (through the chat template, unless ``raw`` or the model has none), chat messages, or
+                full ids.
             max_tokens: how many tokens at the most.
             stop: texts that end the answer; they are not part of it.
             system: a system message before a text prompt.
@@ -133,7 +139,9 @@ class Model:
             raise OptionError(f"max_tokens is {max_tokens}, but it must be at least 1")
         ids = self.encode(prompt, system=system, raw=raw, template_arguments=template_arguments)
         self._check_prompt(ids, max_tokens)
-        return self._run(ids, max_tokens, StopMatcher([stop] if isinstance(stop, str) else list(stop)), settings)
+        return self._run(
+            ids, max_tokens, StopMatcher([stop] if isinstance(stop, str) else list(stop)), settings
+        )
 
     def encode(
         self,
@@ -153,7 +161,9 @@ class Model:
             raise PromptError("the prompt is empty; give some text")
         if raw or self.tokenizer.chat_template is None:
             if system is not None:
-                raise PromptError("a system message needs the chat template; leave it out, or put it into the raw prompt")
+                raise PromptError(
+                    "a system message needs the chat template; leave it out, or put it into the raw prompt"
+                )
             return self.tokenizer.encode(prompt)
         messages: list[Message] = [] if system is None else [{"role": "system", "content": system}]
         messages.append({"role": "user", "content": prompt})
@@ -163,7 +173,9 @@ class Model:
     def context(self) -> int | None:
         """Tokens that fit the model's context, where its configuration says so."""
         config = self.directory.config
-        return config.get("max_position_embeddings") or config.get("text_config", {}).get("max_position_embeddings")
+        return config.get("max_position_embeddings") or config.get("text_config", {}).get(
+            "max_position_embeddings"
+        )
 
     def _check_prompt(self, ids: Ids, max_tokens: int) -> None:
         if len(ids) == 0:
@@ -180,7 +192,9 @@ class Model:
                 f"{self.context}; shorten it or lower --max-tokens"
             )
 
-    def _run(self, ids: Ids, max_tokens: int, stops: StopMatcher, settings: SamplerSettings) -> Iterator[Chunk]:
+    def _run(
+        self, ids: Ids, max_tokens: int, stops: StopMatcher, settings: SamplerSettings
+    ) -> Iterator[Chunk]:
         with self._request():
             watch = Stopwatch(self._clock)
             text = self.tokenizer.stream()
@@ -195,7 +209,10 @@ class Model:
                     if watch.tokens == 1:
                         self._memory.sample()
                     # Taken here: the rows of the request are gone once its last token is out.
-                    dynamic_rows, resident = self.decoder.head.vocabulary.dynamic_size, self.decoder.head.nbytes
+                    dynamic_rows, resident = (
+                        self.decoder.head.vocabulary.dynamic_size,
+                        self.decoder.head.nbytes,
+                    )
                     piece = stops.push(text.push(token))
                     shown += piece
                     yield Chunk(piece, token)

@@ -1,8 +1,8 @@
 """Choosing the next token from logits, on the host, the same for every backend.
 
-Noise is a function of (seed, position, full id), so that one draw means the same token whichever rows the head holds, and
-the same seed gives the same text on every backend. Gumbel-max: adding Gumbel noise to log-probabilities and taking the
-largest is a draw from them.
+Noise is a function of (seed, position, full id), so that one draw means the same token whichever rows the
+head holds, and the same seed gives the same text on every backend. Gumbel-max: adding Gumbel noise to
+log-probabilities and taking the largest is a draw from them.
 """
 
 from __future__ import annotations
@@ -20,11 +20,13 @@ from vt_core.vocabulary import Ids
 
 Floats = npt.NDArray[np.float32]
 
-# 23 bits and a half: with 24 bits the largest value would round to 1 in float32, whose Gumbel value is infinite.
+# 23 bits and a half: with 24 bits the largest value would round to 1 in float32, whose Gumbel value is
+# infinite.
 _NOISE_BITS = 23
 _LARGEST = -math.log(-math.log1p(-(2.0 ** -(_NOISE_BITS + 1))))
 _SMALLEST = -math.log((_NOISE_BITS + 1) * math.log(2))
-#: A logit that lies further than this (in units of temperature) under the largest can't win: noise spans no more.
+#: A logit that lies further than this (in units of temperature) under the largest can't win: noise spans no
+#: more.
 NOISE_SPAN = _LARGEST - _SMALLEST + 1e-3
 
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -35,7 +37,8 @@ _MASK = (1 << 64) - 1
 class SamplerSettings:
     """How to choose. ``temperature`` 0 is greedy; ``top_k`` 0, ``top_p`` 1 and ``min_p`` 0 are off.
 
-    Applied in this order: penalties over prompt and text so far, logit bias, temperature, top-k, top-p, min-p, noise.
+    Applied in this order: penalties over prompt and text so far, logit bias, temperature, top-k, top-p,
+    min-p, noise.
     """
 
     temperature: float = 0.0
@@ -127,7 +130,9 @@ class Sampler:
 
 
 def _candidates(scaled: Floats, ids: Ids, settings: SamplerSettings) -> tuple[Ids, Floats]:
-    """Ids and scores that top-k, top-p and min-p keep and that noise can still make the winner, best first."""
+    """Ids and scores that top-k, top-p and min-p keep and that noise can still make the winner, best
+    first.
+    """
     total = None
     if 0 < settings.top_k < len(scaled):
         threshold = np.partition(scaled, len(scaled) - settings.top_k)[len(scaled) - settings.top_k]
@@ -153,7 +158,9 @@ def _candidates(scaled: Floats, ids: Ids, settings: SamplerSettings) -> tuple[Id
 
 
 def gumbel(seed: int, position: int, ids: Ids) -> npt.NDArray[np.float64]:
-    """Standard Gumbel noise of full ids, float64 ``[n]``: counter-based, so independent of what else is drawn."""
+    """Standard Gumbel noise of full ids, float64 ``[n]``: counter-based, so independent of what else is
+    drawn.
+    """
     key = _mix_int(_mix_int(seed) + (position + 1) * _GOLDEN)
     bits = _mix(ids.astype(np.uint64) * np.uint64(_GOLDEN) ^ np.uint64(key)) >> np.uint64(64 - _NOISE_BITS)
     uniform = (bits.astype(np.float64) + 0.5) * 2.0**-_NOISE_BITS

@@ -14,7 +14,8 @@ from vt_core.vocabulary import Ids
 
 
 def static_ids(directory: ModelDirectory, eos_ids: Collection[int], tasks: Sequence[TaskVocabulary]) -> Ids:
-    """Sorted full ids: the union of the task vocabularies, or the rank prior without one; special and EOS ids always.
+    """Sorted full ids: the union of the task vocabularies, or the rank prior without one; special and EOS ids
+    always.
 
     Raises:
         VocabularyError: a task vocabulary belongs to another tokenizer.

@@ -18,7 +18,9 @@ class StopMatcher:
         self.stopped = False
 
     def push(self, text: str) -> str:
-        """The text that is safe to show now. After a stop string: the text before it, and :attr:`stopped` is set."""
+        """The text that is safe to show now. After a stop string: the text before it, and :attr:`stopped` is
+        set.
+        """
         self._held += text
         found = [at for at in map(self._held.find, self._stops) if at >= 0]
         if found:

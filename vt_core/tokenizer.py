@@ -33,7 +33,9 @@ class Tokenizer:
         try:
             self._fast = FastTokenizer.from_file(str(self.path))
         except Exception as error:  # the library raises plain Exception for every fault
-            raise TokenizerError(f"{self.path} cannot be read as a tokenizer ({error}); convert the model again") from error
+            raise TokenizerError(
+                f"{self.path} cannot be read as a tokenizer ({error}); convert the model again"
+            ) from error
         # A length limit or padding left in the file by a training script would change prompts.
         self._fast.no_truncation()
         self._fast.no_padding()
@@ -52,23 +54,27 @@ class Tokenizer:
             PromptError: the model has no template, or the template refuses these messages.
         """
         if self.chat_template is None:
-            raise PromptError(f"{self.path.parent} has no chat template; give the prompt as text, or use --raw")
+            raise PromptError(
+                f"{self.path.parent} has no chat template; give the prompt as text, or use --raw"
+            )
         from transformers.utils.chat_template_utils import render_jinja_template
 
-        specials = {name: _content(self._config.get(name)) for name in ("bos_token", "eos_token", "pad_token", "unk_token")}
-        specials = {name: token for name, token in specials.items() if token is not None}
+        names = ("bos_token", "eos_token", "pad_token", "unk_token")
+        specials: dict[str, Any] = {name: _content(self._config.get(name)) for name in names}
         try:
-            rendered, _ = render_jinja_template(
+            rendered = render_jinja_template(
                 conversations=[[dict(message) for message in messages]],
                 chat_template=self.chat_template,
                 add_generation_prompt=True,
-                **specials,
+                **{name: token for name, token in specials.items() if token is not None},
                 **template_arguments,
             )
         except Exception as error:  # a template raises whatever its author wrote
-            raise PromptError(f"the chat template of {self.path.parent} refuses these messages ({error})") from error
+            raise PromptError(
+                f"the chat template of {self.path.parent} refuses these messages ({error})"
+            ) from error
         # The template writes BOS itself where the model wants one, so the tokenizer must not add a second.
-        return np.array(self._fast.encode(rendered[0], add_special_tokens=False).ids, dtype=np.int64)
+        return np.array(self._fast.encode(rendered[0][0], add_special_tokens=False).ids, dtype=np.int64)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of full ids, special tokens left out."""
@@ -82,7 +88,9 @@ class Tokenizer:
         return self._fast.token_to_id(token)
 
     def eos_ids(self, rows: int) -> frozenset[int]:
-        """Ids below ``rows`` that end a text: those of generation_config, the tokenizer's, and the ends of a chat turn."""
+        """Ids below ``rows`` that end a text: those of generation_config, the tokenizer's, and the ends of a
+        chat turn.
+        """
         named = self._generation_config.get("eos_token_id")
         ids = set(named if isinstance(named, list) else [] if named is None else [named])
         for token in (_content(self._config.get("eos_token")), *TURN_ENDS):
@@ -102,7 +110,9 @@ class Tokenizer:
 
 
 class TextStream:
-    """Text of one request as its ids arrive. A character whose bytes are split over tokens comes with the last of them."""
+    """Text of one request as its ids arrive. A character whose bytes are split over tokens comes with the
+    last of them.
+    """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer

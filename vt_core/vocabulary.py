@@ -13,10 +13,11 @@ Ids = npt.NDArray[np.int64]
 
 
 class ActiveVocabulary:
-    """Ordered full ids ``[static | learned | dynamic]``, none twice; the local id of a full id is its position.
+    """Ordered full ids ``[static | learned | dynamic]``, none twice; the local id of a full id is its
+    position.
 
-    Static ids are sorted; learned and dynamic ids keep the order in which they came. A request adds dynamic ids and
-    :meth:`truncate` takes them back.
+    Static ids are sorted; learned and dynamic ids keep the order in which they came. A request adds dynamic
+    ids and :meth:`truncate` takes them back.
     """
 
     def __init__(self, rows: int) -> None:
@@ -58,7 +59,9 @@ class ActiveVocabulary:
         return static
 
     def add(self, ids: Iterable[int]) -> Ids:
-        """Append the ids that are not active yet to the dynamic part; returns those, each once, in their order."""
+        """Append the ids that are not active yet to the dynamic part; returns those, each once, in their
+        order.
+        """
         wanted = _as_ids(ids)
         self._check(wanted)
         absent = wanted[self._local[wanted] < 0]

@@ -8,7 +8,6 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.utils import _get_classes, load_model
-
 from vt_core.errors import ModelError
 from vt_core.heads import Head
 
@@ -45,8 +44,8 @@ class RowEmbedding(nn.Module):
 class RowHead(nn.Module):
     """Stands where the LM head stood: logits of the active rows, for the last position only.
 
-    What the model does to its logits afterwards (soft-cap, scale) happens to these. The hidden state stays here for the
-    decoder to take.
+    What the model does to its logits afterwards (soft-cap, scale) happens to these. The hidden state stays
+    here for the decoder to take.
     """
 
     def __init__(self) -> None:
@@ -71,9 +70,11 @@ class RowHead(nn.Module):
 
 
 def load_body(path: Path, dtype: mx.Dtype) -> tuple[nn.Module, RowEmbedding, RowHead]:
-    """The model of a model directory with a :class:`RowEmbedding` and a :class:`RowHead` in place of its tables.
+    """The model of a model directory with a :class:`RowEmbedding` and a :class:`RowHead` in place of its
+    tables.
 
-    Neither table is ever made, not while loading either: MLX declares arrays lazily, and loading is strict about the rest.
+    Neither table is ever made, not while loading either: MLX declares arrays lazily, and loading is strict
+    about the rest.
 
     Raises:
         ModelError: mlx-lm does not have this model, or its tables are used in a way that cannot be replaced.
@@ -81,7 +82,9 @@ def load_body(path: Path, dtype: mx.Dtype) -> tuple[nn.Module, RowEmbedding, Row
     head = RowHead()
     embedding = RowEmbedding(head)
     try:
-        model, _ = load_model(path, lazy=True, get_model_classes=lambda config: _tableless(config, embedding, head))
+        model, _ = load_model(
+            path, lazy=True, get_model_classes=lambda config: _tableless(config, embedding, head)
+        )
     except ValueError as error:
         raise ModelError(f"mlx-lm cannot load {path} ({str(error).splitlines()[0]})") from error
     model.set_dtype(dtype)
@@ -108,8 +111,8 @@ def _replace(model: nn.Module, kind: type[nn.Module], names: tuple[str, ...], ne
     found = [(name, parent) for name, parent in _modules(model, kind) if name in names]
     if len(found) != 1:
         raise ModelError(
-            f"{type(model).__bases__[0].__module__} has {len(found)} modules of the names {', '.join(names)}; "
-            "vt needs exactly one to replace"
+            f"{type(model).__bases__[0].__module__} has {len(found)} modules of the names "
+            f"{', '.join(names)}; vt needs exactly one to replace"
         )
     name, parent = found[0]
     parent[name] = new

@@ -10,11 +10,11 @@ import mlx.nn as nn
 import numpy as np
 import numpy.typing as npt
 from mlx_lm.models.cache import make_prompt_cache
-
 from vt_core.heads import Head, head_class
 from vt_core.model_dir import ModelDirectory
 from vt_core.tables import open_tables
 from vt_core.vocabulary import Ids
+
 from vt_mlx.body import RowEmbedding, RowHead, load_body
 from vt_mlx.device import peak_memory, pick_device, pick_dtype, reset_peak
 from vt_mlx.rows import MlxRows, greedy
@@ -50,7 +50,8 @@ class MlxDecoder:
         self.head = head
         self.device = "gpu" if device.type == mx.DeviceType.gpu else "cpu"
         self.dtype = str(dtype).removeprefix("mlx.core.")
-        # A tied head embeds the choice by its own row; only one matrix can be indexed before the choice is known.
+        # A tied head embeds the choice by its own row; only one matrix can be indexed before the choice is
+        # known.
         self.can_follow = tied and head.name != "split"
         self._model, self._rows, self._tied = model, rows, tied
         self._device = device
@@ -66,7 +67,9 @@ class MlxDecoder:
         # The last token goes alone, as in mlx-lm: batches of other sizes round differently.
         for start in range(0, len(ids) - 1, PREFILL_TOKENS):
             # Only the rows that the prompt needs, each once; the ids given to the model index those.
-            needed, index = np.unique(ids[start : min(start + PREFILL_TOKENS, len(ids) - 1)], return_inverse=True)
+            needed, index = np.unique(
+                ids[start : min(start + PREFILL_TOKENS, len(ids) - 1)], return_inverse=True
+            )
             self._embedding.set_table(self._rows.embed(needed))
             self._model(mx.array(index.astype(np.int32))[None], cache=self._cache)
             mx.eval([layer.state for layer in self._cache or []])
@@ -123,5 +126,12 @@ def load_decoder(
     rows = MlxRows(open_tables(directory, store), manifest.tied, target, run_dtype)
     model, embedding, output = load_body(directory.path, run_dtype)
     return MlxDecoder(
-        model, embedding, output, rows, strategy(rows, manifest.vocab_rows), tied=manifest.tied, device=target, dtype=run_dtype
+        model,
+        embedding,
+        output,
+        rows,
+        strategy(rows, manifest.vocab_rows),
+        tied=manifest.tied,
+        device=target,
+        dtype=run_dtype,
     )

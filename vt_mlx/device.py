@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import mlx.core as mx
-
 from vt_core.errors import BackendError
 
 DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
@@ -16,16 +15,21 @@ def pick_device(name: str | None) -> mx.Device:
         BackendError: this machine has no such device.
     """
     if name not in (None, "cpu", "gpu"):
-        raise BackendError(f"unknown device {name!r}: MLX has cpu and gpu; leave --device out to take the best")
+        raise BackendError(
+            f"unknown device {name!r}: MLX has cpu and gpu; leave --device out to take the best"
+        )
     if name == "gpu" and not _has_gpu():
-        raise BackendError("device 'gpu' cannot be used here: this MLX has none; leave --device out to take the best")
+        raise BackendError(
+            "device 'gpu' cannot be used here: this MLX has none; leave --device out to take the best"
+        )
     device = mx.default_device() if name is None else mx.Device(mx.gpu if name == "gpu" else mx.cpu)
     mx.set_default_device(device)
     return device
 
 
 def pick_dtype(name: str | None, stored: str, device: mx.Device) -> mx.Dtype:
-    """The run's float type: as asked, else the model's own; on a CPU float32, which alone has fast products there.
+    """The run's float type: as asked, else the model's own; on a CPU float32, which alone has fast products
+    there.
 
     Raises:
         BackendError: no such float type.

@@ -7,11 +7,12 @@ from typing import NamedTuple
 
 import mlx.core as mx
 import numpy as np
-
 from vt_core.tables import Table
 from vt_core.vocabulary import Ids
 
-CHUNK_BYTES = 16 << 20  #: rows are read and converted in pieces of this size, so that no second copy of a table exists
+CHUNK_BYTES = (
+    16 << 20
+)  #: rows are read and converted in pieces of this size, so that no second copy of a table exists
 NO_ID = np.iinfo(np.int32).max
 
 _STORED = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
@@ -48,7 +49,8 @@ class MlxRows:
     def write(self, buffer: Rows, start: int, rows: Rows) -> Rows:
         for whole, part in zip(buffer, rows, strict=True):
             if whole is not None:
-                # In place only while nothing else holds the buffer: a step still in flight would make this a full copy.
+                # In place only while nothing else holds the buffer: a step still in flight would make this a
+                # full copy.
                 whole[start : start + len(part)] = part
                 mx.eval(whole)
         return buffer
@@ -58,7 +60,9 @@ class MlxRows:
 
     def concatenate(self, first: Rows, second: Rows) -> Rows:
         bias = None if first.bias is None else mx.concatenate([first.bias, second.bias])
-        joined = Rows(mx.concatenate([first.weight, second.weight]), mx.concatenate([first.ids, second.ids]), bias)
+        joined = Rows(
+            mx.concatenate([first.weight, second.weight]), mx.concatenate([first.ids, second.ids]), bias
+        )
         mx.eval([part for part in joined if part is not None])
         return joined
 
@@ -78,7 +82,9 @@ class MlxRows:
             return as_array(table.read(ids), table.spec.dtype).astype(self._dtype)
         out = mx.zeros((len(ids), table.spec.columns), dtype=self._dtype)
         for start in range(0, len(ids), step):
-            out[start : start + step] = as_array(table.read(ids[start : start + step]), table.spec.dtype).astype(self._dtype)
+            out[start : start + step] = as_array(
+                table.read(ids[start : start + step]), table.spec.dtype
+            ).astype(self._dtype)
             mx.eval(out)
         return out
 

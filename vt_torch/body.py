@@ -14,7 +14,6 @@ from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils import logging as transformers_logging
-
 from vt_core.errors import ModelError
 from vt_core.heads import Head
 
@@ -25,7 +24,9 @@ class RowEmbedding(nn.Module):
     def __init__(self, scale: float | None) -> None:
         super().__init__()
         self.scale = scale  #: Gemma multiplies inside its embedding module
-        self.table: torch.Tensor | None = None  #: ``[n, hidden]``; not a parameter, so that nothing saves or moves it
+        self.table: torch.Tensor | None = (
+            None  #: ``[n, hidden]``; not a parameter, so that nothing saves or moves it
+        )
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         assert self.table is not None, "the decoder sets the table before each call"
@@ -37,8 +38,8 @@ class RowEmbedding(nn.Module):
 class RowHead(nn.Module):
     """Stands where the LM head stood: logits of the active rows, for the last position only.
 
-    What the model does to its logits afterwards (soft-cap, scale) happens to these. The hidden state stays here for the
-    decoder to take.
+    What the model does to its logits afterwards (soft-cap, scale) happens to these. The hidden state stays
+    here for the decoder to take.
     """
 
     def __init__(self) -> None:
@@ -58,13 +59,16 @@ def load_body(path: Path, device: torch.device, dtype: torch.dtype) -> PreTraine
     Neither table is ever made, not while loading either.
 
     Raises:
-        ModelError: transformers does not have this model, or its tables are used in a way that cannot be replaced.
+        ModelError: transformers does not have this model, or its tables are used in a way that cannot be
+        replaced.
     """
     try:
         config = AutoConfig.from_pretrained(path)
         base = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     except (KeyError, ValueError) as error:
-        raise ModelError(f"transformers has no text generation model for {path / 'config.json'} ({error})") from error
+        raise ModelError(
+            f"transformers has no text generation model for {path / 'config.json'} ({error})"
+        ) from error
     body = type(f"Tableless{base.__name__}", (_Tableless, base), {})
     with _quiet():
         model, report = body.from_pretrained(
@@ -77,14 +81,19 @@ def load_body(path: Path, device: torch.device, dtype: torch.dtype) -> PreTraine
         )
     missing = sorted(report["missing_keys"]) + sorted(report["unexpected_keys"])
     if missing:
-        raise ModelError(f"{path} does not fit transformers' {base.__name__}: {missing[0]} is missing or unknown; convert it again")
+        raise ModelError(
+            f"{path} does not fit transformers' {base.__name__}: {missing[0]} is missing or unknown; "
+            "convert it again"
+        )
     return model.eval().requires_grad_(False)
 
 
 class _Tableless:
-    """Mixed in before a transformers class: swaps its tables as soon as they are declared (on the meta device)."""
+    """Mixed in before a transformers class: swaps its tables as soon as they are declared (on the meta
+    device).
+    """
 
-    _tied_weights_keys: Any = {}
+    _tied_weights_keys: Any = None
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
@@ -92,7 +101,9 @@ class _Tableless:
         embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
         model.set_input_embeddings(RowEmbedding(_scale(embedding, model)))
         if type(head) is not nn.Linear:
-            raise ModelError(f"the head of {type(model).__name__} is a {type(head).__name__}, which vt cannot replace")
+            raise ModelError(
+                f"the head of {type(model).__name__} is a {type(head).__name__}, which vt cannot replace"
+            )
         model.set_output_embeddings(RowHead())
 
 
@@ -102,7 +113,10 @@ def _scale(embedding: nn.Module, model: nn.Module) -> float | None:
         return None
     scale = getattr(embedding, "scalar_embed_scale", None)
     if not isinstance(scale, (int, float)) or not math.isfinite(scale):
-        raise ModelError(f"the embedding of {type(model).__name__} is a {type(embedding).__name__}, which vt cannot replace")
+        raise ModelError(
+            f"the embedding of {type(model).__name__} is a {type(embedding).__name__}, "
+            "which vt cannot replace"
+        )
     return float(scale)
 
 

@@ -8,11 +8,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from transformers import DynamicCache, PreTrainedModel
-
 from vt_core.heads import Head, head_class
 from vt_core.model_dir import ModelDirectory
 from vt_core.tables import open_tables
 from vt_core.vocabulary import Ids
+
 from vt_torch.body import load_body
 from vt_torch.device import peak_memory, pick_device, pick_dtype, reset_peak
 from vt_torch.rows import TorchRows, greedy
@@ -34,13 +34,20 @@ class TorchDecoder:
     """See :class:`vt_core.backend.Decoder`."""
 
     def __init__(
-        self, model: PreTrainedModel, rows: TorchRows, head: Head, *, tied: bool, device: torch.device, dtype: torch.dtype
+        self,
+        model: PreTrainedModel,
+        rows: TorchRows,
+        head: Head,
+        *,
+        tied: bool,
+        device: torch.device,
+        dtype: torch.dtype,
     ) -> None:
         self.head = head
         self.device = str(device)
         self.dtype = str(dtype).removeprefix("torch.")
-        # A tied head embeds the choice by its own row; only one matrix can be indexed before the choice is known.
-        # On a CPU there is nothing to wait for.
+        # A tied head embeds the choice by its own row; only one matrix can be indexed before the choice is
+        # known. On a CPU there is nothing to wait for.
         self.can_follow = tied and head.name != "split" and device.type != "cpu"
         self._model, self._rows, self._tied = model, rows, tied
         self._device = device

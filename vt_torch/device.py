@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-
 from vt_core.errors import BackendError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -22,7 +21,9 @@ def pick_device(name: str | None) -> torch.device:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
-        raise BackendError(f"device {name!r} cannot be used here ({reason}); leave --device out to take the best") from error
+        raise BackendError(
+            f"device {name!r} cannot be used here ({reason}); leave --device out to take the best"
+        ) from error
     return device
 
 
@@ -33,7 +34,11 @@ def pick_dtype(name: str | None, stored: str, device: torch.device) -> torch.dty
         BackendError: no such float type.
     """
     if name is None:
-        name = stored if device.type != "cpu" or (stored == "bfloat16" and _cpu_multiplies_bfloat16()) else "float32"
+        name = (
+            stored
+            if device.type != "cpu" or (stored == "bfloat16" and _cpu_multiplies_bfloat16())
+            else "float32"
+        )
     if name not in DTYPES:
         raise BackendError(f"unknown float type {name!r}: choose one of {', '.join(DTYPES)}")
     return DTYPES[name]
@@ -46,11 +51,17 @@ def reset_peak(device: torch.device) -> None:
 
 
 def peak_memory(device: torch.device) -> int | None:
-    """Peak bytes of the device's allocator since :func:`reset_peak`; None on devices that keep no such count."""
+    """Peak bytes of the device's allocator since :func:`reset_peak`; None on devices that keep no such
+    count.
+    """
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
 
 
 def _cpu_multiplies_bfloat16() -> bool:
-    """Whether matrix products in bfloat16 run in hardware; elsewhere they are several times slower than float32."""
+    """Whether matrix products in bfloat16 run in hardware; elsewhere they are several times slower than
+    float32.
+    """
     checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported", "_is_arm_bf16_supported")
-    return any(bool(check()) for check in (getattr(torch.cpu, name, None) for name in checks) if check is not None)
+    return any(
+        bool(check()) for check in (getattr(torch.cpu, name, None) for name in checks) if check is not None
+    )

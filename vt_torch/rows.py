@@ -8,11 +8,12 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-
 from vt_core.tables import Table
 from vt_core.vocabulary import Ids
 
-CHUNK_BYTES = 16 << 20  #: rows are read and converted in pieces of this size, so that no second copy of a table exists
+CHUNK_BYTES = (
+    16 << 20
+)  #: rows are read and converted in pieces of this size, so that no second copy of a table exists
 NO_ID = np.iinfo(np.int64).max
 
 _STORED = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -29,7 +30,9 @@ class Rows(NamedTuple):
 class TorchRows:
     """:class:`vt_core.heads.RowOps` for PyTorch."""
 
-    def __init__(self, tables: Mapping[str, Table], tied: bool, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self, tables: Mapping[str, Table], tied: bool, device: torch.device, dtype: torch.dtype
+    ) -> None:
         self.embedding = tables["embedding"]
         self._head = self.embedding if tied else tables["head"]
         self._bias = tables.get("head_bias")

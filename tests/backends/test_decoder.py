@@ -12,7 +12,9 @@ from vt_core import load
 from vt_core.heads import HEADS
 
 PROMPT = [5, 17, 300, 42, 42, 980, 7]
-LONG = [int(i) for i in np.random.default_rng(0).integers(3, 900, size=60)]  # longer than Gemma's window of 16
+LONG = [
+    int(i) for i in np.random.default_rng(0).integers(3, 900, size=60)
+]  # longer than Gemma's window of 16
 TOKENS = 24
 
 pytestmark = [
@@ -47,7 +49,7 @@ def stock_ids(stock_model):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_full_head_gives_the_stock_frameworks_ids(backend, kind, prompt, dtype, tiny, stock_ids):
     if (backend, dtype) == ("mlx", "bfloat16"):
-        pytest.skip("mlx-lm chooses by log-probabilities, whose rounding to bfloat16 makes ties that logits do not have")
+        pytest.skip("mlx-lm chooses by log-probabilities, whose rounding makes ties that logits do not have")
     model = load(tiny(kind, dtype)[1], backend=backend, head="full", device="cpu", dtype=dtype)
     expected = stock_ids(backend, kind, prompt, dtype)
     assert len(set(expected)) >= 5, "a text of few ids would show little"
@@ -71,7 +73,10 @@ def test_every_reduced_head_gives_the_same_ids_over_several_requests(backend, ki
     for head in ("prealloc", "split", "rebuild"):
         model = load(tiny(kind)[1], backend=backend, head=head, device="cpu")
         model.decoder.head.set_static(range(3, 400, 7))
-        texts[head] = [model.generate(prompt, max_tokens=TOKENS, **sampling).token_ids for prompt in (PROMPT, LONG, PROMPT)]
+        texts[head] = [
+            model.generate(prompt, max_tokens=TOKENS, **sampling).token_ids
+            for prompt in (PROMPT, LONG, PROMPT)
+        ]
         assert model.decoder.head.vocabulary.ids.tolist() == list(range(3, 400, 7))
     assert texts["prealloc"] == texts["split"] == texts["rebuild"]
     assert texts["prealloc"][0] == texts["prealloc"][2]
@@ -156,6 +161,9 @@ def test_loading_and_generating_reads_only_the_rows_that_are_needed(backend, kin
     row = model.directory.manifest.hidden * 4
     untied = not model.directory.manifest.tied
     prompt = len(set(PROMPT))
-    # Static rows once; the prompt's as embeddings (MLX reads the last token's again, for it goes alone), and as head rows.
-    most = len(static) + prompt + 1 + len(set(PROMPT) - set(static)) + (result.generated_tokens if untied else 0)
+    # Static rows once; the prompt's as embeddings (MLX reads the last token's again, for it goes alone), and
+    # as head rows.
+    most = (
+        len(static) + prompt + 1 + len(set(PROMPT) - set(static)) + (result.generated_tokens if untied else 0)
+    )
     assert read <= most * row

@@ -25,8 +25,13 @@ def run(head, static, prompt, *, max_tokens=12, eos=(), can_follow=False, **samp
 @pytest.mark.parametrize("head", REDUCED)
 @pytest.mark.parametrize("sampling", [{}, {"temperature": 0.9, "seed": 5}, {"repetition_penalty": 1.4}])
 @settings(max_examples=15, deadline=None)
-@given(prompt=st.lists(st.integers(0, len(TABLE) - 1), min_size=1, max_size=8), others=st.sets(st.integers(0, len(TABLE) - 1)))
-def test_a_vocabulary_that_holds_the_full_output_gives_the_full_output(head, can_follow, sampling, prompt, others):
+@given(
+    prompt=st.lists(st.integers(0, len(TABLE) - 1), min_size=1, max_size=8),
+    others=st.sets(st.integers(0, len(TABLE) - 1)),
+)
+def test_a_vocabulary_that_holds_the_full_output_gives_the_full_output(
+    head, can_follow, sampling, prompt, others
+):
     full = run(FullHead, [], prompt, can_follow=can_follow, **sampling)
     assert run(head, others | set(full), prompt, can_follow=can_follow, **sampling) == full
 
@@ -43,14 +48,21 @@ def test_it_stops_at_any_eos_id_and_at_the_limit(can_follow):
     free = run(FullHead, [], [1, 2], max_tokens=30, can_follow=can_follow)
     assert len(free) == 30
     eos = free[4]
-    assert run(FullHead, [], [1, 2], max_tokens=30, eos={eos, 1999}, can_follow=can_follow) == free[: free.index(eos) + 1]
+    assert (
+        run(FullHead, [], [1, 2], max_tokens=30, eos={eos, 1999}, can_follow=can_follow)
+        == free[: free.index(eos) + 1]
+    )
     assert run(FullHead, [], [1, 2], max_tokens=1, can_follow=can_follow) == free[:1]
 
 
 def test_no_step_is_run_beyond_the_last_token():
     decoder = FakeDecoder(TABLE, FullHead)
     decoder.head.set_static([])
-    list(decode(decoder, np.array([1]), sampler=Sampler(SamplerSettings(), len(TABLE)), max_tokens=5, eos_ids=()))
+    list(
+        decode(
+            decoder, np.array([1]), sampler=Sampler(SamplerSettings(), len(TABLE)), max_tokens=5, eos_ids=()
+        )
+    )
     assert decoder.steps == 5
 
 

@@ -113,5 +113,7 @@ def test_the_full_head_holds_every_row_and_reads_them_once():
 
 
 def test_an_unknown_head_is_refused_with_the_known_ones():
-    with pytest.raises(OptionError, match="unknown head 'huge': choose one of prealloc, split, rebuild, full"):
+    with pytest.raises(
+        OptionError, match="unknown head 'huge': choose one of prealloc, split, rebuild, full"
+    ):
         head_class("huge")

@@ -25,7 +25,9 @@ def test_every_module_imports_with_the_frameworks_blocked(package):
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize(("package", "framework", "other"), [("vt_torch", "torch", "mlx"), ("vt_mlx", "mlx_lm", "torch")])
+@pytest.mark.parametrize(
+    ("package", "framework", "other"), [("vt_torch", "torch", "mlx"), ("vt_mlx", "mlx_lm", "torch")]
+)
 def test_backends_know_neither_each_other_nor_click_nor_converters(package, framework, other):
     pytest.importorskip(framework)
     code = MODULES.format(package=package) + (
@@ -38,7 +40,11 @@ def test_backends_know_neither_each_other_nor_click_nor_converters(package, fram
 
 
 def test_importing_the_package_is_light():
-    done = run("import sys, vt_core; heavy = {'numpy', 'transformers', 'lmdb', 'click'} & set(sys.modules); assert not heavy, heavy")
+    done = run(
+        "import sys, vt_core\n"
+        "heavy = {'numpy', 'transformers', 'lmdb', 'click'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -47,7 +53,8 @@ def test_a_missing_framework_gives_the_extra_to_install(name):
     framework = {"mlx": "mlx_lm", "torch": "torch"}[name]
     done = run(
         BLOCK.format(names=[framework])
-        + f"from vt_core.backend import backend\ntry: backend('{name}')\nexcept Exception as e: print(type(e).__name__, e)"
+        + f"from vt_core.backend import backend\ntry: backend('{name}')\n"
+        + "except Exception as e: print(type(e).__name__, e)"
     )
     assert done.stdout.startswith("BackendError")
     assert f"pip install 'vt[{name}]'" in done.stdout

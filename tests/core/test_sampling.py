@@ -20,7 +20,12 @@ def reference(logits, ids, settings, position, counts):
         if counts[token]:
             logit = logit / settings.repetition_penalty if logit > 0 else logit * settings.repetition_penalty
             logit -= settings.presence_penalty
-        rows.append([logit - settings.frequency_penalty * counts[token] + settings.logit_bias.get(int(token), 0), int(token)])
+        rows.append(
+            [
+                logit - settings.frequency_penalty * counts[token] + settings.logit_bias.get(int(token), 0),
+                int(token),
+            ]
+        )
     rows.sort(key=lambda row: (-row[0], row[1]))
     if settings.temperature == 0:
         return rows[0][1]
@@ -37,7 +42,9 @@ def reference(logits, ids, settings, position, counts):
         kept.append((score, token))
         before += math.exp(score - best)
     kept = [(score, token) for score, token in kept if math.exp(score - best) >= settings.min_p * (1 - 1e-6)]
-    return max(kept, key=lambda row: (row[0] + gumbel(settings.seed, position, np.array([row[1]]))[0], -row[1]))[1]
+    return max(
+        kept, key=lambda row: (row[0] + gumbel(settings.seed, position, np.array([row[1]]))[0], -row[1])
+    )[1]
 
 
 sampler_settings = st.builds(
@@ -59,7 +66,8 @@ sampler_settings = st.builds(
 def test_choice_is_that_of_the_plain_definition(chosen, seed, position, spread):
     rng = np.random.default_rng(seed)
     ids = rng.permutation(ROWS)[:50].astype(np.int64)
-    # Odd tenths: never on a cut, where the two orders of adding up could differ. Wide ones leave the noise's span.
+    # Odd tenths: never on a cut, where the two orders of adding up could differ. Wide ones leave the noise's
+    # span.
     logits = (rng.normal(size=50) * (20 if spread else 2)).astype(np.float32)
     context = rng.integers(0, ROWS, size=20)
     sampler = Sampler(chosen, ROWS)
@@ -94,7 +102,9 @@ def test_draws_follow_the_softmax():
 
 
 def test_noise_is_finite_within_its_span_and_standard_gumbel():
-    noise = np.concatenate([gumbel(seed, position, np.arange(5000)) for seed in range(5) for position in range(10)])
+    noise = np.concatenate(
+        [gumbel(seed, position, np.arange(5000)) for seed in range(5) for position in range(10)]
+    )
     assert np.isfinite(noise).all()
     assert noise.max() - noise.min() <= NOISE_SPAN
     assert abs(noise.mean() - 0.5772) < 0.01 and abs(noise.var() - math.pi**2 / 6) < 0.03
@@ -103,7 +113,17 @@ def test_noise_is_finite_within_its_span_and_standard_gumbel():
 def test_noise_depends_on_seed_position_and_id_and_is_the_same_on_every_machine():
     base = gumbel(1, 2, np.array([3]))[0]
     assert base == pytest.approx(EXPECTED_NOISE, abs=1e-12)
-    assert len({base, gumbel(2, 2, np.array([3]))[0], gumbel(1, 3, np.array([3]))[0], gumbel(1, 2, np.array([4]))[0]}) == 4
+    assert (
+        len(
+            {
+                base,
+                gumbel(2, 2, np.array([3]))[0],
+                gumbel(1, 3, np.array([3]))[0],
+                gumbel(1, 2, np.array([4]))[0],
+            }
+        )
+        == 4
+    )
 
 
 EXPECTED_NOISE = 0.27850324604691684  # a change of the hash changes every sampled text: this pins it

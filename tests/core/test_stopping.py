@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,7 +17,7 @@ def test_shown_text_ends_before_the_first_stop_however_it_is_cut(text, stops, cu
     bounds = sorted({min(cut, len(text)) for cut in cuts} | {0, len(text)})
     matcher = StopMatcher(stops)
     shown = ""
-    for start, end in zip(bounds, bounds[1:]):
+    for start, end in pairwise(bounds):
         shown += matcher.push(text[start:end])
         if matcher.stopped:
             break

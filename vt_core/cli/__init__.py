@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import sys
 from typing import Any
@@ -12,6 +13,7 @@ from vt_core import __version__
 from vt_core.cli.convert import convert
 from vt_core.cli.generate import generate
 from vt_core.cli.inspect import inspect
+from vt_core.cli.profile import profile
 from vt_core.errors import VtError
 
 
@@ -42,8 +44,11 @@ def build(backend: str) -> click.Group:
     def group() -> None:
         """Low-memory generation for small language models, with the vocabulary tables on disk."""
 
-    for command in (generate, convert, inspect):
-        group.add_command(command)
+    for command in (generate, convert, profile, inspect):
+        own = copy.copy(command)
+        # Help texts are written for one of the two names; examples must be right to paste for both.
+        own.help = (command.help or "").replace("vt-torch", f"vt-{backend}")
+        group.add_command(own)
     return group
 
 

@@ -15,8 +15,11 @@ from vt_core.errors import PromptError
 @click.command()
 @click.argument("prompt", required=False)
 @click.option("--prompt-file", type=click.Path(path_type=Path), help="Read the prompt from a file.")
-@click.option("--model", metavar="PATH|ID", help="Model directory, Hugging Face directory or hub id, or GGUF file. "
-              "Default: SmolLM2-135M-Instruct.")
+@click.option(
+    "--model",
+    metavar="PATH|ID",
+    help="Model directory, Hugging Face directory or hub id, or GGUF file. Default: SmolLM2-135M-Instruct.",
+)
 @click.option("--revision", help="Revision of a hub id.")
 @click.option("--task", multiple=True, metavar="FILE", help="Task vocabulary; repeatable, the union is used.")
 @click.option("--max-tokens", default=256, show_default=True, help="Tokens to generate at the most.")
@@ -26,22 +29,39 @@ from vt_core.errors import PromptError
 @click.option("--temperature", default=0.0, show_default=True, help="0 is greedy.")
 @click.option("--top-p", default=1.0, show_default=True, help="Keep the likeliest tokens up to this share.")
 @click.option("--top-k", default=0, show_default=True, help="Keep the likeliest K tokens; 0 keeps all.")
-@click.option("--min-p", default=0.0, show_default=True, help="Keep tokens at least this likely, relative to the best.")
+@click.option(
+    "--min-p", default=0.0, show_default=True, help="Keep tokens at least this likely, relative to the best."
+)
 @click.option("--seed", default=0, show_default=True, help="The same seed gives the same text.")
 @click.option("--repetition-penalty", default=1.0, show_default=True)
 @click.option("--presence-penalty", default=0.0, show_default=True)
 @click.option("--frequency-penalty", default=0.0, show_default=True)
-@click.option("--head", type=click.Choice(["prealloc", "split", "rebuild", "full"]), default="prealloc", show_default=True,
-              help="How the head is held; full is the original one.")
-@click.option("--store", type=click.Choice(["lmdb", "ram"]), default="lmdb", show_default=True,
-              help="Read vocabulary rows from disk, or keep the tables in host memory.")
+@click.option(
+    "--head",
+    type=click.Choice(["prealloc", "split", "rebuild", "full"]),
+    default="prealloc",
+    show_default=True,
+    help="How the head is held; full is the original one.",
+)
+@click.option(
+    "--store",
+    type=click.Choice(["lmdb", "ram"]),
+    default="lmdb",
+    show_default=True,
+    help="Read vocabulary rows from disk, or keep the tables in host memory.",
+)
 @click.option("--device", help="Device of the backend, such as cpu or cuda. Default: the best there is.")
-@click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]),
-              help="Float type to run in. Default: what the device runs well.")
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16", "float16"]),
+    help="Float type to run in. Default: what the device runs well.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the text.")
 @click.option("-v", "--verbose", is_flag=True, help="Say on stderr what was done.")
 @click.pass_obj
-def generate(backend: str, prompt: str | None, prompt_file: Path | None, as_json: bool, verbose: bool, **options: Any) -> None:
+def generate(
+    backend: str, prompt: str | None, prompt_file: Path | None, as_json: bool, verbose: bool, **options: Any
+) -> None:
     """Generate an answer to PROMPT (or to standard input) and stream it.
 
     \b
@@ -50,7 +70,7 @@ def generate(backend: str, prompt: str | None, prompt_file: Path | None, as_json
       vt-torch generate --model Qwen/Qwen2.5-Coder-0.5B-Instruct "Reverse a list in Python."
       echo "Translate to Italian: good morning" | vt-torch generate --max-tokens 40
       vt-torch generate --task math.vt.json --json "What is 12 * 13?"
-    """  # noqa: D301
+    """
     text = _read_prompt(prompt, prompt_file)
     from vt_core import load
 
@@ -91,6 +111,7 @@ def _read_prompt(prompt: str | None, prompt_file: Path | None) -> str:
 
 def _summary(result: Any) -> str:
     """One line: tokens, speed, memory."""
+
     def number(value: float | None, unit: str, scale: float = 1.0) -> str:
         return "–" if value is None else f"{value * scale:.1f} {unit}"
 
@@ -98,6 +119,7 @@ def _summary(result: Any) -> str:
         f"{result.prompt_tokens} + {result.generated_tokens} tokens, {result.finish_reason}; "
         f"first after {number(result.ttft_s, 'ms', 1e3)}, then {number(result.tokens_per_s, 'tokens/s')}; "
         f"head {result.head}: {result.static_rows} + {result.dynamic_rows} of {result.vocab_rows} rows, "
-        f"{number(result.vocab_bytes_resident, 'MB', 1e-6)} of {number(result.vocab_bytes_full, 'MB', 1e-6)}; "
+        f"{number(result.vocab_bytes_resident, 'MB', 1e-6)} "
+        f"of {number(result.vocab_bytes_full, 'MB', 1e-6)}; "
         f"peak memory {number(result.peak_memory_bytes, 'MB', 1e-6)}"
     )

@@ -1,0 +1,239 @@
+"""The command as a user meets it: output, errors, interrupts. On every backend."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from tests.conftest import backend_params
+from vt_core import __version__
+from vt_core.cli import build
+from vt_core.task import TaskVocabulary
+from vt_core.token_bytes import tokenizer_digest
+
+pytestmark = pytest.mark.parametrize("backend", backend_params())
+
+
+@pytest.fixture
+def model(tiny):
+    return tiny("llama")[1]
+
+
+def run(backend, *arguments, stdin=None):
+    return CliRunner().invoke(
+        build(backend), ["generate", "--device", "cpu", *map(str, arguments)], input=stdin
+    )
+
+
+def fails(backend, *arguments, stdin=None):
+    """The one line on stderr of a run that must end with code 2 and print nothing."""
+    done = run(backend, *arguments, stdin=stdin)
+    assert done.exit_code == 2, done.output
+    assert done.stdout == ""
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1, done.stderr
+    return lines[0]
+
+
+def test_text_goes_to_stdout_and_the_summary_to_stderr(backend, model):
+    done = run(backend, "--model", model, "--max-tokens", "5", "-v", "abc")
+    assert done.exit_code == 0, done.stderr
+    assert done.stdout.endswith("\n")
+    assert "+ 5 tokens, length" in done.stderr and "head prealloc" in done.stderr
+    quiet = run(backend, "--model", model, "--max-tokens", "5", "abc")
+    assert quiet.stdout == done.stdout and quiet.stderr == ""
+
+
+FIELDS = """
+    text token_ids finish_reason prompt_tokens generated_tokens exact head backend device dtype seed vocab_rows
+    static_rows dynamic_rows vocab_bytes_full vocab_bytes_resident ttft_s tpot_s tokens_per_s peak_memory_bytes
+    peak_anonymous_bytes verifications rescued rolled_back
+"""
+
+
+def test_json_is_one_object_with_every_field(backend, model):
+    done = run(
+        backend,
+        "--model",
+        model,
+        "--max-tokens",
+        "6",
+        "--json",
+        "--seed",
+        "11",
+        "--temperature",
+        "0.7",
+        "abc",
+    )
+    result = json.loads(done.stdout)
+    assert sorted(result) == sorted(FIELDS.split())
+    assert (result["generated_tokens"], len(result["token_ids"]), result["finish_reason"]) == (6, 6, "length")
+    assert (result["seed"], result["head"], result["backend"]) == (11, "prealloc", backend)
+    assert result["vocab_rows"] == 2280 and result["vocab_bytes_full"] == 2280 * 48 * 4
+    assert result["ttft_s"] > 0 and result["peak_memory_bytes"] > 1e5
+    assert result["tokens_per_s"] == pytest.approx(1 / result["tpot_s"])
+
+
+def test_prompt_comes_from_argument_file_or_stdin(backend, model, tmp_path):
+    file = tmp_path / "prompt.txt"
+    file.write_text("abc def")
+    options = ("--model", model, "--max-tokens", "4")
+    expected = run(backend, *options, "abc def").stdout
+    assert run(backend, *options, "--prompt-file", file).stdout == expected
+    assert run(backend, *options, stdin="abc def").stdout == expected
+    assert run(backend, *options, "-", stdin="abc def").stdout == expected
+    assert run(backend, *options, "--prompt-file", file, "x").exit_code == 2
+
+
+def test_system_raw_and_stop_change_what_is_run(backend, model):
+    def result(*extra):
+        return json.loads(
+            run(backend, "--model", model, "--json", "--max-tokens", "12", *extra, "abc").stdout
+        )
+
+    plain, system, raw = result(), result("--system", "be brief"), result("--raw")
+    assert raw["prompt_tokens"] < plain["prompt_tokens"] < system["prompt_tokens"]
+    stop = plain["text"][3:5]
+    stopped = result("--stop", stop)
+    assert stopped["text"] == plain["text"][: plain["text"].index(stop)]
+    assert stopped["finish_reason"] == "stop"
+
+
+@pytest.mark.parametrize("head", ["prealloc", "split", "rebuild", "full"])
+@pytest.mark.parametrize("store", ["lmdb", "ram"])
+def test_every_head_and_store_runs(backend, model, head, store):
+    result = json.loads(
+        run(
+            backend, "--model", model, "--head", head, "--store", store, "--max-tokens", "4", "--json", "ab"
+        ).stdout
+    )
+    assert (result["head"], result["generated_tokens"]) == (head, 4)
+    reference = json.loads(
+        run(backend, "--model", model, "--head", head, "--max-tokens", "4", "--json", "ab").stdout
+    )
+    assert result["token_ids"] == reference["token_ids"]
+
+
+def test_task_vocabularies_become_the_static_rows(backend, model, tmp_path):
+    digest = tokenizer_digest(model / "tokenizer.json")
+    for name, ids in (("one", [300, 301]), ("two", [301, 302])):
+        save_task(tmp_path / f"{name}.vt.json", digest, ids)
+    options = ("--model", model, "--json", "--max-tokens", "3", "--raw", "ab")
+    single = json.loads(run(backend, "--task", tmp_path / "one.vt.json", *options).stdout)
+    both = json.loads(
+        run(backend, "--task", tmp_path / "one.vt.json", "--task", tmp_path / "two.vt.json", *options).stdout
+    )
+    assert (single["static_rows"], both["static_rows"]) == (2 + 3, 3 + 3)  # with three special tokens
+
+
+def save_task(path, digest, ids):
+    TaskVocabulary(
+        name=path.stem,
+        tokenizer_digest=digest,
+        vocab_size=2280,
+        prior=0,
+        ids=np.array(ids),
+        counts=np.ones(len(ids), np.int64),
+        examples=1,
+    ).save(path)
+
+
+def test_bad_input_gets_one_line_and_code_2(backend, model, tmp_path):
+    assert "does not exist" in fails(backend, "--model", tmp_path / "nowhere", "hi")
+    (tmp_path / "empty").mkdir()
+    assert str(tmp_path / "empty") in fails(backend, "--model", tmp_path / "empty", "hi")
+    assert "prompt is empty" in fails(backend, "--model", model, "  \n")
+    assert "prompt is empty" in fails(backend, "--model", model, stdin="")
+    too_long = fails(backend, "--model", model, "--raw", "--max-tokens", "100", "zq " * 400)
+    assert "context of 512" in too_long and "--max-tokens" in too_long
+    assert "no-such-file" in fails(backend, "--model", model, "--prompt-file", tmp_path / "no-such-file")
+    (tmp_path / "latin1.txt").write_bytes(b"caf\xe9")
+    assert "latin1.txt cannot be read as text" in fails(
+        backend, "--model", model, "--prompt-file", tmp_path / "latin1.txt"
+    )
+    assert "max_tokens is 0" in fails(backend, "--model", model, "--max-tokens", "0", "hi")
+    assert "temperature is -1.0" in fails(backend, "--model", model, "--temperature", "-1", "hi")
+    assert "stop string is empty" in fails(backend, "--model", model, "--stop", "", "hi")
+    assert "no-such-task" in fails(
+        backend, "--model", model, "--task", tmp_path / "no-such-task.vt.json", "hi"
+    )
+    assert "'abacus'" in fails(backend, "--model", model, "--device", "abacus", "hi")
+    assert "system message" in fails(backend, "--model", model, "--raw", "--system", "x", "hi")
+
+
+def test_another_tokenizers_task_is_refused_by_both_names(backend, model, tmp_path):
+    save_task(tmp_path / "other.vt.json", "sha256:" + "0" * 64, [1])
+    line = fails(backend, "--model", model, "--task", tmp_path / "other.vt.json", "hi")
+    assert "tokenizer" in line and "0000" in line
+
+
+def test_truncated_and_foreign_model_directories_are_refused(backend, tiny, tmp_path):
+    import shutil
+
+    for name, damage in (
+        ("short", lambda d: os.truncate(d / "vocab.lmdb" / "data.mdb", 5000)),
+        (
+            "version",
+            lambda d: (d / "vt.json").write_text(
+                (d / "vt.json").read_text().replace('"format_version": 1', '"format_version": 99')
+            ),
+        ),
+        ("json", lambda d: (d / "vt.json").write_text("{")),
+        ("tokenizer", lambda d: (d / "tokenizer.json").unlink()),
+    ):
+        broken = tmp_path / name
+        shutil.copytree(tiny("llama")[1], broken)
+        damage(broken)
+        assert str(broken) in fails(backend, "--model", broken, "hi")
+
+
+def test_version(backend):
+    done = CliRunner().invoke(build(backend), ["--version"])
+    assert done.output == f"vt-{backend}, version {__version__}\n"
+
+
+def test_help_shows_examples(backend):
+    assert f"vt-{backend} generate" in CliRunner().invoke(build(backend), ["generate", "--help"]).output
+
+
+def start(backend, model, **options):
+    code = f"import sys; from vt_core.cli import {backend}; {backend}()"
+    command = [
+        sys.executable,
+        "-c",
+        code,
+        "generate",
+        "--device",
+        "cpu",
+        "--model",
+        str(model),
+        "--max-tokens",
+        "450",
+        "--raw",
+        "ab",
+    ]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
+
+
+def test_an_interrupt_ends_quietly_with_130(backend, model):
+    with start(backend, model) as process:
+        process.stdout.read(1)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors.decode().strip()) == (130, "")
+
+
+def test_a_closed_pipe_ends_without_noise(backend, model):
+    with start(backend, model) as process:
+        process.stdout.read(1)
+        process.stdout.close()
+        errors = process.stderr.read()
+        process.wait(timeout=60)
+    assert (process.returncode, errors.decode().strip()) == (0, "")
