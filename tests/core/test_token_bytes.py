@@ -72,7 +72,7 @@ def test_kinds() -> None:
         "[PAD151665]",
         "[unused3]",
         "<|placeholder4|>",
-        "<｜place▁holder▁no▁0｜>",  # noqa: RUF001
+        "<｜place▁holder▁no▁0｜>",
         "<|dummy_12|>",
         "<SPECIAL_31>",
         "<|extra_3|>",

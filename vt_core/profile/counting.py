@@ -12,7 +12,7 @@ from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
-from vt_core.errors import DataError
+from vt_core.errors import DataError, VtError
 from vt_core.profile.checkpoint import Checkpoint, Position
 from vt_core.profile.counts import Counts
 from vt_core.profile.layout import Layout
@@ -104,7 +104,7 @@ def _make_tallier(tokenizer_json: str | Path, layout: Layout, skip_bad: bool) ->
     return Tallier(load_tokenizer(tokenizer_json), layout, skip_bad)
 
 
-_tallier: Tallier | None = None
+_tallier: Tallier | VtError | None = None
 
 
 def _start_process(make: Callable[[], Tallier]) -> None:
@@ -112,9 +112,14 @@ def _start_process(make: Callable[[], Tallier]) -> None:
     # The parent hears of Ctrl-C too, and ends its processes in order.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    _tallier = make()
+    try:
+        _tallier = make()
+    except VtError as error:
+        # Raised here it would look like a process that was killed.
+        _tallier = error
 
 
 def _tally(chunk: Chunk) -> Tally:
-    assert _tallier is not None
-    return _tallier(chunk)
+    if isinstance(_tallier, Tallier):
+        return _tallier(chunk)
+    raise _tallier or RuntimeError("the process was not started as one that counts")

@@ -141,23 +141,24 @@ def _weight(row: Row) -> int:
 
 def _json_list(path: Path, file: io.BufferedReader) -> Numbered:
     """Objects of one long list, decoded one at a time."""
-    text = _JsonText(path, file)
-    if text.take() != "[":
-        raise DataError(f"{path}: holds neither a list of objects nor lines of JSON.")
-    number = 0
-    while text.peek() != "]":
-        number += 1
-        if number > 1 and text.take() != ",":
-            raise text.fault(number)
-        yield number, text.value(number)
+    with io.TextIOWrapper(file, encoding="utf-8-sig") as lines:
+        text = _JsonText(path, lines)
+        if text.take() != "[":
+            raise DataError(f"{path}: holds neither a list of objects nor lines of JSON.")
+        number = 0
+        while text.peek() != "]":
+            number += 1
+            if number > 1 and text.take() != ",":
+                raise text.fault(number)
+            yield number, text.value(number)
 
 
 class _JsonText:
     """JSON that is read as far as the next value needs."""
 
-    def __init__(self, path: Path, file: io.BufferedReader) -> None:
+    def __init__(self, path: Path, file: io.TextIOBase) -> None:
         self._path = path
-        self._file = io.TextIOWrapper(file, encoding="utf-8-sig")
+        self._file = file
         self._buffer = ""
         self._position = 0
         self._decoder = json.JSONDecoder()
@@ -203,12 +204,13 @@ class _JsonText:
 def _table(path: Path, file: io.BufferedReader, separator: str) -> Numbered:
     """Rows of a CSV or TSV file with a header, numbered by their last lines."""
     csv.field_size_limit(MAX_VALUE_CHARACTERS)
-    reader = csv.DictReader(io.TextIOWrapper(file, encoding="utf-8-sig", newline=""), delimiter=separator)
-    try:
-        for row in reader:
-            yield reader.line_num, row
-    except csv.Error as error:
-        raise DataError(f"{path}, line {reader.line_num}: {error}.") from error
+    with io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as lines:
+        reader = csv.DictReader(lines, delimiter=separator)
+        try:
+            for row in reader:
+                yield reader.line_num, row
+        except csv.Error as error:
+            raise DataError(f"{path}, line {reader.line_num}: {error}.") from error
 
 
 def _parquet(path: Path, file: io.BufferedReader) -> Numbered:

@@ -1,0 +1,347 @@
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.core.profile.small import byte_level, write
+from vt_core.errors import DataError, PromptError, TokenizerError
+from vt_core.profile import counting, readers
+from vt_core.profile.checkpoint import Checkpoint, run_signature
+from vt_core.profile.counting import count_files
+from vt_core.profile.counts import Counts, merge_all
+from vt_core.profile.layout import Layout, make_layout
+from vt_core.profile.own_outputs import count_own_outputs
+from vt_core.profile.readers import Chunk
+from vt_core.profile.tally import load_tokenizer
+
+DIGEST = "a" * 64
+EMPTY = Counts.empty(DIGEST, 300)
+
+
+@pytest.fixture(scope="module")
+def tokenizer_json() -> Any:
+    with tempfile.TemporaryDirectory() as directory:
+        yield write(Path(directory), byte_level([" cat", " dog", "the"]))
+
+
+def corpus(path: Path, rows: list[Any]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def row(input: str, output: str) -> dict[str, str]:
+    return {"input": input, "output": output}
+
+
+def ids(tokenizer_json: Path, text: str) -> list[int]:
+    return load_tokenizer(tokenizer_json).encode(text, add_special_tokens=False).ids
+
+
+def nonzero(column: Any) -> dict[int, int]:
+    return {id: count for id, count in enumerate(column.tolist()) if count}
+
+
+def test_counts_examples_not_occurrences(tmp_path: Path, tokenizer_json: Path) -> None:
+    file = corpus(tmp_path / "a.jsonl", [row("x", "aab"), row("a", "ab"), row("z", "a")])
+    counts = count_files([file], tokenizer_json, EMPTY, Layout())
+    a, b = ord("a"), ord("b")
+    assert nonzero(counts.needed) == {a: 2, b: 2}
+    assert nonzero(counts.written) == {a: 3, b: 2}
+    assert (counts.examples, counts.tokens, counts.copied, counts.bad_rows) == (3, 6, 1, 0)
+    assert counts.source == ({"file": "a.jsonl", "rows": 3},)
+
+
+def test_words_of_the_template_count_as_input(tmp_path: Path, tokenizer_json: Path) -> None:
+    file = corpus(tmp_path / "a.jsonl", [row("x", "ab")])
+    counts = count_files([file], tokenizer_json, EMPTY, make_layout(template="a: {input}"))
+    assert nonzero(counts.needed) == {ord("b"): 1}
+
+
+def test_rows_without_an_output_are_no_examples(tmp_path: Path, tokenizer_json: Path) -> None:
+    file = corpus(tmp_path / "a.jsonl", [row("x", ""), row("", "a")])
+    counts = count_files([file], tokenizer_json, EMPTY, Layout())
+    assert (counts.examples, counts.bad_rows) == (1, 0)
+    assert counts.source == ({"file": "a.jsonl", "rows": 2},)
+
+
+texts = st.text("abc cat dog the", max_size=12)
+rows = st.lists(st.builds(row, texts, texts), max_size=30)
+
+
+@settings(deadline=None, max_examples=50)
+@given(rows=rows)
+def test_counting_is_its_definition(tokenizer_json: Path, rows: list[dict[str, str]]) -> None:
+    needed: Counter[int] = Counter()
+    written: Counter[int] = Counter()
+    for one in rows:
+        seen = set(ids(tokenizer_json, one["output"]))
+        written.update(seen)
+        needed.update(seen - set(ids(tokenizer_json, one["input"])))
+    with tempfile.TemporaryDirectory() as directory:
+        counts = count_files([corpus(Path(directory) / "a.jsonl", rows)], tokenizer_json, EMPTY, Layout())
+    assert nonzero(counts.needed) == needed
+    assert nonzero(counts.written) == written
+
+
+@settings(deadline=None, max_examples=30)
+@given(rows=rows, data=st.data())
+def test_shards_merge_to_the_whole(
+    tokenizer_json: Path, rows: list[dict[str, str]], data: st.DataObject
+) -> None:
+    cut = data.draw(st.integers(0, len(rows)))
+    with tempfile.TemporaryDirectory() as directory:
+        parts = [
+            corpus(Path(directory) / name, part)
+            for name, part in (("a.jsonl", rows[:cut]), ("b.jsonl", rows[cut:]))
+        ]
+        together = count_files(parts, tokenizer_json, EMPTY, Layout())
+        apart = [count_files([part], tokenizer_json, EMPTY, Layout()) for part in reversed(parts)]
+    files = {entry["file"]: entry["rows"] for entry in merge_all(apart).source}
+    assert {**merge_all(apart).fields(), "source": None} == {**together.fields(), "source": None}
+    assert files == {entry["file"]: entry["rows"] for entry in together.source}
+
+
+def test_processes_give_the_counts_of_one(tmp_path: Path, tokenizer_json: Path, monkeypatch) -> None:
+    monkeypatch.setattr(readers, "CHUNK_BYTES", 200)
+    files = [
+        corpus(tmp_path / f"{name}.jsonl", [row(f"cat {i % 7}", f"the dog {i}") for i in range(100)])
+        for name in "ab"
+    ]
+    alone = count_files(files, tokenizer_json, EMPTY, Layout())
+    seen: list[int] = []
+    shared = count_files(files, tokenizer_json, EMPTY, Layout(), processes=2, on_rows=seen.append)
+    assert shared.fields() == alone.fields()
+    assert sum(seen) == 200
+    assert len(seen) > 4
+
+
+def test_bad_row_in_another_process_is_named(tmp_path: Path, tokenizer_json: Path) -> None:
+    file = corpus(tmp_path / "a.jsonl", [row("x", "y"), {"input": "x"}])
+    with pytest.raises(DataError, match=r"a\.jsonl, line 2: lacks the output, output\."):
+        count_files([file], tokenizer_json, EMPTY, Layout(), processes=2)
+
+
+def die(chunk: Chunk) -> None:
+    os._exit(1)
+
+
+def test_dead_process_is_an_error_with_a_remedy(tmp_path: Path, tokenizer_json: Path, monkeypatch) -> None:
+    monkeypatch.setattr(counting, "_tally", die)
+    file = corpus(tmp_path / "a.jsonl", [row("x", "y")])
+    with pytest.raises(DataError, match=r"process was killed.*--processes"):
+        count_files([file], tokenizer_json, EMPTY, Layout(), processes=2)
+
+
+BAD = [
+    ("{", "not valid JSON"),
+    ("3", "not a table of fields"),
+    ('{"output": "x"}', "lacks the input"),
+    ('{"input": "x"}', "lacks the output"),
+    ('{"input": "x", "output": 3}', "field 'output' holds 3, not text"),
+    ('{"input": "\\ud800", "output": "x"}', "surrogate"),
+    ("\udcff", "not valid JSON"),
+]
+
+
+@pytest.mark.parametrize(("line", "message"), BAD)
+def test_bad_line_is_named_by_file_and_line(
+    tmp_path: Path, tokenizer_json: Path, line: str, message: str
+) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_bytes(b'{"input": "x", "output": "y"}\n\n' + line.encode("utf-8", "surrogateescape") + b"\n")
+    with pytest.raises(DataError, match=rf"a\.jsonl, line 3: .*{message}"):
+        count_files([file], tokenizer_json, EMPTY, Layout())
+
+
+def test_bad_lines_can_be_counted_and_skipped(tmp_path: Path, tokenizer_json: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    lines = [line for line, _ in BAD]
+    text = "\n".join([*lines, '{"input": "x", "output": "y"}', *lines])
+    file.write_bytes(text.encode("utf-8", "surrogateescape"))
+    counts = count_files([file], tokenizer_json, EMPTY, Layout(), skip_bad=True)
+    assert (counts.examples, counts.bad_rows) == (1, 2 * len(BAD))
+    assert nonzero(counts.written) == {ord("y"): 1}
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_unreadable_tokenizer_is_named(tmp_path: Path, processes: int) -> None:
+    (tmp_path / "tokenizer.json").write_text("{}")
+    file = corpus(tmp_path / "a.jsonl", [row("x", "y")])
+    with pytest.raises(TokenizerError, match=r"tokenizer\.json: not a tokenizer that can be read"):
+        count_files([file], tmp_path / "tokenizer.json", EMPTY, Layout(), processes=processes)
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.fixture
+def files(tmp_path: Path, monkeypatch) -> list[Path]:
+    """Three files of 40 rows, read in chunks of a few rows."""
+    monkeypatch.setattr(readers, "CHUNK_BYTES", 200)
+    lines = [[row(f"cat {i}", f"{name} dog {i}") for i in range(40)] for name in "abc"]
+    return [corpus(tmp_path / f"{name}.jsonl", part) for name, part in zip("abc", lines, strict=True)]
+
+
+@pytest.mark.parametrize("stop_after", [1, 39, 40, 41, 77, 119])
+def test_interrupted_count_goes_on_where_it_was(
+    tmp_path: Path, tokenizer_json: Path, files: list[Path], stop_after: int
+) -> None:
+    whole = count_files(files, tokenizer_json, EMPTY, Layout())
+    signature = run_signature(files, DIGEST, Layout())
+    seen = 0
+
+    def interrupt(rows: int) -> None:
+        nonlocal seen
+        seen += rows
+        if seen >= stop_after:
+            raise Stop
+
+    with pytest.raises(Stop):
+        count_files(
+            files,
+            tokenizer_json,
+            EMPTY,
+            Layout(),
+            checkpoint=Checkpoint(tmp_path / "c", signature),
+            on_rows=interrupt,
+        )
+    rest: list[int] = []
+    resumed = count_files(
+        files,
+        tokenizer_json,
+        EMPTY,
+        Layout(),
+        checkpoint=Checkpoint(tmp_path / "c", signature),
+        on_rows=rest.append,
+    )
+    assert resumed.fields() == whole.fields()
+    assert seen + sum(rest) == 120
+
+
+def test_killed_count_goes_on_from_the_last_checkpoint(
+    tmp_path: Path, tokenizer_json: Path, files: list[Path], monkeypatch
+) -> None:
+    signature = run_signature(files)
+    saved: list[bytes] = []
+    checkpoint = Checkpoint(tmp_path / "c", signature, interval=0.0)
+    count_files(
+        files,
+        tokenizer_json,
+        EMPTY,
+        Layout(),
+        checkpoint=checkpoint,
+        on_rows=lambda rows: saved.append(checkpoint.path.read_bytes()),
+    )
+    whole = count_files(files, tokenizer_json, EMPTY, Layout())
+    for content in saved[:: len(saved) // 5]:
+        (tmp_path / "c").write_bytes(content)
+        again = count_files(
+            files, tokenizer_json, EMPTY, Layout(), checkpoint=Checkpoint(tmp_path / "c", signature)
+        )
+        assert again.fields() == whole.fields()
+
+
+def test_checkpoint_is_only_good_for_what_it_counted(
+    tmp_path: Path, tokenizer_json: Path, files: list[Path]
+) -> None:
+    def signature(layout: Layout, skip_bad: bool = False) -> str:
+        return run_signature(files, DIGEST, layout, skip_bad)
+
+    first = signature(Layout())
+    count_files(files, tokenizer_json, EMPTY, Layout(), checkpoint=Checkpoint(tmp_path / "c", first))
+    assert Checkpoint(tmp_path / "c", first).load() is not None
+    others = [
+        signature(make_layout("math")),
+        signature(Layout(), True),
+        run_signature(files[1:], DIGEST, Layout(), False),
+    ]
+    with files[0].open("a") as file:
+        file.write("\n")
+    others.append(signature(Layout()))
+    assert all(Checkpoint(tmp_path / "c", other).load() is None for other in others)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"resume": 3}', '{"resume": {}}'])
+def test_damaged_checkpoint_is_begun_anew(tmp_path: Path, content: str) -> None:
+    (tmp_path / "c").write_text(content)
+    assert Checkpoint(tmp_path / "c", "x").load() is None
+
+
+def test_checkpoint_is_a_counts_file(tmp_path: Path, tokenizer_json: Path, files: list[Path]) -> None:
+    checkpoint = Checkpoint(tmp_path / "c", run_signature(files))
+    counts = count_files(files, tokenizer_json, EMPTY, Layout(), checkpoint=checkpoint)
+    assert Counts.load(tmp_path / "c").fields() == counts.fields()
+    checkpoint.clear()
+    assert not (tmp_path / "c").exists()
+
+
+def test_signature_names_an_absent_file(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"absent\.jsonl: cannot be read"):
+        run_signature([tmp_path / "absent.jsonl"])
+
+
+def test_own_outputs_are_counted_instead_of_the_files(tmp_path: Path, tokenizer_json: Path) -> None:
+    file = corpus(tmp_path / "a.jsonl", [{"input": "ab"}, {"input": "cd"}])
+    asked: list[tuple[str, int]] = []
+
+    def generate(prompt: str, max_tokens: int) -> list[int]:
+        asked.append((prompt, max_tokens))
+        return [ord("a"), ord("a"), ord("x"), 299]
+
+    layout, always = make_layout(template="Q {input}"), np.array([299])
+    counts = count_own_outputs([file], tokenizer_json, EMPTY, layout, generate, max_tokens=7, always=always)
+    assert asked == [("Q ab", 7), ("Q cd", 7)]
+    assert nonzero(counts.needed) == {ord("a"): 1, ord("x"): 2}
+    assert nonzero(counts.written) == {ord("a"): 2, ord("x"): 2}
+    assert (counts.examples, counts.tokens, counts.copied) == (2, 6, 2)
+
+
+def test_own_outputs_stop_at_the_limit_and_go_on_after_an_interruption(
+    tmp_path: Path, tokenizer_json: Path, files: list[Path]
+) -> None:
+    asked: list[str] = []
+
+    def generate(prompt: str, max_tokens: int) -> list[int]:
+        asked.append(prompt)
+        return [ord(prompt[-1])]
+
+    def stop(rows: int) -> None:
+        if len(asked) == 41:
+            raise Stop
+
+    def run(on_rows: Any, name: str) -> Counts:
+        checkpoint = Checkpoint(tmp_path / name, "signature")
+        return count_own_outputs(
+            files, tokenizer_json, EMPTY, Layout(), generate, limit=50, checkpoint=checkpoint, on_rows=on_rows
+        )
+
+    with pytest.raises(Stop):
+        run(stop, "c")
+    resumed = run(lambda rows: None, "c")
+    assert len(asked) == 50
+    assert resumed.source == ({"file": "a.jsonl", "rows": 40}, {"file": "b.jsonl", "rows": 10})
+    assert resumed.fields() == run(lambda rows: None, "d").fields()
+
+
+def test_prompt_that_the_model_refuses_is_named(tmp_path: Path, tokenizer_json: Path) -> None:
+    file = corpus(tmp_path / "a.jsonl", [{"input": "ab"}, {"input": ""}])
+
+    def generate(prompt: str, max_tokens: int) -> list[int]:
+        if not prompt:
+            raise PromptError("the prompt is empty")
+        return [1]
+
+    with pytest.raises(DataError, match=r"a\.jsonl, line 2: the prompt is empty"):
+        count_own_outputs([file], tokenizer_json, EMPTY, Layout(), generate)
+    counts = count_own_outputs([file], tokenizer_json, EMPTY, Layout(), generate, skip_bad=True)
+    assert (counts.examples, counts.bad_rows) == (1, 1)

@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from vt_core.errors import OptionError
+from vt_core.profile.layout import PRESETS, BadRow, Layout, make_layout
+
+
+@pytest.mark.parametrize(
+    ("preset", "row", "texts"),
+    [
+        ("math", {"question": "1+1?", "answer": "2"}, ("1+1?", "2")),
+        ("math", {"problem": "1+1?", "solution": "2"}, ("1+1?", "2")),
+        ("qa", {"context": "c", "question": "q", "answers": {"text": ["a", "b"]}}, ("c\n\nq", "a")),
+        ("qa", {"context": "c", "question": "q", "answer": "a"}, ("c\n\nq", "a")),
+        (
+            "summarization",
+            {"document": "d", "summary": "s"},
+            ("Summarize the following article in one sentence.\n\nd", "s"),
+        ),
+        ("code", {"prompt": "def f", "canonical_solution": "pass"}, ("def f", "pass")),
+        ("translation", {"source": "yes", "target": "ja"}, ("yes", "ja")),
+    ],
+)
+def test_presets_read_the_public_data_sets(preset: str, row: dict[str, Any], texts: tuple[str, str]) -> None:
+    assert make_layout(preset).texts(row) == texts
+
+
+@pytest.mark.parametrize("preset", [None, *PRESETS])
+def test_every_preset_reads_input_and_output(preset: str | None) -> None:
+    prompt, output = make_layout(preset).texts({"input": "{in}", "output": "out"})
+    assert "{in}" in prompt
+    assert output == "out"
+
+
+def test_named_fields_go_before_the_preset() -> None:
+    layout = make_layout("math", "my question", "t.en", "Q: {input} {input}!")
+    assert layout.texts({"my question": "q", "question": "x", "t": {"en": "a"}}) == ("Q: q q!", "a")
+
+
+def test_a_field_with_a_dot_in_its_name_goes_before_a_path() -> None:
+    assert make_layout(None, "a.b", "a.b").texts({"a.b": "name", "a": {"b": "path"}}) == ("name", "name")
+
+
+def test_texts_are_not_searched_for_fields() -> None:
+    row = {"context": "{question}", "question": "{context}", "answer": "{input}"}
+    assert make_layout("qa").texts(row) == ("{question}\n\n{context}", "{input}")
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"output": "x"}, "lacks the input, {input}"),
+        ({"input": "x"}, "lacks the output, output"),
+        ({"input": None, "output": "x"}, "lacks the input"),
+        ({"input": "x", "output": 3}, "field 'output' holds 3, not text"),
+        ({"input": ["x"], "output": "y"}, r"field 'input' holds \['x'\], not text"),
+        ({"input": "x", "output": "\ud800"}, "field 'output' holds half of a surrogate pair"),
+        (["x"], "not a table of fields"),
+        (3, "not a table of fields"),
+    ],
+)
+def test_bad_row_says_why(row: object, message: str) -> None:
+    with pytest.raises(BadRow, match=message):
+        Layout().texts(row)
+
+
+@pytest.mark.parametrize("path", ["a.0.b", "a.1", "b.c", "a.x", "a.0.b.c"])
+def test_path_that_leads_nowhere_is_a_missing_field(path: str) -> None:
+    with pytest.raises(BadRow, match="lacks the output"):
+        make_layout(None, None, path).texts({"input": "x", "a": ["y"], "b": "z"})
+
+
+def test_long_values_are_cut_in_messages() -> None:
+    with pytest.raises(BadRow) as caught:
+        Layout().texts({"input": list(range(1000)), "output": ""})
+    assert len(str(caught.value)) < 100
+
+
+def test_unknown_preset_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(OptionError, match="Preset 'maths' is not known; known are code, math, qa"):
+        make_layout("maths")
+
+
+def test_template_without_input_is_refused() -> None:
+    with pytest.raises(OptionError, match=r"does not hold \{input\}"):
+        make_layout(template="Translate:")

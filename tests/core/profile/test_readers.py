@@ -1,0 +1,223 @@
+from __future__ import annotations
+
+import csv
+import gzip
+import importlib.util
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vt_core.errors import DataError
+from vt_core.profile import readers
+from vt_core.profile.readers import read_chunks
+from vt_core.profile.tally import is_blank, parsed
+
+ROWS = [{"input": f'a "{i}"\n', "output": "é中😀"[i % 3] * i} for i in range(50)]
+
+
+def read(path: Path, skip: int = 0) -> list[Any]:
+    return [parsed(row) for chunk in read_chunks(path, skip) for row in chunk.rows if not is_blank(row)]
+
+
+def write_jsonl(path: Path, rows: list[Any]) -> None:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+
+
+def write_json(path: Path, rows: list[Any]) -> None:
+    path.write_text(json.dumps(rows, ensure_ascii=False, indent=1), encoding="utf-8")
+
+
+def write_table(path: Path, rows: list[Any], delimiter: str = ",") -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, ["input", "output"], delimiter=delimiter)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def write_parquet(path: Path, rows: list[Any]) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    importlib.import_module("pyarrow.parquet").write_table(pyarrow.Table.from_pylist(rows), path)
+
+
+WRITERS: dict[str, Callable[[Path, list[Any]], None]] = {
+    ".jsonl": write_jsonl,
+    ".ndjson": write_jsonl,
+    ".json": write_json,
+    ".csv": write_table,
+    ".tsv": lambda path, rows: write_table(path, rows, "\t"),
+    ".parquet": write_parquet,
+}
+
+
+@pytest.mark.parametrize("suffix", WRITERS)
+def test_formats_hold_the_same_rows(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"data{suffix}"
+    WRITERS[suffix](path, ROWS)
+    assert read(path) == ROWS
+
+
+@pytest.mark.parametrize("suffix", WRITERS)
+def test_skipped_rows_are_the_first(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"data{suffix}"
+    WRITERS[suffix](path, ROWS)
+    assert read(path, 17) == ROWS[17:]
+    assert read(path, 50) == []
+
+
+@pytest.mark.parametrize("suffix", [suffix for suffix in WRITERS if suffix != ".parquet"])
+def test_compressed_files_hold_the_same_rows(tmp_path: Path, suffix: str) -> None:
+    plain = tmp_path / f"data{suffix}"
+    WRITERS[suffix](plain, ROWS)
+    packed = tmp_path / f"data{suffix}.gz"
+    packed.write_bytes(gzip.compress(plain.read_bytes()))
+    assert read(packed) == ROWS
+
+
+def test_zstd_frames_are_all_read(tmp_path: Path) -> None:
+    zstandard = pytest.importorskip("zstandard")
+    plain, packed = tmp_path / "data.jsonl", tmp_path / "data.jsonl.zst"
+    write_jsonl(plain, ROWS)
+    data = plain.read_bytes()
+    half = data.index(b"\n", len(data) // 2) + 1
+    compress = zstandard.ZstdCompressor().compress
+    packed.write_bytes(compress(data[:half]) + compress(data[half:]))
+    assert read(packed) == ROWS
+    packed.write_bytes(packed.read_bytes()[:-9])
+    with pytest.raises(DataError, match=r"data\.jsonl\.zst: cannot be read"):
+        read(packed)
+
+
+@pytest.mark.skipif(
+    any(map(importlib.util.find_spec, ("zstandard", "compression.zstd")))
+    if importlib.util.find_spec("compression")
+    else importlib.util.find_spec("zstandard") is not None,
+    reason="zstandard is installed",
+)
+def test_missing_zstandard_says_what_to_install(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"x\.jsonl\.zst: .zst files need the library zstandard; install it"):
+        read(tmp_path / "x.jsonl.zst")
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".json"])
+def test_chunks_are_small_and_number_their_rows(tmp_path: Path, suffix: str, monkeypatch) -> None:
+    monkeypatch.setattr(readers, "CHUNK_BYTES", 300)
+    path = tmp_path / f"data{suffix}"
+    rows = [{"input": "x" * 50, "output": str(i)} for i in range(30)]
+    WRITERS[suffix](path, rows)
+    chunks = list(read_chunks(path))
+    assert len(chunks) > 5
+    assert max(len(chunk.rows) for chunk in chunks) <= 6
+    first = 2 if suffix == ".csv" else 1  # below the header
+    assert [number for chunk in chunks for number in chunk.numbers] == list(range(first, first + 30))
+    assert chunks[1].where(0) == f"{path}, {'row' if suffix == '.json' else 'line'} {chunks[1].numbers[0]}"
+
+
+def test_lines_are_numbered_with_blank_and_skipped_ones(tmp_path: Path) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_bytes(b'{"a": 1}\n\n  \n{"a": 2}\n\n{"a": 3}')
+    (chunk,) = read_chunks(path, 2)
+    assert [chunk.numbers[index] for index, row in enumerate(chunk.rows) if not is_blank(row)] == [4, 6]
+
+
+def test_record_over_several_lines_is_one_row(tmp_path: Path) -> None:
+    path = tmp_path / "data.csv"
+    path.write_text('input,output\n"a\nb",c\nd,e\n')
+    (chunk,) = read_chunks(path)
+    assert chunk.rows == [{"input": "a\nb", "output": "c"}, {"input": "d", "output": "e"}]
+    assert list(chunk.numbers) == [3, 4]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv"])
+def test_byte_order_mark_is_no_text(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"data{suffix}"
+    WRITERS[suffix](path, ROWS)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert read(path) == ROWS
+
+
+def test_json_lines_under_the_name_of_json_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "data.json"
+    write_jsonl(path, ROWS)
+    assert read(path) == ROWS
+
+
+values = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.text('a[]{}"\\,é中', max_size=10)),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=3), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+
+
+objects = st.dictionaries(st.text(max_size=3), values, max_size=3)
+
+
+@given(rows=st.lists(objects, max_size=6), indent=st.sampled_from([None, 0, 3]), ascii=st.booleans())
+def test_json_lists_are_read_piece_by_piece(rows: list[Any], indent: int | None, ascii: bool) -> None:
+    text = json.dumps(rows, indent=indent, ensure_ascii=ascii).encode()
+    file = io.BufferedReader(io.BytesIO(text))
+    whole, readers.CHUNK_BYTES = readers.CHUNK_BYTES, 2
+    try:
+        assert [row for _, row in readers._json_list(Path("x.json"), file)] == rows
+    finally:
+        readers.CHUNK_BYTES = whole
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("x.json", b"3", "holds neither a list of objects nor lines of JSON"),
+        ("x.json", b"", "holds neither a list"),
+        ("x.json", b'[{"a": 1}, {"a": ]', r"x\.json, row 2: not valid JSON"),
+        ("x.json", b'[{"a": 1} {"a": 2}]', r"x\.json, row 2: not valid JSON"),
+        ("x.json", b'[{"a": 1}', r"x\.json, row 2: not valid JSON"),
+        ("x.json", b"[1,]", r"x\.json, row 2: not valid JSON"),
+        ("x.json", b'["\xff"]', r"x\.json: not UTF-8 text"),
+        ("x.csv", b"a,b\n\xff,c\n", r"x\.csv: not UTF-8 text"),
+        ("x.jsonl.gz", b"no gzip", r"x\.jsonl\.gz: cannot be read \(Not a gzipped file"),
+        ("x.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 100)[:-10], r"x\.jsonl\.gz: cannot be read"),
+        ("x.txt", b"", r"x\.txt: this kind of file is not read; its name must end in \.jsonl, .*\.parquet"),
+        ("x.gz", b"", "this kind of file is not read"),
+        ("x", b"", "this kind of file is not read"),
+    ],
+)
+def test_unreadable_file_is_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        read(path)
+
+
+def test_absent_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"absent\.jsonl: cannot be read \(No such file"):
+        read(tmp_path / "absent.jsonl")
+
+
+def test_endless_json_value_is_given_up(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(readers, "MAX_VALUE_CHARACTERS", 100)
+    monkeypatch.setattr(readers, "CHUNK_BYTES", 10)
+    path = tmp_path / "x.json"
+    path.write_text('["' + "x" * 10_000)
+    with pytest.raises(DataError, match="row 1: not valid JSON"):
+        read(path)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("pyarrow") is not None, reason="pyarrow is installed")
+def test_missing_pyarrow_says_what_to_install(tmp_path: Path) -> None:
+    (tmp_path / "x.parquet").write_bytes(b"PAR1")
+    with pytest.raises(DataError, match=r"x\.parquet: Parquet files need the library pyarrow; install it"):
+        read(tmp_path / "x.parquet")
+
+
+def test_damaged_parquet_file_is_named(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    (tmp_path / "x.parquet").write_bytes(b"PAR1 and no more")
+    with pytest.raises(DataError, match=r"x\.parquet: not a Parquet file that can be read"):
+        read(tmp_path / "x.parquet")
