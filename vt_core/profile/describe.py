@@ -85,13 +85,13 @@ def _tokens(task: TaskVocabulary, table: TokenTable, positions: Ids) -> list[dic
 
 
 def _scripts(task: TaskVocabulary, table: TokenTable) -> dict[str, int]:
-    found = Counter(_script(table.text(id)) for id in task.ids.tolist() if id < table.size)
+    found = Counter(_script(table.bytes[id] or b"") for id in task.ids.tolist() if id < table.size)
     return dict(found.most_common())
 
 
-def _script(text: str) -> str:
+def _script(value: bytes) -> str:
     """First word of the Unicode name of the first letter, which is its script."""
-    for character in text:
+    for character in value.decode("utf-8", "ignore"):
         if character.isalpha():
             return unicodedata.name(character, "other").split(" ")[0].lower()
     return "none"

@@ -1,0 +1,224 @@
+"""The `profile` command, end to end."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from tests.core.profile.small import added, byte_level, sentencepiece, write
+from vt_core.cli.profile import profile
+from vt_core.errors import VtError
+from vt_core.profile.counts import Counts
+from vt_core.profile.languages import KNOWN
+from vt_core.task import TaskVocabulary
+from vt_core.token_bytes import TokenTable
+
+
+@pytest.fixture
+def tokenizer_json(tmp_path: Path) -> Path:
+    return write(tmp_path / "tiny-model", byte_level([" cat", " dog", "да"], [added(280, "<|end|>")]))
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    rows = [{"input": f"which {i}?", "output": f"a dog, {i}"} for i in range(20)]
+    rows[3]["output"] = "да"
+    path = tmp_path / "data.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def run(*arguments: Any) -> Result:
+    return CliRunner().invoke(profile, list(map(str, arguments)), obj="torch", standalone_mode=False)
+
+
+def refused(*arguments: Any) -> str:
+    result = run(*arguments)
+    assert isinstance(result.exception, VtError), result.exception
+    return str(result.exception)
+
+
+def test_vocabulary_is_written_and_its_stages_are_told(
+    tmp_path: Path, tokenizer_json: Path, data: Path
+) -> None:
+    out = tmp_path / "pets.vt.json"
+    result = run("--model", tokenizer_json.parent, "--vocab-rows", 300, "--data", data, "--language", "en",
+                 "--tolerance", 0, "--prior", 0, "--out", out)  # fmt: skip
+    assert result.exception is None
+    task = TaskVocabulary.load(out)
+    table = TokenTable.load(tokenizer_json)
+    assert {table.text(id) for id in task.ids.tolist()} == {"a", " dog", ","}
+    assert (task.name, task.model, task.vocab_size) == ("pets", "tiny-model", 300)
+    assert (task.languages, task.tolerance, task.prior, task.examples) == (("en",), 0.0, 0, 20)
+    assert dict(task.stages)["vocabulary"] == 300
+    assert "20 examples" in result.output and "language" in result.output
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data.jsonl", "pets.vt.json", "tiny-model"]
+
+
+def test_held_out_report(tmp_path: Path, tokenizer_json: Path, data: Path) -> None:
+    out, report = tmp_path / "pets.vt.json", tmp_path / "report.json"
+    result = run("--model", tokenizer_json, "--data", data, "--held-out", data, "--miss-rate", 0.33,
+                 "--report", report, "--json", "--tolerance", 0, "--prior", 3, "--out", out)  # fmt: skip
+    assert result.exception is None
+    written = json.loads(report.read_text())
+    assert json.loads(result.stdout) == written
+    assert written["held_out"]["token_coverage"] == 1.0
+    assert written["held_out"]["files"] == ["data.jsonl"]
+    assert "0.33" in written["rows_at_miss_rate"]
+    assert TaskVocabulary.load(out).held_out == written["held_out"]
+
+
+def test_counts_are_saved_and_merged_to_the_same_vocabulary(
+    tmp_path: Path, tokenizer_json: Path, data: Path
+) -> None:
+    lines = data.read_text().splitlines(keepends=True)
+    model = ("--model", tokenizer_json)
+    parts = {"a": lines[:7], "b": lines[7:]}
+    for name, part in parts.items():
+        (tmp_path / f"{name}.jsonl").write_text("".join(part))
+        saved = ("--save-counts", tmp_path / f"{name}.counts", "--out", tmp_path / "x.vt.json")
+        run(*model, "--data", tmp_path / f"{name}.jsonl", *saved)
+    counts = [word for name in "ba" for word in ("--merge", tmp_path / f"{name}.counts")]
+    files = [word for name in "ab" for word in ("--data", tmp_path / f"{name}.jsonl")]
+    run(*model, *counts, "--out", tmp_path / "merged.vt.json")
+    run(*model, *files, "--out", tmp_path / "whole.vt.json")
+    merged, whole = (json.loads((tmp_path / f"{name}.vt.json").read_text()) for name in ("merged", "whole"))
+    assert {**merged, "name": ""} == {**whole, "name": ""}
+
+
+def test_published_form_is_written(tmp_path: Path, tokenizer_json: Path, data: Path) -> None:
+    out = tmp_path / "p.json"
+    run("--model", tokenizer_json, "--data", data, "--prior", 0, "--rows", 2, "--published", "--out", out)
+    published = json.loads(out.read_text())
+    assert published.keys() == {"a", "\u0120dog"}
+    assert TaskVocabulary.load(out, tokenizer_json).ids.tolist() == sorted(published.values())
+
+
+class FakeModel:
+    """Writes `x` and the last character of the prompt, and ends."""
+
+    def __init__(self) -> None:
+        self.prompts: list[str] = []
+
+    def generate(self, prompt: str, max_tokens: int) -> Any:
+        self.prompts.append(prompt)
+        return type("Generation", (), {"token_ids": (ord("x"), ord(prompt[-1]), 280)[:max_tokens]})
+
+
+@pytest.fixture
+def model(monkeypatch: pytest.MonkeyPatch) -> FakeModel:
+    loaded = FakeModel()
+
+    def load(path: Any, *, backend: str, head: str, device: str | None, revision: str | None) -> FakeModel:
+        assert (backend, head) == ("torch", "full")
+        return loaded
+
+    monkeypatch.setattr("vt_core.load", load)
+    return loaded
+
+
+def test_the_model_s_own_outputs_are_counted(
+    tmp_path: Path, tokenizer_json: Path, data: Path, model: FakeModel
+) -> None:
+    inputs = ("--model", tokenizer_json, "--data", data, "--self", "--limit", 5, "--max-tokens", 2)
+    arguments = (*inputs, "--prior", 0, "--tolerance", 0, "--save-counts", tmp_path / "s.counts")
+    run(*arguments, "--out", tmp_path / "own.vt.json")
+    assert model.prompts == [f"which {i}?" for i in range(5)]
+    own = TaskVocabulary.load(tmp_path / "own.vt.json")
+    assert (own.ids.tolist(), own.counts.tolist(), own.examples) == ([ord("x")], [5], 5)
+    run(*arguments, "--self-weight", 3, "--out", tmp_path / "both.vt.json")
+    both = Counts.load(tmp_path / "s.counts")
+    assert both.examples == 20 + 3 * 5
+    assert both.needed[ord("x")] == 15
+    assert both.needed[ord("a")] == 19
+
+
+def test_interrupted_run_goes_on_and_leaves_no_checkpoint(
+    tmp_path: Path, tokenizer_json: Path, data: Path, monkeypatch
+) -> None:
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    out = tmp_path / "pets.vt.json"
+    arguments = ("--model", tokenizer_json, "--data", data, "--out", out)
+    with monkeypatch.context() as patched:
+        patched.setattr("vt_core.profile.run.select", interrupt)
+        result = run(*arguments)
+    assert result.exception is not None
+    assert not out.exists()
+    assert any(path.name.endswith(".checkpoint") for path in tmp_path.iterdir())
+    result = run(*arguments)
+    assert "Going on from" in result.stderr
+    assert TaskVocabulary.load(out).examples == 20
+    assert not any(path.name.endswith(".checkpoint") for path in tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "nothing to count; give --data"),
+        (["--data", "DATA", "--tolerance", "1"], "tolerance of 1.0 is not from 0 up to 1"),
+        (["--data", "DATA", "--tolerance", "0.1", "--rows", "5"], "give one of them"),
+        (["--data", "DATA", "--rows", "0"], "budget of 0 rows"),
+        (["--data", "DATA", "--language", "tlh"], "Language 'tlh' is not known"),
+        (["--data", "DATA", "--preset", "chess"], "Preset 'chess' is not known"),
+        (["--data", "DATA", "--plot", "p.png"], "--plot needs something to measure on"),
+        (["--data", "DATA", "--limit", "3"], "--limit goes with --self"),
+        (["--merge", "a.counts", "--self"], "--self needs inputs"),
+        (["--data", "DATA", "--input-field", "absent"], r"data\.jsonl, line 1: lacks the input, \{absent\}"),
+        (["--data", "absent.jsonl"], r"absent\.jsonl: cannot be read"),
+        (["--data", "DATA", "--held-out", "absent.jsonl"], r"absent\.jsonl: cannot be read"),
+        (["--merge", "absent.counts"], r"absent\.counts: the counts file cannot be read"),
+        (["--data", "DATA", "--save-counts", "absent/x"], r"absent/x: the directory does not exist"),
+    ],
+)
+def test_bad_input_is_one_sentence(
+    tmp_path: Path, tokenizer_json: Path, data: Path, arguments: list[str], message: str
+) -> None:
+    out = tmp_path / "x.vt.json"
+    given = [str(data) if argument == "DATA" else argument for argument in arguments]
+    said = refused("--model", tokenizer_json, *given, "--out", out)
+    assert re.search(message, said), said
+    assert "\n" not in said
+    assert not out.exists()
+
+
+def test_known_languages_are_listed(tmp_path: Path, tokenizer_json: Path, data: Path) -> None:
+    said = refused(
+        "--model", tokenizer_json, "--data", data, "--language", "?", "--out", tmp_path / "x.vt.json"
+    )
+    assert all(f" {name}" in said for name in KNOWN)
+
+
+@pytest.mark.parametrize("rows", [[], [{"input": "a", "output": ""}]])
+def test_corpus_without_outputs_is_refused(tmp_path: Path, tokenizer_json: Path, rows: list[Any]) -> None:
+    path = tmp_path / "empty.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    said = refused("--model", tokenizer_json, "--data", path, "--out", tmp_path / "x.vt.json")
+    assert "there is nothing to profile" in said
+
+
+def test_counts_of_another_tokenizer_are_refused(tmp_path: Path, tokenizer_json: Path, data: Path) -> None:
+    other = write(tmp_path / "other", sentencepiece(["ab"]))
+    run(
+        "--model",
+        other,
+        "--data",
+        data,
+        "--save-counts",
+        tmp_path / "o.counts",
+        "--out",
+        tmp_path / "o.vt.json",
+    )
+    said = refused(
+        "--model", tokenizer_json, "--merge", tmp_path / "o.counts", "--out", tmp_path / "x.vt.json"
+    )
+    assert "o.counts was counted with tokenizer" in said
+    assert (
+        TokenTable.load(other).digest()[:12] in said and TokenTable.load(tokenizer_json).digest()[:12] in said
+    )
