@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import hashlib
 import os
@@ -29,7 +30,7 @@ DTYPES = ["float32", "float16", "bfloat16", "uint32", "uint8"]
 
 def small_regions():
     """Make a few rows of a small table take every path that thousands of a large one take."""
-    return mock.patch.multiple(mapped, _REGION_BYTES=96, _DENSE_ROWS=3, _SCATTER_ROWS=2)
+    return mock.patch.multiple(mapped, _REGION_BYTES=96, _DENSE_ROWS=3)
 
 
 def scanned(table: RowTable, max_bytes: int = reader.TILE_BYTES) -> np.ndarray:
@@ -359,3 +360,38 @@ def test_scans_and_gathers_leave_no_more_than_a_tile_resident(tmp_path: Path) ->
         for ids in (np.arange(0, rows, 500), np.arange(0, rows, 2), np.arange(rows)[::-1]):
             assert table.read(ids)[-1].tolist() == numbered(1000, columns)[ids[-1] % 1000].tolist()
             assert resident_bytes(file) == 0
+
+
+def cached_share(file: Path) -> float:
+    """Share of sampled pages of the file that the system has in its cache."""
+    with open(file, "rb", buffering=0) as opened:
+        # Asking makes the system read the page that was asked for; let it be no more than that.
+        os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
+        offsets = range(0, file.stat().st_size, 256 << 10)
+        cached = 0
+        for offset in offsets:
+            with contextlib.suppress(BlockingIOError):
+                cached += os.preadv(opened.fileno(), [bytearray(1)], offset, os.RWF_NOWAIT)
+    return cached / len(offsets)
+
+
+@pytest.mark.skipif(not hasattr(os, "RWF_NOWAIT"), reason="needs reads that do not wait")
+def test_a_scan_drops_its_pages_from_the_cache_only_when_asked(tmp_path: Path) -> None:
+    values = numbered(8192, 512)
+    write(tmp_path / "s", values, tile_rows=4096)
+    file = tmp_path / "s" / "data.mdb"
+    with open(file, "rb") as opened:
+        os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    try:
+        if cached_share(file) > 0.5:
+            pytest.skip("this file system keeps its files in memory")
+    except OSError as error:
+        pytest.skip(f"this file system cannot tell: {error}")
+    with Store.open(tmp_path / "s") as store:
+        table = store.tables["embedding"]
+        assert scanned(table).tolist() == values.tolist()
+        assert cached_share(file) > 0.9
+        for tile in table.tiles(max_bytes=1 << 20, drop_cached=True):
+            assert tile.rows[0, 0] == values[tile.start, 0]
+        assert cached_share(file) < 0.5
+        assert scanned(table).tolist() == values.tolist()

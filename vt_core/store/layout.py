@@ -198,7 +198,7 @@ def _decode_table(index: int, data: dict) -> TableLayout:
         raise ValueError(f"stride {data['stride']!r}, checksum {checksum!r}")
     tiles = tuple(data["tiles"])
     if not all(_is_count(offset) and offset % ALIGNMENT == 0 for offset in tiles):
-        raise ValueError(f"tiles at {tiles}")
+        raise ValueError("offsets of tiles")
     if len(tiles) != -(-spec.rows // tile_rows):
         raise StoreError(
             f"table {spec.name!r} says {spec.rows} rows but lists {len(tiles)} tiles of {tile_rows}; "

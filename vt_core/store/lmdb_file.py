@@ -19,6 +19,7 @@ from typing import Any
 from vt_core.errors import StoreError
 
 DATA_FILE = "data.mdb"
+LOCK_FILE = "lock.mdb"
 # Before a page's content, and so before a value that has pages of its own.
 PAGE_HEADER_BYTES = 16
 
@@ -146,9 +147,10 @@ def _open_for_reading(path: Path) -> Any:
     try:
         return lmdb.open(str(path), **options)
     except lmdb.Error as error:
-        # A directory of another user or a read-only disk takes no lock file. Nobody writes a finished
-        # store, so reading without one is safe there.
-        if os.access(path, os.W_OK):
+        # Another user's directory may take no lock file of ours. Nobody writes a finished store, so reading
+        # without one is safe there.
+        lock_file = path / LOCK_FILE
+        if os.access(lock_file if lock_file.exists() else path, os.W_OK):
             raise StoreError(f"{path}: LMDB cannot open it ({error}); convert the model again.") from error
     try:
         return lmdb.open(str(path), lock=False, **options)

@@ -52,7 +52,7 @@ class MovedRows:
         start, size = before + MARKER_BYTES, self._layout.tile_bytes(tile)
         if before < 0 or len(value) < start + size:
             raise StoreError(
-                f"{self._path}: tile {tile} of table {spec.name!r} is missing or short; convert the model again."
+                f"{self._path}: tile {tile} of table {spec.name!r} is missing or short; convert again."
             )
         rows = np.frombuffer(value, spec.storage, size // spec.storage.itemsize, start)
         return rows.reshape(-1, spec.stride // spec.storage.itemsize)[:, : spec.columns]
