@@ -4,9 +4,9 @@
     python -m benchmarks.profiler ablation --data DATA --tokenizer qwen3=PATH:151936 --out DIR
     python -m benchmarks.profiler speed    --data DATA --tokenizer qwen3=PATH:151936 --out DIR
 
-DATA holds the corpora of `TASKS` (JSON lines with `input` and `output`), PATH a tokenizer.json, and the number
-after it the rows of the model's table. `--tokenizer` is repeatable. Each command writes a JSON file and a
-Markdown table into DIR.
+DATA holds the corpora of `TASKS` (JSON lines with `input` and `output`). PATH is a tokenizer.json and the
+number after it the rows of the model's table; `--tokenizer` is repeatable. Each command writes a JSON file
+and a Markdown table into DIR.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections import Counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,15 +12,22 @@ from vt_core.task import TaskVocabulary
 from vt_core.token_bytes import TokenTable
 from vt_core.vocabulary import Ids
 
+if TYPE_CHECKING:
+    from vt_core.model_dir import Manifest
+
 EXAMPLES = 20
 """Tokens shown of each kind."""
 
 
-def describe(task: TaskVocabulary, table: TokenTable | None = None) -> dict[str, Any]:
-    """Sizes, sources and coverage of a task vocabulary; with the tokenizer's table, also tokens as text.
+def describe(
+    task: TaskVocabulary, table: TokenTable | None = None, manifest: Manifest | None = None
+) -> dict[str, Any]:
+    """Sizes, sources and coverage of a task vocabulary.
 
-    `most_frequent` and `last_kept` are `{"id", "text", "count"}`, best first; `scripts` counts ids by the
-    script of their first letter. Raises VocabularyError for a table of another tokenizer.
+    With the tokenizer's `table` also tokens as text: `most_frequent` and `last_kept` are
+    `{"id", "text", "count"}`, best first, and `scripts` counts ids by the script of their first letter. With
+    the `manifest` of a model directory too, the bytes of its tables and of the task's and the special rows.
+    Raises VocabularyError for a table of another tokenizer.
     """
     counted = np.flatnonzero(task.counts)
     report: dict[str, Any] = {
@@ -46,6 +53,12 @@ def describe(task: TaskVocabulary, table: TokenTable | None = None) -> dict[str,
         report["most_frequent"] = _tokens(task, table, order[:EXAMPLES])
         report["last_kept"] = _tokens(task, table, order[EXAMPLES:][-EXAMPLES:])
         report["scripts"] = _scripts(task, table)
+    if table is not None and manifest is not None:
+        task.check(manifest.tokenizer_digest, manifest.vocab_rows)
+        active = len(np.union1d(task.ids, table.special_ids(manifest.vocab_rows)))
+        report["active_rows"] = active
+        report["vocab_bytes_full"] = manifest.table_bytes
+        report["vocab_bytes_resident"] = manifest.table_bytes_of(active)
     return report
 
 
@@ -74,6 +87,14 @@ def description_lines(report: dict[str, Any]) -> list[tuple[str, str]]:
         if key in report:
             shown = " ".join(repr(token["text"])[1:-1].replace(" ", "\u2423") for token in report[key])
             lines.append((key.replace("_", " "), shown))
+    if "active_rows" in report:
+        resident, full = report["vocab_bytes_resident"] / 1e6, report["vocab_bytes_full"] / 1e6
+        lines.append(
+            (
+                "memory",
+                f"{resident:,.1f} MB of {full:,.1f} MB, for {report['active_rows']:,} rows with special ones",
+            )
+        )
     if "scripts" in report:
         lines.append(("scripts", ", ".join(f"{name} {count:,}" for name, count in report["scripts"].items())))
     return lines

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.core.profile.small import byte_level
+from tests.core.profile.small import added, byte_level
 from vt_core.errors import VocabularyError
 from vt_core.profile.describe import describe, description_lines
 from vt_core.task import TaskVocabulary
@@ -60,6 +60,35 @@ def test_last_kept_are_those_that_are_not_shown_already() -> None:
 def test_another_tokenizer_is_refused() -> None:
     with pytest.raises(VocabularyError, match="was made for tokenizer bbbb"):
         describe(task(tokenizer_digest="b" * 64), TABLE)
+
+
+class Manifest:
+    """What of a model directory's manifest decides about memory."""
+
+    tokenizer_digest = TABLE.digest()
+    vocab_rows = 500
+    table_bytes = 500 * 64
+
+    @staticmethod
+    def table_bytes_of(rows: int) -> int:
+        return rows * 64
+
+
+def test_memory_in_a_model_directory_counts_special_rows() -> None:
+    table = TokenTable.from_json(byte_level([" the", "да", "中"], [added(300, "<|end|>"), added(301, "<b>")]))
+    report = describe(task(), table, Manifest())
+    assert (report["active_rows"], report["vocab_bytes_full"], report["vocab_bytes_resident"]) == (
+        8,
+        32000,
+        512,
+    )
+    assert dict(description_lines(report))["memory"] == "0.0 MB of 0.0 MB, for 8 rows with special ones"
+
+
+def test_model_directory_with_fewer_rows_is_refused() -> None:
+    small = type("Small", (Manifest,), {"vocab_rows": 100})
+    with pytest.raises(VocabularyError, match="has only 100 rows"):
+        describe(task(), TABLE, small())
 
 
 def test_lines_for_people() -> None:
