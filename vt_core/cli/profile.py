@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vt_core.errors import OptionError
+from vt_core.errors import DataError, OptionError
 from vt_core.json_fields import write_json
 
 if TYPE_CHECKING:
@@ -155,7 +155,9 @@ def profile(backend: str, **options: Any) -> None:
 
 
 def _check(options: dict[str, Any]) -> None:
-    """Raises OptionError for options that do not go together, and for places that cannot be written to."""
+    """Raises OptionError for options that do not go together or cannot be met, DataError for missing files."""
+    from vt_core.profile.plot import figure_class
+
     if not options["data"] and not options["merge"]:
         raise OptionError("There is nothing to count; give --data FILE, or --merge COUNTS.")
     if options["tolerance"] is not None and options["rows"] is not None:
@@ -168,6 +170,11 @@ def _check(options: dict[str, Any]) -> None:
     for key, flag in (("plot", "--plot"), ("miss_rate", "--miss-rate")):
         if options[key] is not None and not options["held_out"]:
             raise OptionError(f"{flag} needs something to measure on; give --held-out FILE.")
+    if options["plot"] is not None:
+        figure_class()
+    for path in options["held_out"]:
+        if not path.is_file():
+            raise DataError(f"{path}: no such file.")
     for key in ("out", "report", "plot", "save_counts"):
         if options[key] is not None and not options[key].resolve().parent.is_dir():
             raise OptionError(f"{options[key]}: the directory does not exist.")

@@ -9,17 +9,20 @@ from typing import Any
 from vt_core.errors import OptionError
 
 
-def plot_coverage(report: Mapping[str, Any], path: str | Path) -> None:
-    """Draws the curves of a coverage report into a PNG file; raises OptionError without matplotlib."""
+def figure_class() -> Any:
+    """matplotlib's Figure; raises OptionError where it is not installed."""
     try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError:
         raise OptionError(
             "A plot needs the library matplotlib; install it with pip install matplotlib."
         ) from None
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
+    return Figure
+
+
+def plot_coverage(report: Mapping[str, Any], path: str | Path) -> None:
+    """Draws the curve of a coverage report into a PNG file; raises OptionError where that cannot be done."""
+    figure = figure_class()(figsize=(7, 4.5), layout="constrained")
     axes = figure.add_subplot()
     points = report["curve"]
     misses = [100 * (1 - point["token_coverage"]) for point in points]

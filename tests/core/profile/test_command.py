@@ -172,7 +172,7 @@ def test_interrupted_run_goes_on_and_leaves_no_checkpoint(
         (["--merge", "a.counts", "--self"], "--self needs inputs"),
         (["--data", "DATA", "--input-field", "absent"], r"data\.jsonl, line 1: lacks the input, \{absent\}"),
         (["--data", "absent.jsonl"], r"absent\.jsonl: cannot be read"),
-        (["--data", "DATA", "--held-out", "absent.jsonl"], r"absent\.jsonl: cannot be read"),
+        (["--data", "DATA", "--held-out", "absent.jsonl"], r"absent\.jsonl: no such file"),
         (["--merge", "absent.counts"], r"absent\.counts: the counts file cannot be read"),
         (["--data", "DATA", "--save-counts", "absent/x"], r"absent/x: the directory does not exist"),
     ],
