@@ -155,7 +155,7 @@ def profile(backend: str, **options: Any) -> None:
 
 
 def _check(options: dict[str, Any]) -> None:
-    """Raises OptionError for options that do not go together or cannot be met, DataError for missing files."""
+    """Raises OptionError for options that do not go together or cannot be met, DataError for absent files."""
     from vt_core.profile.plot import figure_class
 
     if not options["data"] and not options["merge"]:
