@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
+import sys
 import tempfile
 from collections import Counter
 from pathlib import Path
@@ -139,6 +142,31 @@ def test_dead_process_is_an_error_with_a_remedy(tmp_path: Path, tokenizer_json: 
     file = corpus(tmp_path / "a.jsonl", [row("x", "y")])
     with pytest.raises(DataError, match=r"process was killed.*--processes"):
         count_files([file], tokenizer_json, EMPTY, Layout(), processes=2)
+
+
+KILLED = """
+import os, signal, sys
+from vt_core.profile.counting import count_files
+from vt_core.profile.counts import Counts
+from vt_core.profile.layout import Layout
+
+if __name__ == "__main__":
+    def kill(rows):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    count_files([sys.argv[1]], sys.argv[2], Counts.empty("x", 300), Layout(), processes=2, on_rows=kill)
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="there is no SIGKILL")
+def test_processes_of_a_killed_run_end_too(tmp_path: Path, tokenizer_json: Path) -> None:
+    (tmp_path / "killed.py").write_text(KILLED)
+    file = corpus(tmp_path / "a.jsonl", [row("x", "y")])
+    command = [sys.executable, str(tmp_path / "killed.py"), str(file), str(tokenizer_json)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    # The processes hold the pipe open for as long as they live.
+    ended = subprocess.run(command, env=environment, capture_output=True, timeout=60)
+    assert ended.returncode == -signal.SIGKILL
 
 
 BAD = [

@@ -59,7 +59,7 @@ def survives(name: str, language: str, text: str) -> bool:
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=150)
 @given(data=st.data())
 def test_every_token_of_a_text_in_the_language_survives(name: str, data: st.DataObject) -> None:
     language = data.draw(st.sampled_from(sorted(KNOWN)))
