@@ -19,6 +19,9 @@ T = TypeVar("T")
 
 MOST = 2**63 - 1
 
+MAX_BYTES = 256 * 1024 * 1024
+"""Far above any file of ours: counts of every id of the largest tokenizers take some 20 MB."""
+
 
 @dataclass(frozen=True)
 class Fields:
@@ -82,6 +85,8 @@ def is_whole(value: object, most: int) -> bool:
 def read_json(path: str | Path, what: str) -> Any:
     """Parses a JSON file, `what` names its kind; raises VocabularyError."""
     try:
+        if (size := Path(path).stat().st_size) > MAX_BYTES:
+            raise VocabularyError(f"{path}: not a {what}; {size} bytes are too many for one.")
         return json.loads(Path(path).read_bytes(), parse_constant=_no_number)
     except OSError as error:
         raise VocabularyError(f"{path}: the {what} cannot be read ({error.strerror}).") from error

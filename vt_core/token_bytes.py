@@ -24,7 +24,7 @@ import numpy.typing as npt
 from vt_core.errors import TokenizerError
 from vt_core.vocabulary import Ids
 
-MAX_TOKENS = 1 << 24
+MAX_TOKENS = 1 << 22
 """Largest id that a file is believed to hold; the largest vocabularies in use have some 2**18."""
 
 SPACE_MARK = "\u2581"

@@ -112,6 +112,13 @@ def test_file_that_is_no_vocabulary_is_refused(tmp_path: Path, content: str, mes
         TaskVocabulary.load(path)
 
 
+def test_file_far_too_large_is_not_read(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("vt_core.json_fields.MAX_BYTES", 10)
+    (tmp_path / "x.json").write_text("[" + " " * 20 + "]")
+    with pytest.raises(VocabularyError, match=r"x\.json: not a task vocabulary; 22 bytes are too many"):
+        TaskVocabulary.load(tmp_path / "x.json")
+
+
 def test_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(VocabularyError, match=r"absent\.vt\.json: the task vocabulary cannot be read"):
         TaskVocabulary.load(tmp_path / "absent.vt.json")

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vt_core.errors import DataError, OptionError
-from vt_core.json_fields import write_json
 
 if TYPE_CHECKING:
     from vt_core.profile import Counts, Profiler, Stages
@@ -119,6 +118,7 @@ def profile(backend: str, **options: Any) -> None:
       vt-torch profile --model gemma-vt --data a.jsonl --held-out b.jsonl --plot a.png --out math.vt.json
       vt-torch profile --model gemma-vt --data train.jsonl --self --limit 500 --out math.vt.json
     """
+    from vt_core.json_fields import write_json
     from vt_core.profile import Profiler, make_layout
     from vt_core.profile.languages import code_points
     from vt_core.profile.plot import plot_coverage

@@ -9,14 +9,17 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Callable, Iterable
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-from tokenizers import Tokenizer
 
 from vt_core.profile.languages import Range, code_points, merged
 from vt_core.profile.utf8 import Utf8Substrings
 from vt_core.token_bytes import SPACE_MARK, Kind, TokenTable
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 Mask = npt.NDArray[np.bool_]
 
