@@ -1,9 +1,13 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from pathlib import Path
 
 import pytest
+
+# Tiny products: threads would wait for each other longer than they compute. Before any library reads it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from converters import convert
 from tests.tiny import write_model

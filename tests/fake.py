@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from vt_core.heads import Head
+from vt_core.verification import NumpyTile, verify
 
 
 class FakeRows:
@@ -68,6 +69,7 @@ class FakeDecoder:
 
     device = "fake"
     dtype = "float32"
+    can_rewind = True
 
     def __init__(self, table: np.ndarray, head: type[Head], can_follow: bool = False, seed: int = 0) -> None:
         self.rows = FakeRows(table)
@@ -77,6 +79,8 @@ class FakeDecoder:
         self.state: np.ndarray | None = None
         self.fail_at: int | None = None
         self.steps = 0
+        self.verified = 0
+        self._past: list[np.ndarray] = []
 
     def begin(self):
         self.state = np.zeros(self.rows.table.shape[1])
@@ -84,7 +88,9 @@ class FakeDecoder:
     def prefill(self, ids):
         for token in ids[:-1]:
             self._read(token)
-        return self.step(int(ids[-1]))
+        step = self.step(int(ids[-1]))
+        self._past = []
+        return step
 
     def step(self, token):
         self.steps += 1
@@ -105,6 +111,23 @@ class FakeDecoder:
     def logits(self, step):
         return step.logits[0].astype(np.float32)
 
+    def confidence(self, step):
+        return float(1 / np.exp(step.logits[0] - step.logits[0].max()).sum())
+
+    def verify(self, steps, drafts, sampler):
+        self.verified += len(steps)
+        full = (np.stack([step.hidden for step in steps]) @ self.rows.table.T).astype(np.float32)
+        tiles = (
+            NumpyTile(start, full[:, start : start + 37].copy()) for start in range(0, full.shape[1], 37)
+        )
+        return verify(tiles, drafts, sampler)
+
+    def rewind(self, count):
+        assert 0 <= count <= len(self._past), "only what was read since the last call can be taken back"
+        if count:
+            self.state = self._past[-count]
+        self._past = []
+
     def end(self):
         self.state = None
         self.head.truncate()
@@ -113,6 +136,7 @@ class FakeDecoder:
         return None
 
     def _read(self, token):
+        self._past.append(self.state)
         self.state = np.tanh(self._mix[0] @ self.state + self._mix[1] @ self.rows.table[token])
 
 

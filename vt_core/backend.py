@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import platform
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -16,6 +17,8 @@ from vt_core.errors import BackendError
 if TYPE_CHECKING:
     from vt_core.heads import Head
     from vt_core.model_dir import ModelDirectory
+    from vt_core.sampling import Sampler
+    from vt_core.verification import Draft
     from vt_core.vocabulary import Ids
 
 #: one decoded position of a backend: hidden state, reduced logits and greedy choice, all possibly still lazy
@@ -37,6 +40,7 @@ class Decoder(Protocol):
     head: Head
     device: str
     dtype: str
+    can_rewind: bool  #: whether the caches of this model can take tokens back
     can_follow: bool  #: whether the next step can be queued before the host knows this one's token
 
     def begin(self) -> None:
@@ -56,6 +60,22 @@ class Decoder(Protocol):
 
     def logits(self, step: Step) -> npt.NDArray[np.float32]:
         """Logits of the active rows in local order, ``[size]`` float32; waits for the device."""
+
+    def confidence(self, step: Step) -> float:
+        """Probability of the greedy choice among the active rows; waits for the device."""
+
+    def verify(self, steps: Sequence[Step], drafts: Sequence[Draft], sampler: Sampler) -> list[int]:
+        """The full head's choices for decoded positions, as :func:`vt_core.verification.verify` makes
+        them.
+        """
+
+    def rewind(self, count: int) -> None:
+        """Forget the last ``count`` tokens that were read, among those since the last call: the caches are as
+        before.
+
+        ``rewind(0)`` keeps all; either way the next tokens may be taken back. Only where :attr:`can_rewind`,
+        unless 0.
+        """
 
     def end(self) -> None:
         """End a request: caches let go, dynamic rows dropped. Safe at any moment."""

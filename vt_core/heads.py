@@ -97,6 +97,13 @@ class Head(ABC):
             raise
         return len(new)
 
+    def set_learned(self, ids: Iterable[int]) -> None:
+        """Keep ``ids`` behind the static rows for all requests, in place of those learned before."""
+        self.vocabulary.forget_learned()
+        self._cut()
+        self.add(ids)
+        self.vocabulary.keep_dynamic()
+
     def truncate(self) -> None:
         """End a request: only static and learned rows stay. Reads nothing."""
         self.vocabulary.truncate()
@@ -165,41 +172,41 @@ class PreallocHead(Head):
 
 
 class SplitHead(Head):
-    """The static matrix stays, a dynamic matrix is made per request; two products, joined."""
+    """The static matrix stays, another is made of learned and dynamic rows; two products, joined."""
 
     name = "split"
 
     _static: Rows
-    _dynamic: Rows | None = None
+    _rest: Rows | None = None
 
     @property
     def pieces(self) -> list[Rows]:
-        return [self._static] if self._dynamic is None else [self._static, self._dynamic]
+        return [self._static] if self._rest is None else [self._static, self._rest]
 
     @property
     def nbytes(self) -> int:
         return sum(self.ops.nbytes(piece) for piece in self.pieces)
 
     def _counts(self) -> list[int]:
-        kept = self.vocabulary.kept_size
-        return [kept] if self._dynamic is None else [kept, self.vocabulary.size - kept]
+        static = self.vocabulary.static_size
+        return [static] if self._rest is None else [static, self.vocabulary.size - static]
 
     def _place_static(self, rows: Rows) -> None:
-        self._static, self._dynamic = rows, None
+        self._static, self._rest = rows, None
 
     def _append(self, start: int, rows: Rows) -> None:
-        self._dynamic = rows if self._dynamic is None else self.ops.concatenate(self._dynamic, rows)
+        self._rest = rows if self._rest is None else self.ops.concatenate(self._rest, rows)
 
     def _cut(self) -> None:
-        self._dynamic = None
+        learned = self.vocabulary.learned_size
+        self._rest = self.ops.first(self._rest, learned) if self._rest is not None and learned else None
 
 
 class RebuildHead(Head):
-    """A new matrix of static and dynamic rows per request: the paper's naive form, for comparison."""
+    """A new matrix of all active rows whenever some are added: the paper's naive form, for comparison."""
 
     name = "rebuild"
 
-    _static: Rows
     _whole: Rows
 
     @property
@@ -208,17 +215,16 @@ class RebuildHead(Head):
 
     @property
     def nbytes(self) -> int:
-        whole = 0 if self._whole is self._static else self.ops.nbytes(self._whole)
-        return self.ops.nbytes(self._static) + whole
+        return self.ops.nbytes(self._whole)
 
     def _place_static(self, rows: Rows) -> None:
-        self._static = self._whole = rows
+        self._whole = rows
 
     def _append(self, start: int, rows: Rows) -> None:
         self._whole = self.ops.concatenate(self._whole, rows)
 
     def _cut(self) -> None:
-        self._whole = self._static
+        self._whole = self.ops.first(self._whole, self.vocabulary.kept_size)
 
 
 class FullHead(Head):

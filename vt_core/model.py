@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -13,61 +12,17 @@ import numpy as np
 from vt_core.backend import Decoder
 from vt_core.dtypes import item_size
 from vt_core.errors import BackendError, OptionError, PromptError
-from vt_core.generation import decode
+from vt_core.generation import Request
+from vt_core.learning import Learned
 from vt_core.metrics import Clock, ProcessMemory, Stopwatch
 from vt_core.model_dir import ModelDirectory
+from vt_core.policy import BlockPolicy
+from vt_core.results import Chunk, Generation
 from vt_core.sampling import Sampler, SamplerSettings
 from vt_core.stopping import StopMatcher
 from vt_core.task import TaskVocabulary
 from vt_core.tokenizer import Message, Prompt, Tokenizer
 from vt_core.vocabulary import Ids
-
-
-@dataclass(frozen=True)
-class Generation:
-    """A finished text and how it came about. Times in seconds, sizes in bytes; None where it could not be
-    measured.
-    """
-
-    text: str
-    token_ids: tuple[int, ...]  #: full ids, the EOS id included where one was generated
-    finish_reason: str  #: ``stop`` (EOS or a stop string) or ``length``
-    prompt_tokens: int
-    generated_tokens: int
-    exact: bool  #: whether every token is the full head's choice
-    head: str
-    backend: str
-    device: str
-    dtype: str
-    seed: int
-    vocab_rows: int  #: V
-    static_rows: int
-    dynamic_rows: int
-    vocab_bytes_full: int  #: the model's tables
-    vocab_bytes_resident: int  #: active rows with spare capacity
-    ttft_s: float | None
-    tpot_s: float | None
-    tokens_per_s: float | None
-    peak_memory_bytes: int | None
-    peak_anonymous_bytes: int | None
-    verifications: int
-    rescued: int
-    rolled_back: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON can hold them."""
-        return asdict(self) | {"token_ids": list(self.token_ids)}
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """A piece of a streamed answer. The last one has no token, perhaps some held-back text, and the
-    result.
-    """
-
-    text: str
-    token_id: int | None
-    result: Generation | None = None
 
 
 class Model:
@@ -85,6 +40,8 @@ class Model:
         self._clock = clock
         self._memory = ProcessMemory()
         self._busy = threading.Lock()
+        self._policy = BlockPolicy()
+        self._learned = Learned()
 
     def set_task(self, *tasks: TaskVocabulary) -> None:
         """Swap the static rows for those of the given task vocabularies (their union), or of the rank prior
@@ -95,8 +52,9 @@ class Model:
         """
         from vt_core.static import static_ids
 
-        with self._request():
+        with self._busy_with_one():
             self.decoder.head.set_static(static_ids(self.directory, self.eos_ids, tasks))
+            self.decoder.head.set_learned(self._learned.ids)
         self._memory.sample()
 
     def generate(self, prompt: Prompt, **options: Any) -> Generation:
@@ -114,6 +72,7 @@ class Model:
         stop: Sequence[str] = (),
         system: str | None = None,
         raw: bool = False,
+        approximate: bool = False,
         template_arguments: dict[str, Any] | None = None,
         **sampling: Any,
     ) -> Iterator[Chunk]:
@@ -126,6 +85,8 @@ class Model:
             stop: texts that end the answer; they are not part of it.
             system: a system message before a text prompt.
             raw: give text to the model without the chat template.
+            approximate: believe the reduced head, as the published method does. Otherwise every token is the
+                full head's choice.
             template_arguments: passed on to the chat template, such as ``{"enable_thinking": False}``.
             sampling: fields of :class:`~vt_core.sampling.SamplerSettings`.
 
@@ -139,9 +100,16 @@ class Model:
             raise OptionError(f"max_tokens is {max_tokens}, but it must be at least 1")
         ids = self.encode(prompt, system=system, raw=raw, template_arguments=template_arguments)
         self._check_prompt(ids, max_tokens)
-        return self._run(
-            ids, max_tokens, StopMatcher([stop] if isinstance(stop, str) else list(stop)), settings
+        exact = not approximate and self.decoder.head.name != "full"
+        request = Request(
+            self.decoder,
+            Sampler(settings, self.rows),
+            max_tokens,
+            self.eos_ids,
+            self._policy if exact else None,
+            self._clock,
         )
+        return self._run(request, ids, StopMatcher([stop] if isinstance(stop, str) else list(stop)))
 
     def encode(
         self,
@@ -192,55 +160,56 @@ class Model:
                 f"{self.context}; shorten it or lower --max-tokens"
             )
 
-    def _run(
-        self, ids: Ids, max_tokens: int, stops: StopMatcher, settings: SamplerSettings
-    ) -> Iterator[Chunk]:
-        with self._request():
+    def _run(self, request: Request, ids: Ids, stops: StopMatcher) -> Iterator[Chunk]:
+        with self._busy_with_one():
             watch = Stopwatch(self._clock)
             text = self.tokenizer.stream()
             shown = ""
-            finish = "length"
+            ended = False
+            head = self.decoder.head
             dynamic_rows = resident = 0
-            sampler = Sampler(settings, self.rows)
-            tokens = decode(self.decoder, ids, sampler=sampler, max_tokens=max_tokens, eos_ids=self.eos_ids)
+            tokens = request.run(ids)
             try:
                 for token in tokens:
                     watch.token()
                     if watch.tokens == 1:
                         self._memory.sample()
                     # Taken here: the rows of the request are gone once its last token is out.
-                    dynamic_rows, resident = (
-                        self.decoder.head.vocabulary.dynamic_size,
-                        self.decoder.head.nbytes,
-                    )
+                    dynamic_rows, resident = head.vocabulary.dynamic_size, head.nbytes
                     piece = stops.push(text.push(token))
                     shown += piece
                     yield Chunk(piece, token)
-                    if stops.stopped or token in self.eos_ids:
-                        finish = "stop"
+                    ended = stops.stopped or token in self.eos_ids
+                    if ended:
                         break
-                rest = "" if stops.stopped else stops.push(text.finish()) + stops.finish()
-                if stops.stopped:
-                    finish = "stop"
-                self._memory.sample()
-                result = self._result(
-                    text=shown + rest,
-                    token_ids=tuple(text.ids),
-                    generated_tokens=len(text.ids),
-                    finish_reason=finish,
-                    prompt_tokens=len(ids),
-                    seed=settings.seed,
-                    dynamic_rows=dynamic_rows,
-                    vocab_bytes_resident=resident,
-                    ttft_s=watch.ttft_s,
-                    tpot_s=watch.tpot_s,
-                    tokens_per_s=watch.tokens_per_s,
-                )
             finally:
                 tokens.close()  # type: ignore[attr-defined]
+                if self._learned.update(request.checks.rescued, ids):
+                    head.set_learned(self._learned.ids)
+            rest = "" if stops.stopped else stops.push(text.finish()) + stops.finish()
+            self._memory.sample()
+            checks = request.checks
+            result = self._result(
+                text=shown + rest,
+                token_ids=tuple(text.ids),
+                generated_tokens=len(text.ids),
+                finish_reason="stop" if ended or stops.stopped else "length",
+                prompt_tokens=len(ids),
+                exact=request.policy is not None or head.name == "full",
+                seed=request.sampler.settings.seed,
+                dynamic_rows=dynamic_rows,
+                vocab_bytes_resident=resident,
+                ttft_s=watch.ttft_s,
+                tpot_s=watch.tpot_s,
+                tokens_per_s=watch.tokens_per_s,
+                verifications=checks.verifications,
+                rescued=len(checks.rescued),
+                rolled_back=checks.rolled_back,
+                verify_s=checks.verify_s,
+            )
             yield Chunk(rest, None, result)
 
-    def _request(self) -> _Busy:
+    def _busy_with_one(self) -> _Busy:
         return _Busy(self._busy)
 
     def _result(self, **request: Any) -> Generation:
@@ -250,7 +219,6 @@ class Model:
         tables = 1 if manifest.tied else 2
         allocated = self.decoder.peak_memory()
         return Generation(
-            exact=head.name == "full",
             head=head.name,
             backend=self.backend,
             device=self.decoder.device,
@@ -260,9 +228,6 @@ class Model:
             vocab_bytes_full=tables * self.rows * manifest.hidden * item_size(manifest.dtype),
             peak_memory_bytes=self._memory.peak if allocated is None else allocated,
             peak_anonymous_bytes=self._memory.anonymous,
-            verifications=0,
-            rescued=0,
-            rolled_back=0,
             **request,
         )
 

@@ -8,7 +8,7 @@ log-probabilities and taking the largest is a draw from them.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
@@ -28,6 +28,10 @@ _SMALLEST = -math.log((_NOISE_BITS + 1) * math.log(2))
 #: A logit that lies further than this (in units of temperature) under the largest can't win: noise spans no
 #: more.
 NOISE_SPAN = _LARGEST - _SMALLEST + 1e-3
+
+#: How far the same logit may differ, relatively, between two products: two units in the last place of
+#: bfloat16.
+_ROUNDING = 2.0**-6
 
 _GOLDEN = 0x9E3779B97F4A7C15
 _MASK = (1 << 64) - 1
@@ -89,8 +93,14 @@ class Sampler:
         outside = [token for token in bias if not 0 <= token < rows]
         if outside:
             raise OptionError(f"logit_bias names token id {outside[0]}, but the model has {rows} rows")
-        self._bias_ids = np.array(sorted(bias), dtype=np.int64)
+        self.biased = np.array(sorted(bias), dtype=np.int64)  #: full ids that have a bias
         self._bias = np.array([bias[token] for token in sorted(bias)], dtype=np.float32)
+
+    @property
+    def needs_mass(self) -> bool:
+        """Whether a choice among all rows must know the normaliser over all of them."""
+        settings = self.settings
+        return settings.temperature > 0 and settings.top_p < 1 and settings.top_k == 0
 
     def extend(self, ids: Ids) -> None:
         """Add full ids to the context."""
@@ -102,54 +112,90 @@ class Sampler:
 
         ``position`` is the index of the token to be chosen within the request, from 0.
         """
-        settings = self.settings
-        if settings.adjusts:
-            logits = self._adjust(logits, ids)
-        if settings.temperature == 0:
-            return int(ids[logits == logits.max()].min())
-        scaled = logits / np.float32(settings.temperature)
-        kept, scores = _candidates(scaled, ids, settings)
-        noisy = scores.astype(np.float64) + gumbel(settings.seed, position, kept)
-        return int(kept[noisy == noisy.max()].min())
+        return self.pick(self.adjust(logits, ids), ids, position)
 
-    def _adjust(self, logits: Floats, ids: Ids) -> Floats:
+    def adjust(self, logits: Floats, ids: Ids, pending: Sequence[int] = ()) -> Floats:
+        """``logits`` after penalties and bias. ``pending`` ids count as context, though not (yet) added to
+        it.
+        """
         settings = self.settings
+        if not settings.adjusts:
+            return logits
         counts = self._counts[ids]
+        for token in pending:
+            counts += ids == token
         seen = counts > 0
         logits = logits.copy()
         repetition = np.float32(settings.repetition_penalty)
         logits[seen] = np.where(logits[seen] > 0, logits[seen] / repetition, logits[seen] * repetition)
         logits[seen] -= np.float32(settings.presence_penalty)
         logits -= np.float32(settings.frequency_penalty) * counts.astype(np.float32)
-        if len(self._bias_ids):
-            at = np.searchsorted(self._bias_ids, ids)
-            at[at == len(self._bias_ids)] = 0
-            biased = self._bias_ids[at] == ids
+        if len(self.biased):
+            at = np.searchsorted(self.biased, ids)
+            at[at == len(self.biased)] = 0
+            biased = self.biased[at] == ids
             logits[biased] += self._bias[at[biased]]
         return logits
 
+    def touched(self, pending: Sequence[int] = ()) -> Ids:
+        """Sorted full ids whose logits :meth:`adjust` may change."""
+        context = np.flatnonzero(self._counts)
+        return np.unique(np.concatenate([context, self.biased, np.array(pending, dtype=np.int64)]))
 
-def _candidates(scaled: Floats, ids: Ids, settings: SamplerSettings) -> tuple[Ids, Floats]:
+    def threshold(self, logits: Floats) -> float:
+        """A logit under which no row can be chosen, nor matter for the choice, given adjusted ``logits`` of
+        some rows.
+        """
+        settings = self.settings
+        top = float(logits.max())
+        threshold = top - settings.temperature * NOISE_SPAN - _ROUNDING * max(1.0, abs(top))
+        if settings.top_k > 0 and settings.top_p < 1:
+            # Top-p looks at all of the top k.
+            if settings.top_k > len(logits):
+                return -math.inf
+            threshold = min(threshold, float(np.partition(logits, -settings.top_k)[-settings.top_k]))
+        return threshold
+
+    def pick(self, logits: Floats, ids: Ids, position: int, total: tuple[float, float] | None = None) -> int:
+        """Full id chosen from adjusted ``logits``.
+
+        Without ``total`` these are all rows. With it they are those at or above :meth:`threshold`, and it is
+        a logit and the sum of ``exp((logit - it) / temperature)`` over all rows.
+        """
+        settings = self.settings
+        if settings.temperature == 0:
+            return int(ids[logits == logits.max()].min())
+        scaled = logits / np.float32(settings.temperature)
+        if total is not None:
+            total = (total[0] / settings.temperature, total[1])
+        kept, scores = _candidates(scaled, ids, settings, total)
+        noisy = scores.astype(np.float64) + gumbel(settings.seed, position, kept)
+        return int(kept[noisy == noisy.max()].min())
+
+
+def _candidates(
+    scaled: Floats, ids: Ids, settings: SamplerSettings, total: tuple[float, float] | None
+) -> tuple[Ids, Floats]:
     """Ids and scores that top-k, top-p and min-p keep and that noise can still make the winner, best
     first.
     """
-    total = None
+    top = scaled.max()
     if 0 < settings.top_k < len(scaled):
-        threshold = np.partition(scaled, len(scaled) - settings.top_k)[len(scaled) - settings.top_k]
+        threshold = np.partition(scaled, -settings.top_k)[-settings.top_k]
         pool = np.flatnonzero(scaled >= threshold)
         pool = pool[np.lexsort((ids[pool], -scaled[pool]))][: settings.top_k]
-        top = scaled[pool[0]]
+        mass = np.exp(scaled[pool] - top).sum(dtype=np.float64)
     else:
-        top = scaled.max()
-        if settings.top_p < 1:
-            total = np.exp(scaled - top).sum(dtype=np.float64)
+        if total is not None:
+            mass = total[1] * math.exp(total[0] - float(top))
+        else:
+            mass = np.exp(scaled - top).sum(dtype=np.float64) if settings.top_p < 1 else np.float64(0)
         pool = np.flatnonzero(scaled >= top - np.float32(NOISE_SPAN))
         pool = pool[np.lexsort((ids[pool], -scaled[pool]))]
     scores = scaled[pool]
     if settings.top_p < 1:
         weights = np.exp(scores - top).astype(np.float64)
-        before = np.cumsum(weights) - weights
-        keep = before < settings.top_p * (weights.sum() if total is None else total)
+        keep = np.cumsum(weights) - weights < settings.top_p * mass
         pool, scores = pool[keep], scores[keep]
     if settings.min_p > 0:
         keep = scores >= top + np.float32(math.log(settings.min_p))

@@ -73,6 +73,15 @@ class ActiveVocabulary:
         self.size += len(new)
         return new
 
+    def keep_dynamic(self) -> None:
+        """The dynamic ids become learned ones."""
+        self.learned_size = self.size - self.static_size
+
+    def forget_learned(self) -> None:
+        """Forget the learned and the dynamic ids."""
+        self.learned_size = 0
+        self.truncate()
+
     def truncate(self) -> None:
         """Forget the dynamic ids."""
         self._local[self._ids[self.kept_size : self.size]] = -1

@@ -8,6 +8,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.utils import _get_classes, load_model
+
 from vt_core.errors import ModelError
 from vt_core.heads import Head
 
@@ -52,6 +53,7 @@ class RowHead(nn.Module):
         super().__init__()
         self._head: list[Head] = []
         self._hidden: list[mx.array] = []
+        self._logits: list[mx.array] = []
 
     def set_head(self, head: Head) -> None:
         self._head = [head]
@@ -61,12 +63,18 @@ class RowHead(nn.Module):
         """``[1, hidden]`` of the last call."""
         return self._hidden[0]
 
+    @property
+    def logits(self) -> mx.array:
+        """``[1, n]`` of the last call as they left here, before what the model does to them."""
+        return self._logits[0]
+
     def clear(self) -> None:
-        self._hidden = []
+        self._hidden, self._logits = [], []
 
     def __call__(self, hidden: mx.array) -> mx.array:
         self._hidden = [hidden[0, -1:]]
-        return self._head[0].logits(self._hidden[0])[None]
+        self._logits = [self._head[0].logits(self._hidden[0])]
+        return self._logits[0][None]
 
 
 def load_body(path: Path, dtype: mx.Dtype) -> tuple[nn.Module, RowEmbedding, RowHead]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,14 +11,19 @@ import mlx.nn as nn
 import numpy as np
 import numpy.typing as npt
 from mlx_lm.models.cache import make_prompt_cache
+
+from vt_core.errors import ModelError
 from vt_core.heads import Head, head_class
 from vt_core.model_dir import ModelDirectory
+from vt_core.sampling import Sampler
 from vt_core.tables import open_tables
+from vt_core.verification import Draft, verify
 from vt_core.vocabulary import Ids
-
 from vt_mlx.body import RowEmbedding, RowHead, load_body
+from vt_mlx.caches import CacheLog
 from vt_mlx.device import peak_memory, pick_device, pick_dtype, reset_peak
 from vt_mlx.rows import MlxRows, greedy
+from vt_mlx.verification import HeadScan, logit_transform
 
 PREFILL_TOKENS = 2048  #: tokens of a prompt that run at once; bounds the memory of attention scores
 
@@ -58,10 +64,18 @@ class MlxDecoder:
         self._embedding = embedding
         self._output = output
         output.set_head(head)
-        self._cache: list[Any] | None = None
+        self._cache: list[Any] = []
+        self._log = CacheLog([])
+        self._transform = logit_transform(model.args)
+        self._scan: HeadScan | None = None
+
+    @property
+    def can_rewind(self) -> bool:
+        return self._log.can_rewind
 
     def begin(self) -> None:
         self._cache = make_prompt_cache(self._model)
+        self._log = CacheLog(self._cache)
 
     def prefill(self, ids: Ids) -> Step:
         # The last token goes alone, as in mlx-lm: batches of other sizes round differently.
@@ -72,9 +86,13 @@ class MlxDecoder:
             )
             self._embedding.set_table(self._rows.embed(needed))
             self._model(mx.array(index.astype(np.int32))[None], cache=self._cache)
-            mx.eval([layer.state for layer in self._cache or []])
+            mx.eval([layer.state for layer in self._cache])
             mx.clear_cache()
-        return self._forward(self._rows.embed(ids[-1:]), mx.array([[0]]))
+        step = self._forward(self._rows.embed(ids[-1:]), mx.array([[0]]))
+        self._check_transform(step)
+        self._log.start()
+        self._log.rewind(0)
+        return step
 
     def step(self, token: int) -> Step:
         if self._tied:
@@ -94,8 +112,24 @@ class MlxDecoder:
     def logits(self, step: Step) -> npt.NDArray[np.float32]:
         return np.array(step.logits[0].astype(mx.float32))
 
+    def confidence(self, step: Step) -> float:
+        return float(mx.softmax(step.logits.astype(mx.float32), axis=-1).max().item())
+
+    def verify(self, steps: Sequence[Step], drafts: Sequence[Draft], sampler: Sampler) -> list[int]:
+        if self._scan is None:
+            rows = self._rows
+            self._scan = HeadScan(
+                rows.head_table, rows.whole_bias(), self._transform, self.device, steps[0].logits.dtype
+            )
+        hidden = mx.concatenate([step.hidden for step in steps])
+        return verify(self._scan.tiles(hidden), drafts, sampler)
+
+    def rewind(self, count: int) -> None:
+        self._log.rewind(count)
+
     def end(self) -> None:
-        self._cache = None
+        self._cache = []
+        self._log = CacheLog([])
         self._embedding.clear()
         self._output.clear()
         self.head.truncate()
@@ -104,7 +138,17 @@ class MlxDecoder:
     def peak_memory(self) -> int | None:
         return peak_memory(self._device)
 
+    def _check_transform(self, step: Step) -> None:
+        """Tiles of the full head are treated as the model treats its logits; that is worth one comparison."""
+        raw = self._output.logits
+        if not mx.array_equal(raw if self._transform is None else self._transform(raw), step.logits).item():
+            raise ModelError(
+                f"mlx-lm's {self._model.model_type} changes its logits in a way that vt does not know, "
+                "so it cannot check them; use another model"
+            )
+
     def _forward(self, table: mx.array, index: mx.array) -> Step:
+        self._log.record()
         self._embedding.set_table(table)
         logits = self._model(index, cache=self._cache)[0]
         pieces = [piece.ids for piece in self.head.pieces]

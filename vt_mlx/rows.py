@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import mlx.core as mx
 import numpy as np
+
 from vt_core.tables import Table
 from vt_core.vocabulary import Ids
 
@@ -38,6 +39,16 @@ class MlxRows:
     def embed(self, ids: Ids) -> mx.array:
         """Embedding rows ``[n, hidden]`` of full ids, not scaled."""
         return self._read(self.embedding, ids)
+
+    @property
+    def head_table(self) -> Table:
+        return self._head
+
+    def whole_bias(self) -> mx.array | None:
+        """The bias of every row, ``[V]``, where the head has one."""
+        if self._bias is None:
+            return None
+        return self._read(self._bias, np.arange(self._bias.spec.rows)).flatten()
 
     def read(self, ids: Ids) -> Rows:
         bias = None if self._bias is None else self._read(self._bias, ids).flatten()

@@ -14,6 +14,7 @@ from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils import logging as transformers_logging
+
 from vt_core.errors import ModelError
 from vt_core.heads import Head
 
@@ -46,11 +47,14 @@ class RowHead(nn.Module):
         super().__init__()
         self.head: Head | None = None
         self.hidden: torch.Tensor | None = None  #: ``[1, hidden]`` of the last call
+        #: ``[1, n]`` as they left here, before what the model does to them
+        self.logits: torch.Tensor | None = None
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         assert self.head is not None, "the decoder sets the head once"
         self.hidden = hidden[0, -1:]
-        return self.head.logits(self.hidden)[None]
+        self.logits = self.head.logits(self.hidden)
+        return self.logits[None]
 
 
 def load_body(path: Path, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from transformers import DynamicCache, PreTrainedModel
+
+from vt_core.errors import ModelError
 from vt_core.heads import Head, head_class
 from vt_core.model_dir import ModelDirectory
+from vt_core.sampling import Sampler
 from vt_core.tables import open_tables
+from vt_core.verification import Draft, verify
 from vt_core.vocabulary import Ids
-
 from vt_torch.body import load_body
 from vt_torch.device import peak_memory, pick_device, pick_dtype, reset_peak
 from vt_torch.rows import TorchRows, greedy
+from vt_torch.verification import HeadScan, logit_transform
 
 PREFILL_TOKENS = 2048  #: tokens of a prompt that run at once; bounds the memory of attention scores
 
@@ -48,6 +53,7 @@ class TorchDecoder:
         self.dtype = str(dtype).removeprefix("torch.")
         # A tied head embeds the choice by its own row; only one matrix can be indexed before the choice is
         # known. On a CPU there is nothing to wait for.
+        self.can_rewind = True  # every layer of a DynamicCache records
         self.can_follow = tied and head.name != "split" and device.type != "cpu"
         self._model, self._rows, self._tied = model, rows, tied
         self._device = device
@@ -55,6 +61,8 @@ class TorchDecoder:
         self._output = model.get_output_embeddings()
         self._output.head = head
         self._cache: DynamicCache | None = None
+        self._transform = logit_transform(model.config)
+        self._scan: HeadScan | None = None
 
     def begin(self) -> None:
         self._cache = DynamicCache(config=self._model.config)
@@ -64,6 +72,9 @@ class TorchDecoder:
             # Only the rows that the prompt needs, each once; the ids given to the model index those.
             needed, index = np.unique(ids[start : start + PREFILL_TOKENS], return_inverse=True)
             step = self._forward(self._rows.embed(needed), torch.from_numpy(index)[None].to(self._device))
+        self._check_transform(step)
+        # From here on tokens can be taken back. Not before: recording keeps what slides out of a window.
+        self._cache.activate_past_recording()
         return step
 
     def step(self, token: int) -> Step:
@@ -84,12 +95,39 @@ class TorchDecoder:
     def logits(self, step: Step) -> npt.NDArray[np.float32]:
         return step.logits[0].float().cpu().numpy()
 
+    def confidence(self, step: Step) -> float:
+        return float(step.logits.float().softmax(dim=-1).amax())
+
+    @torch.inference_mode()
+    def verify(self, steps: Sequence[Step], drafts: Sequence[Draft], sampler: Sampler) -> list[int]:
+        if self._scan is None:
+            rows = self._rows
+            self._scan = HeadScan(
+                rows.head_table, rows.whole_bias(), self._transform, self._device, steps[0].logits.dtype
+            )
+        hidden = torch.cat([step.hidden for step in steps])
+        return verify(self._scan.tiles(hidden), drafts, sampler)
+
+    def rewind(self, count: int) -> None:
+        assert self._cache is not None
+        self._cache.crop(-count)
+
     def end(self) -> None:
-        self._cache = self._embedding.table = self._output.hidden = None
+        self._cache = self._embedding.table = self._output.hidden = self._output.logits = None
         self.head.truncate()
 
     def peak_memory(self) -> int | None:
         return peak_memory(self._device)
+
+    def _check_transform(self, step: Step) -> None:
+        """Tiles of the full head are treated as the model treats its logits; that is worth one comparison."""
+        assert self._output.logits is not None
+        if not torch.equal(self._transform(self._output.logits), step.logits):
+            name = type(self._model).__name__.removeprefix("Tableless")
+            raise ModelError(
+                f"{name} changes its logits in a way that vt does not know, so it cannot check them; "
+                "use another model"
+            )
 
     @torch.inference_mode()
     def _forward(self, table: torch.Tensor, index: torch.Tensor) -> Step:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
+
 from vt_core.tables import Table
 from vt_core.vocabulary import Ids
 
@@ -41,6 +42,16 @@ class TorchRows:
     def embed(self, ids: Ids) -> torch.Tensor:
         """Embedding rows ``[n, hidden]`` of full ids, not scaled."""
         return self._read(self.embedding, ids)
+
+    @property
+    def head_table(self) -> Table:
+        return self._head
+
+    def whole_bias(self) -> torch.Tensor | None:
+        """The bias of every row, ``[V]``, where the head has one."""
+        if self._bias is None:
+            return None
+        return self._read(self._bias, np.arange(self._bias.spec.rows)).flatten()
 
     def read(self, ids: Ids) -> Rows:
         bias = None if self._bias is None else self._read(self._bias, ids).flatten()

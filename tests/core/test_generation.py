@@ -6,19 +6,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.fake import FakeDecoder, fake_table
-from vt_core.generation import decode
+from vt_core.generation import Request
 from vt_core.heads import HEADS, FullHead
+from vt_core.policy import BlockPolicy
 from vt_core.sampling import Sampler, SamplerSettings
 
 TABLE = fake_table()
 REDUCED = [head for head in HEADS.values() if head is not FullHead]
 
 
-def run(head, static, prompt, *, max_tokens=12, eos=(), can_follow=False, **sampling):
+def request(decoder, *, max_tokens=12, eos=(), policy=None, **sampling):
+    sampler = Sampler(SamplerSettings(**sampling), len(TABLE))
+    return Request(decoder, sampler, max_tokens, eos, policy)
+
+
+def run(head, static, prompt, *, can_follow=False, **options):
     decoder = FakeDecoder(TABLE, head, can_follow)
     decoder.head.set_static(static)
-    sampler = Sampler(SamplerSettings(**sampling), len(TABLE))
-    return list(decode(decoder, np.array(prompt), sampler=sampler, max_tokens=max_tokens, eos_ids=eos))
+    return list(request(decoder, **options).run(np.array(prompt)))
 
 
 @pytest.mark.parametrize("can_follow", [False, True])
@@ -58,24 +63,21 @@ def test_it_stops_at_any_eos_id_and_at_the_limit(can_follow):
 def test_no_step_is_run_beyond_the_last_token():
     decoder = FakeDecoder(TABLE, FullHead)
     decoder.head.set_static([])
-    list(
-        decode(
-            decoder, np.array([1]), sampler=Sampler(SamplerSettings(), len(TABLE)), max_tokens=5, eos_ids=()
-        )
-    )
+    list(request(decoder, max_tokens=5).run(np.array([1])))
     assert decoder.steps == 5
 
 
+@pytest.mark.parametrize("exact", [False, True])
 @pytest.mark.parametrize("how", ["closed", "failed", "finished"])
-def test_a_request_leaves_only_static_rows_however_it_ends(how):
+def test_a_request_leaves_only_static_rows_however_it_ends(how, exact):
     decoder = FakeDecoder(TABLE, HEADS["prealloc"])
     decoder.head.set_static([1, 2, 3])
     decoder.fail_at = 4 if how == "failed" else None
-    sampler = Sampler(SamplerSettings(), len(TABLE))
-    tokens = decode(decoder, np.array([50, 60]), sampler=sampler, max_tokens=8, eos_ids=())
+    policy = BlockPolicy() if exact else None
+    tokens = request(decoder, max_tokens=8, policy=policy).run(np.array([50, 60]))
     if how == "closed":
         next(tokens)
-        assert decoder.head.vocabulary.dynamic_size == 2
+        assert decoder.head.vocabulary.dynamic_size >= 2
         tokens.close()
     elif how == "failed":
         with pytest.raises(MemoryError):
@@ -85,5 +87,98 @@ def test_a_request_leaves_only_static_rows_however_it_ends(how):
     assert decoder.head.vocabulary.ids.tolist() == [1, 2, 3]
     assert decoder.state is None
     decoder.fail_at = None
-    again = list(decode(decoder, np.array([50, 60]), sampler=sampler, max_tokens=8, eos_ids=()))
-    assert again == run(HEADS["prealloc"], [1, 2, 3], [50, 60], max_tokens=8)
+    again = list(request(decoder, max_tokens=8, policy=policy).run(np.array([50, 60])))
+    assert again == run(HEADS["prealloc"], [1, 2, 3], [50, 60], max_tokens=8, policy=policy)
+
+
+class Blocks:
+    """A policy of fixed, arbitrary block lengths."""
+
+    def __init__(self, lengths):
+        self.lengths = list(lengths)
+        self.learned = []
+
+    def begin(self):
+        pass
+
+    def block(self):
+        return FixedBlock(self.lengths.pop(0) if self.lengths else 3)
+
+    def measured(self, **_):
+        pass
+
+    def learn(self, confidences, accepted):
+        self.learned.append((len(confidences), accepted))
+
+
+class FixedBlock:
+    def __init__(self, length):
+        self.length = length
+        self.confidences = []
+
+    def push(self, confidence):
+        self.confidences.append(confidence)
+        return len(self.confidences) >= self.length
+
+
+samplings = st.fixed_dictionaries(
+    {
+        "temperature": st.sampled_from([0.0, 0.0, 0.7, 1.6]),
+        "top_k": st.sampled_from([0, 0, 3, 20]),
+        "top_p": st.sampled_from([1.0, 0.9, 0.4]),
+        "min_p": st.sampled_from([0.0, 0.1]),
+        "repetition_penalty": st.sampled_from([1.0, 1.3]),
+        "presence_penalty": st.sampled_from([0.0, 0.5]),
+        "frequency_penalty": st.sampled_from([0.0, 0.3]),
+        "logit_bias": st.sampled_from([{}, {7: 3.0, 190: -2.0}]),
+        "seed": st.integers(0, 2**40),
+    }
+)
+lengths = st.lists(st.integers(1, 9), max_size=10)
+ids = st.integers(0, len(TABLE) - 1)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    head=st.sampled_from(REDUCED),
+    static=st.sets(ids, max_size=80),
+    prompt=st.lists(ids, min_size=1, max_size=6),
+    policy=st.one_of(st.builds(Blocks, lengths), st.builds(BlockPolicy)),
+    can_follow=st.booleans(),
+    eos=st.sets(ids, max_size=30),
+    max_tokens=st.integers(1, 20),
+    sampling=samplings,
+)
+def test_exact_ids_are_those_of_the_full_head(
+    head, static, prompt, policy, can_follow, eos, max_tokens, sampling
+):
+    options = {"eos": eos, "max_tokens": max_tokens, "can_follow": can_follow, **sampling}
+    assert run(head, static, prompt, policy=policy, **options) == run(FullHead, [], prompt, **options)
+
+
+def test_rescues_join_the_dynamic_rows_and_are_counted():
+    decoder = FakeDecoder(TABLE, HEADS["prealloc"])
+    decoder.head.set_static([1, 2, 3])
+    policy = Blocks([1, 4, 4])
+    work = request(decoder, max_tokens=16, policy=policy)
+    tokens = work.run(np.array([50, 60]))
+    out = [next(tokens) for _ in range(10)]
+    rescued = work.checks.rescued
+    assert rescued and set(rescued) <= set(decoder.head.vocabulary.ids.tolist())
+    out += list(tokens)
+    assert out == run(FullHead, [], [50, 60], max_tokens=16)
+    assert work.checks.drafted == decoder.verified == sum(length for length, _ in policy.learned)
+    wrong = [(length, accepted) for length, accepted in policy.learned if accepted < length]
+    assert len(rescued) == len(wrong)
+    assert work.checks.rolled_back == sum(length - 1 - accepted for length, accepted in wrong)
+    assert work.checks.verifications == len(policy.learned)
+
+
+def test_without_rewinding_every_token_is_checked_alone():
+    decoder = FakeDecoder(TABLE, HEADS["prealloc"])
+    decoder.can_rewind = False
+    decoder.head.set_static([1, 2, 3])
+    policy = Blocks([5] * 20)
+    out = list(request(decoder, max_tokens=10, policy=policy).run(np.array([50, 60])))
+    assert out == run(FullHead, [], [50, 60], max_tokens=10)
+    assert {length for length, _ in policy.learned} == {1}

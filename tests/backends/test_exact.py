@@ -1,0 +1,102 @@
+"""Exact decoding on the real backends: the text is the full head's, whatever rows the head holds."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tests.conftest import backend_params
+from tests.tiny import KINDS
+from vt_core import load
+
+TOKENS = 40
+RNG = np.random.default_rng(1)
+PROMPTS = [[5, 17, 300, 42, 42, 980, 7], RNG.integers(3, 900, size=60).tolist(), [9]]
+
+pytestmark = [
+    pytest.mark.parametrize("backend", backend_params()),
+    pytest.mark.parametrize("kind", KINDS),
+]
+SAMPLINGS = {
+    "greedy": {},
+    "sampled": {"temperature": 0.8, "top_p": 0.95, "seed": 3},
+    "top_k": {"temperature": 1.3, "top_k": 7, "top_p": 0.8, "seed": 4},
+    "min_p": {"temperature": 1.0, "min_p": 0.2, "seed": 5},
+    "penalties": {"repetition_penalty": 1.3, "frequency_penalty": 0.4, "presence_penalty": 0.2},
+    "bias": {"temperature": 0.7, "logit_bias": {11: 4.0, 1500: 6.0}, "seed": 6},
+}
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS.values(), ids=SAMPLINGS)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_ids_are_those_of_the_full_head(backend, kind, dtype, sampling, tiny):
+    directory = tiny(kind, dtype)[1]
+    full = load(directory, backend=backend, head="full", device="cpu", dtype=dtype)
+    model = load(directory, backend=backend, device="cpu", dtype=dtype)
+    model.decoder.head.set_static(range(0, 300, 2))
+    rescued = 0
+    for prompt in PROMPTS:  # the second is longer than Gemma's window, and generation wraps it in the others
+        expected = full.generate(prompt, max_tokens=TOKENS, **sampling)
+        result = model.generate(prompt, max_tokens=TOKENS, **sampling)
+        assert result.exact
+        assert result.token_ids == expected.token_ids
+        rescued += result.rescued
+    assert rescued >= 10
+    assert model.decoder.head.vocabulary.learned_size > 0
+
+
+def test_approximate_ids_stay_within_the_active_vocabulary(backend, kind, tiny):
+    model = load(tiny(kind)[1], backend=backend, device="cpu")
+    model.decoder.head.set_static(range(0, 300, 2))
+    result = model.generate(PROMPTS[0], max_tokens=TOKENS, approximate=True)
+    assert not result.exact and result.verifications == 0
+    assert set(result.token_ids) <= {*range(0, 300, 2), *PROMPTS[0]}
+
+
+def test_rewinding_restores_the_state_before_wrapped_windows_too(backend, kind, tiny):
+    decoder = load(tiny(kind)[1], backend=backend, device="cpu").decoder
+    assert kind != "gemma3" or len(PROMPTS[1]) > 16
+    for prompt in PROMPTS:
+        extra = RNG.integers(3, 900, size=70).tolist()
+        reference, undone = [], []
+        for rewinding, seen in ((False, reference), (True, undone)):
+            decoder.begin()
+            decoder.head.add([*prompt, *extra])
+            decoder.prefill(np.array(prompt))
+            assert decoder.can_rewind
+            decoder.rewind(0)
+            for index in range(0, 60, 6):
+                if rewinding:
+                    for wrong in extra[index : index + 5]:
+                        decoder.step(wrong)
+                    decoder.rewind(5)
+                for token in extra[index : index + 6]:
+                    seen.append(decoder.logits(decoder.step(token)))
+                if rewinding:
+                    decoder.rewind(0)
+            decoder.end()
+        np.testing.assert_allclose(undone, reference, rtol=1e-5, atol=1e-5)
+
+
+def test_a_request_that_fails_inside_a_block_leaves_the_model_usable(backend, kind, tiny, monkeypatch):
+    model = load(tiny(kind)[1], backend=backend, device="cpu")
+    model.decoder.head.set_static(range(0, 300, 2))
+    expected = model.generate(PROMPTS[0], max_tokens=TOKENS).token_ids
+    kept = model.decoder.head.vocabulary.ids.tolist()
+    calls = 0
+    original = model.decoder.step
+
+    def failing(token):
+        nonlocal calls
+        calls += 1
+        if calls == 5:
+            raise MemoryError("the device is full")
+        return original(token)
+
+    model.decoder.can_follow = False
+    monkeypatch.setattr(model.decoder, "step", failing)
+    with pytest.raises(MemoryError):
+        model.generate(PROMPTS[0], max_tokens=TOKENS)
+    assert model.decoder.head.vocabulary.ids.tolist() == kept
+    monkeypatch.setattr(model.decoder, "step", original)
+    assert model.generate(PROMPTS[0], max_tokens=TOKENS).token_ids == expected

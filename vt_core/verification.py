@@ -1,0 +1,149 @@
+"""The full head's choices for a block of positions, from one reading of its rows in tiles.
+
+A backend multiplies each tile with the hidden states of the block; what is kept of it is here: the best row
+so far, what top-p must know of the rest, and the rows that noise could still make the winner. No array over
+the whole vocabulary exists.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from vt_core.sampling import Sampler
+from vt_core.vocabulary import Ids
+
+Floats = npt.NDArray[np.float32]
+
+
+class LogitTile(Protocol):
+    """Logits ``[k, n]`` of the rows ``start … start + n - 1`` for ``k`` positions, where a backend holds
+    them.
+    """
+
+    start: int
+    count: int  #: n
+
+    def best(self) -> tuple[Floats, Ids]:
+        """Largest logit ``[k]`` float32 of each position, and where in the tile: the first of equal ones."""
+
+    def mass(self, shift: Floats, scale: float) -> npt.NDArray[np.float64]:
+        """``sum(exp((logits - shift) * scale))`` of each position, ``[k]``."""
+
+    def above(self, thresholds: Floats) -> tuple[Ids, Ids, Floats]:
+        """Position, place in the tile, and logit of every logit that is at least its position's threshold."""
+
+    def take(self, position: int, places: Ids) -> Floats:
+        """Logits of one position at some places of the tile."""
+
+    def put(self, position: int, places: Ids, logits: Floats) -> None:
+        """Replace them."""
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A position to verify: what was chosen on the reduced head and what must be known to choose again."""
+
+    position: int  #: index of the token within the request
+    pending: tuple[int, ...]  #: the block's tokens before it, which penalties see as well
+    reduced: Floats | None  #: adjusted logits of the active rows, where the choice is not plain greedy
+
+
+class NumpyTile:
+    """A tile in host memory."""
+
+    def __init__(self, start: int, logits: Floats) -> None:
+        self.start, self.count = start, logits.shape[1]
+        self._logits = logits
+
+    def best(self) -> tuple[Floats, Ids]:
+        at = self._logits.argmax(axis=1)
+        return np.take_along_axis(self._logits, at[:, None], axis=1)[:, 0], at
+
+    def mass(self, shift: Floats, scale: float) -> npt.NDArray[np.float64]:
+        weights = self._logits - shift[:, None]
+        weights *= np.float32(scale)
+        return np.exp(weights, out=weights).sum(axis=1, dtype=np.float64)
+
+    def above(self, thresholds: Floats) -> tuple[Ids, Ids, Floats]:
+        positions, places = np.nonzero(self._logits >= thresholds[:, None])
+        return positions, places, self._logits[positions, places]
+
+    def take(self, position: int, places: Ids) -> Floats:
+        return self._logits[position, places]
+
+    def put(self, position: int, places: Ids, logits: Floats) -> None:
+        self._logits[position, places] = logits
+
+
+def verify(tiles: Iterable[LogitTile], drafts: Sequence[Draft], sampler: Sampler) -> list[int]:
+    """The full head's choice, a full id, for each position of a block.
+
+    Args:
+        tiles: all rows of the full head, in id order.
+        drafts: the positions, as many as the tiles' logits have rows.
+        sampler: of the request; its context ends where the block begins.
+    """
+    return _greedy(tiles, len(drafts)) if sampler.settings.plain_greedy else _general(tiles, drafts, sampler)
+
+
+def accepted_prefix(drafted: Sequence[int], checked: Sequence[int]) -> tuple[int, int | None]:
+    """How many drafted ids stand, and the id that replaces the first one that does not (None: all stand)."""
+    for index, (draft, check) in enumerate(zip(drafted, checked, strict=True)):
+        if draft != check:
+            return index, check
+    return len(drafted), None
+
+
+def _greedy(tiles: Iterable[LogitTile], count: int) -> list[int]:
+    best = np.full(count, -np.inf, dtype=np.float32)
+    ids = np.zeros(count, dtype=np.int64)
+    for tile in tiles:
+        values, places = tile.best()
+        # Strictly greater: ids ascend from tile to tile, and of equal logits the lowest id is chosen.
+        better = values > best
+        best[better] = values[better]
+        ids[better] = tile.start + places[better]
+    return ids.tolist()
+
+
+def _general(tiles: Iterable[LogitTile], drafts: Sequence[Draft], sampler: Sampler) -> list[int]:
+    reduced = [draft.reduced for draft in drafts]
+    assert all(logits is not None for logits in reduced)
+    # The active rows are part of the whole: what they rule out, the full head rules out as well.
+    thresholds = np.array([sampler.threshold(logits) for logits in reduced if logits is not None], np.float32)
+    top = np.array([logits.max() for logits in reduced if logits is not None], dtype=np.float32)
+    mass = np.zeros(len(drafts))
+    found: list[tuple[Ids, Ids, Floats]] = []
+    scale = 1 / sampler.settings.temperature if sampler.settings.temperature else 1.0
+    for tile in tiles:
+        if sampler.settings.adjusts:
+            _adjust(tile, drafts, sampler)
+        if sampler.needs_mass:
+            larger = np.maximum(top, tile.best()[0])
+            mass *= np.exp((top - larger).astype(np.float64) * scale)
+            top = larger
+            mass += tile.mass(top, scale)
+        positions, places, logits = tile.above(thresholds)
+        found.append((positions, places + tile.start, logits))
+    positions, ids, logits = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    choices = []
+    for row, draft in enumerate(drafts):
+        mine = positions == row
+        total = (float(top[row]), float(mass[row])) if sampler.needs_mass else None
+        choices.append(sampler.pick(logits[mine], ids[mine], draft.position, total))
+    return choices
+
+
+def _adjust(tile: LogitTile, drafts: Sequence[Draft], sampler: Sampler) -> None:
+    """Apply penalties and bias to the few ids of a tile that they concern."""
+    for row, draft in enumerate(drafts):
+        touched = sampler.touched(draft.pending)
+        inside = touched[(touched >= tile.start) & (touched < tile.start + tile.count)]
+        if len(inside):
+            places = inside - tile.start
+            tile.put(row, places, sampler.adjust(tile.take(row, places), inside, draft.pending))

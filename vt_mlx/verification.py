@@ -1,0 +1,127 @@
+"""Tiles of the full head on the device, multiplied with the hidden states of a block."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import mlx.core as mx
+import numpy as np
+import numpy.typing as npt
+
+from vt_core.dtypes import convert, from_float32, to_float32
+from vt_core.tables import Table
+from vt_core.verification import LogitTile, NumpyTile
+from vt_core.vocabulary import Ids
+from vt_mlx.rows import as_array
+
+#: Above 32 MiB the C library maps every buffer anew, two to three times slower; below 5 MiB a Metal
+#: product does not fill the device. On a CPU a tile stays in the processor's cache.
+TILE_BYTES = {"cpu": 2 << 20, "gpu": 16 << 20}
+
+Transform = Callable[[mx.array], mx.array]
+
+
+class MlxTile:
+    """:class:`vt_core.verification.LogitTile` over an array ``[k, n]``."""
+
+    def __init__(self, start: int, logits: mx.array) -> None:
+        self.start, self.count = start, logits.shape[1]
+        self._logits = logits.astype(mx.float32)
+
+    def best(self) -> tuple[npt.NDArray[np.float32], Ids]:
+        values = self._logits.max(axis=1)
+        # The first of equal values, said explicitly: MLX does not promise which one its argmax gives.
+        places = mx.where(self._logits == values[:, None], mx.arange(self.count), self.count).min(axis=1)
+        mx.eval(values, places)
+        return np.array(values), np.array(places).astype(np.int64)
+
+    def mass(self, shift: npt.NDArray[np.float32], scale: float) -> npt.NDArray[np.float64]:
+        weights = mx.exp((self._logits - mx.array(shift)[:, None]) * scale)
+        return np.array(weights.sum(axis=1)).astype(np.float64)
+
+    def above(self, thresholds: npt.NDArray[np.float32]) -> tuple[Ids, Ids, npt.NDArray[np.float32]]:
+        # MLX has no search for the places of true values.
+        return NumpyTile(self.start, np.array(self._logits)).above(thresholds)
+
+    def take(self, position: int, places: Ids) -> npt.NDArray[np.float32]:
+        return np.array(self._logits[position][mx.array(places)])
+
+    def put(self, position: int, places: Ids, logits: npt.NDArray[np.float32]) -> None:
+        self._logits[position, mx.array(places)] = mx.array(logits)
+
+
+class HeadScan:
+    """Reads the full head tile by tile; one tile exists on the device at a time."""
+
+    def __init__(
+        self, table: Table, bias: mx.array | None, transform: Transform | None, device: str, dtype: mx.Dtype
+    ) -> None:
+        self._table, self._bias, self._transform = table, bias, transform
+        self._dtype = dtype
+        row_bytes = table.spec.columns * dtype.size
+        self._rows = max(1, TILE_BYTES[device] // row_bytes)
+        # MLX's CPU build multiplies with one thread, in time linear in k; numpy's library does far better
+        # there.
+        self._multiply = self._on_device if device == "gpu" else self._on_host
+        self._name = str(dtype).removeprefix("mlx.core.")
+
+    def tiles(self, hidden: mx.array) -> Iterator[LogitTile]:
+        """Logits of every row for ``hidden [k, hidden]``, in id order."""
+        yield from self._multiply(hidden)
+
+    def _stored(self) -> Iterator[tuple[int, np.ndarray]]:
+        for tile in self._table.tiles(8 << 20):
+            for start in range(0, len(tile.rows), self._rows):
+                yield tile.start + start, tile.rows[start : start + self._rows]
+
+    def _on_device(self, hidden: mx.array) -> Iterator[LogitTile]:
+        for start, rows in self._stored():
+            weight = as_array(rows, self._table.spec.dtype).astype(self._dtype)
+            logits = hidden @ weight.T
+            if self._bias is not None:
+                logits = logits + self._bias[start : start + len(rows)]
+            if self._transform is not None:
+                logits = self._transform(logits)
+            # One at a time, or every tile waits in memory for the last.
+            mx.eval(logits)
+            yield MlxTile(start, logits)
+
+    def _on_host(self, hidden: mx.array) -> Iterator[LogitTile]:
+        states = np.array(hidden.astype(mx.float32))
+        bias = None if self._bias is None else np.array(self._bias.astype(mx.float32))
+        stored = self._table.spec.dtype
+        for start, rows in self._stored():
+            weight = to_float32(convert(rows, stored, self._name), self._name)
+            logits = self._rounded(states @ weight.T)
+            if bias is not None:
+                logits = self._rounded(logits + bias[start : start + len(rows)])
+            if self._transform is not None:
+                transformed = self._transform(mx.array(logits).astype(self._dtype))
+                logits = np.array(transformed.astype(mx.float32))
+            yield NumpyTile(start, logits)
+
+    def _rounded(self, logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Values of the run's float type, in float32."""
+        return logits if self._name == "float32" else to_float32(from_float32(logits, self._name), self._name)
+
+
+def logit_transform(arguments: object) -> Transform | None:
+    """What an mlx-lm model does to its logits behind the head, by its arguments; None where that is
+    nothing.
+    """
+    cap = getattr(arguments, "final_logit_softcapping", None)
+    divisor = getattr(arguments, "logits_scaling", None)  # Granite
+    factor = getattr(arguments, "logit_scale", None)  # Cohere
+    if cap is None and divisor is None and factor is None:
+        return None
+
+    def transform(logits: mx.array) -> mx.array:
+        if factor is not None:
+            logits = logits * factor
+        if divisor is not None:
+            logits = logits / divisor
+        if cap is not None:
+            logits = mx.tanh(logits / cap) * cap
+        return logits
+
+    return transform
