@@ -1,4 +1,5 @@
-"""Reduced heads against the stock framework: ids, memory, speed, time to the first token.
+"""Reduced heads, approximate and exact, against the stock framework: ids, memory, speed, time to the first
+token.
 
     python -m benchmarks.generation --backend torch --model MODEL_DIR --data DATA_DIR --work DIR --out
     FILE.json
@@ -69,7 +70,7 @@ def main(
         "static": None,
     }
     rounds = [
-        {variant: run(job | {"variant": variant}) for variant in ("stock", "full", *REDUCED)}
+        {variant: run(job | {"variant": variant}) for variant in ("stock", "full", *REDUCED, "exact")}
         for _ in range(repeat)
     ]
     report = {
@@ -114,6 +115,7 @@ def equalities(job: dict[str, Any], measured: dict[str, Any], rows: int) -> dict
     output = sorted({token for ids in original for token in ids})
     prompt = {token for ids in job["prompts"] for token in ids}
     found = {"full = stock": compare(job, original, measured["full"]["ids"])}
+    found["exact = full, default vocabulary"] = {"ok": measured["exact"]["ids"] == measured["full"]["ids"]}
     for head in REDUCED[1:]:
         same = measured[head]["ids"] == measured[REDUCED[0]]["ids"]
         found[f"{head} = {REDUCED[0]}, default vocabulary"] = {"ok": same}

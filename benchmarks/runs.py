@@ -79,13 +79,15 @@ def _stock(job: Job) -> Callable[[list[int]], Any]:
 def _reduced(job: Job) -> Callable[[list[int]], Any]:
     from vt_core import load
 
-    model = load(job["model"], backend=job["backend"], head=job["variant"], dtype=job["dtype"])
+    exact = job["variant"] == "exact"
+    head = "prealloc" if exact else job["variant"]
+    model = load(job["model"], backend=job["backend"], head=head, dtype=job["dtype"])
     if job["static"] is not None:
         model.decoder.head.set_static(job["static"])
 
     def generate(prompt: list[int]) -> Any:
         times, ids = [time.perf_counter()], []
-        for chunk in model.stream(prompt, max_tokens=job["max_tokens"]):
+        for chunk in model.stream(prompt, max_tokens=job["max_tokens"], approximate=not exact):
             if chunk.token_id is not None:
                 times.append(time.perf_counter())
                 ids.append(chunk.token_id)

@@ -44,6 +44,11 @@ from vt_core.errors import PromptError
     help="How the head is held; full is the original one.",
 )
 @click.option(
+    "--approximate",
+    is_flag=True,
+    help="Believe the reduced head, as the published method does. Otherwise the text is the full head's.",
+)
+@click.option(
     "--store",
     type=click.Choice(["lmdb", "ram"]),
     default="lmdb",
@@ -118,8 +123,18 @@ def _summary(result: Any) -> str:
     return (
         f"{result.prompt_tokens} + {result.generated_tokens} tokens, {result.finish_reason}; "
         f"first after {number(result.ttft_s, 'ms', 1e3)}, then {number(result.tokens_per_s, 'tokens/s')}; "
-        f"head {result.head}: {result.static_rows} + {result.dynamic_rows} of {result.vocab_rows} rows, "
+        f"{_checks(result)}head {result.head}: {result.static_rows} + {result.dynamic_rows} of {result.vocab_rows} rows, "
         f"{number(result.vocab_bytes_resident, 'MB', 1e-6)} "
         f"of {number(result.vocab_bytes_full, 'MB', 1e-6)}; "
         f"peak memory {number(result.peak_memory_bytes, 'MB', 1e-6)}"
+    )
+
+
+def _checks(result: Any) -> str:
+    """What verification did, where there was any."""
+    if not result.verifications:
+        return ""
+    return (
+        f"{result.verifications} checks in {result.verify_s:.2f} s: "
+        f"{result.rescued} rescued, {result.rolled_back} steps rolled back; "
     )
