@@ -46,10 +46,23 @@ def test_a_reduced_head_writes_what_the_full_one_does(backend, cached):
     full = load(cached, backend=backend, head="full", device="cpu").generate(PROMPT, max_tokens=16)
     assert "red" in full.text.lower()
     for head in ("prealloc", "split", "rebuild"):
-        result = load(cached, backend=backend, head=head, device="cpu").generate(PROMPT, max_tokens=16)
+        model = load(cached, backend=backend, head=head, device="cpu")
+        result = model.generate(PROMPT, max_tokens=16, approximate=True)
         assert result.token_ids == full.token_ids
         assert result.static_rows + result.dynamic_rows < 0.2 * result.vocab_rows
         assert result.vocab_bytes_resident < 0.4 * result.vocab_bytes_full * 2  # float32 beside bfloat16
+
+
+@pytest.mark.parametrize("backend", backend_params())
+def test_exact_text_is_the_full_heads_with_only_special_tokens_kept(backend, cached):
+    full = load(cached, backend=backend, head="full", device="cpu")
+    model = load(cached, backend=backend, device="cpu")
+    model.decoder.head.set_static([0, 1, 2])
+    for sampling in ({}, {"temperature": 0.8, "top_p": 0.95, "seed": 2}):
+        expected = full.generate(PROMPT, max_tokens=12, **sampling)
+        result = model.generate(PROMPT, max_tokens=12, **sampling)
+        assert result.exact and result.token_ids == expected.token_ids
+        assert result.vocab_bytes_resident < 0.02 * 2 * expected.vocab_bytes_full
 
 
 @pytest.mark.parametrize("backend", backend_params())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -16,6 +17,9 @@ CHUNK_BYTES = (
     16 << 20
 )  #: rows are read and converted in pieces of this size, so that no second copy of a table exists
 NO_ID = np.iinfo(np.int64).max
+
+# Rows that come straight from the store's mapping are read-only, and only read.
+warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
 
 _STORED = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 

@@ -123,7 +123,8 @@ def _summary(result: Any) -> str:
     return (
         f"{result.prompt_tokens} + {result.generated_tokens} tokens, {result.finish_reason}; "
         f"first after {number(result.ttft_s, 'ms', 1e3)}, then {number(result.tokens_per_s, 'tokens/s')}; "
-        f"{_checks(result)}head {result.head}: {result.static_rows} + {result.dynamic_rows} of {result.vocab_rows} rows, "
+        f"{_checks(result)}"
+        f"head {result.head}: {result.static_rows} + {result.dynamic_rows} of {result.vocab_rows} rows, "
         f"{number(result.vocab_bytes_resident, 'MB', 1e-6)} "
         f"of {number(result.vocab_bytes_full, 'MB', 1e-6)}; "
         f"peak memory {number(result.peak_memory_bytes, 'MB', 1e-6)}"
