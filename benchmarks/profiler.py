@@ -190,7 +190,7 @@ def result_row(task: str, variant: str, coverage: Any) -> Row:
 
 
 def own(arguments: argparse.Namespace) -> Iterator[Row]:
-    """Tokens missing from the model's own held-out outputs, by what was profiled: references or own outputs."""
+    """Tokens missing from the model's own held-out outputs, profiled from references or own outputs."""
     from vt_core import load
 
     found = find_tokenizer(arguments.model)
