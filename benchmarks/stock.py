@@ -52,18 +52,18 @@ def export(model: Path, out: Path) -> Path:
     return out
 
 
-def load_torch(path: Path, dtype: str):
+def load_torch(path: str | Path, dtype: str):
     import torch
     from transformers import AutoModelForCausalLM
 
     return AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype)).eval()
 
 
-def load_mlx(path: Path, dtype: str):
+def load_mlx(path: str | Path, dtype: str):
     import mlx.core as mx
     from mlx_lm.utils import load_model
 
-    model, _ = load_model(path, lazy=True)
+    model, _ = load_model(Path(path), lazy=True)
     model.set_dtype(getattr(mx, dtype))
     mx.eval(model.parameters())
     mx.clear_cache()

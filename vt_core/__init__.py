@@ -32,6 +32,7 @@ def load(
     device: str | None = None,
     dtype: str | None = None,
     revision: str | None = None,
+    learn: bool = False,
     progress: bool = False,
 ) -> Model:
     """Load a model, ready to generate.
@@ -47,14 +48,17 @@ def load(
         device: a device of the backend, such as ``cpu`` or ``cuda``; None takes the best.
         dtype: ``float32``, ``bfloat16`` or ``float16``; None takes what the device runs well.
         revision: of a hub id.
+        learn: begin with the tokens rescued in earlier sessions, and save those of this one, in
+            ``NAME.learned.json`` beside the first task file, or in the user's cache.
         progress: show progress bars on stderr.
 
     Raises:
         VtError: of the kind that fits what is wrong; its text says what to do.
     """
-    from converters.cache import resolve
+    from converters.cache import cache_directory, resolve
     from vt_core.backend import backend as import_backend
     from vt_core.backend import default_backend
+    from vt_core.learning import LearnedFile, learned_path
     from vt_core.model import Model
     from vt_core.model_dir import ModelDirectory
     from vt_core.task import TaskVocabulary
@@ -69,7 +73,13 @@ def load(
         for item in files
     ]
     decoder = module.load_decoder(directory, head=head, store=store, device=device, dtype=dtype)
-    model = Model(directory, decoder, backend=name)
+    file = None
+    if learn:
+        digest = directory.manifest.tokenizer_digest
+        beside = [Path(item) for item in files if not isinstance(item, TaskVocabulary)]
+        path = learned_path(beside, cache_directory(), digest)
+        file = LearnedFile(path, digest, directory.manifest.vocab_rows)
+    model = Model(directory, decoder, backend=name, learned_file=file)
     model.set_task(*tasks)
     return model
 

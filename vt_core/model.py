@@ -13,7 +13,7 @@ from vt_core.backend import Decoder
 from vt_core.dtypes import item_size
 from vt_core.errors import BackendError, OptionError, PromptError
 from vt_core.generation import Request
-from vt_core.learning import Learned
+from vt_core.learning import Learned, LearnedFile
 from vt_core.metrics import Clock, ProcessMemory, Stopwatch
 from vt_core.model_dir import ModelDirectory
 from vt_core.policy import BlockPolicy
@@ -29,7 +29,13 @@ class Model:
     """A model body without its vocabulary tables, and a reduced head. One request at a time."""
 
     def __init__(
-        self, directory: ModelDirectory, decoder: Decoder, *, backend: str, clock: Clock = time.perf_counter
+        self,
+        directory: ModelDirectory,
+        decoder: Decoder,
+        *,
+        backend: str,
+        clock: Clock = time.perf_counter,
+        learned_file: LearnedFile | None = None,
     ) -> None:
         self.directory = directory
         self.tokenizer = Tokenizer(directory.path)
@@ -41,7 +47,8 @@ class Model:
         self._memory = ProcessMemory()
         self._busy = threading.Lock()
         self._policy = BlockPolicy()
-        self._learned = Learned()
+        self._learned_file = learned_file
+        self._learned = Learned(() if learned_file is None else learned_file.load())
 
     def set_task(self, *tasks: TaskVocabulary) -> None:
         """Swap the static rows for those of the given task vocabularies (their union), or of the rank prior
@@ -184,8 +191,7 @@ class Model:
                         break
             finally:
                 tokens.close()  # type: ignore[attr-defined]
-                if self._learned.update(request.checks.rescued, ids):
-                    head.set_learned(self._learned.ids)
+                self._learn(request.checks.rescued, [*ids.tolist(), *text.ids])
             rest = "" if stops.stopped else stops.push(text.finish()) + stops.finish()
             self._memory.sample()
             checks = request.checks
@@ -208,6 +214,15 @@ class Model:
                 verify_s=checks.verify_s,
             )
             yield Chunk(rest, None, result)
+
+    def _learn(self, rescued: Sequence[int], used: Sequence[int]) -> None:
+        """Keep the rows of rescued tokens for the next requests, unless they are static."""
+        vocabulary = self.decoder.head.vocabulary
+        static = vocabulary.ids[: vocabulary.static_size]
+        if self._learned.update([token for token in rescued if token not in static], used):
+            self.decoder.head.set_learned(self._learned.ids)
+            if self._learned_file is not None:
+                self._learned_file.add(self._learned)
 
     def _busy_with_one(self) -> _Busy:
         return _Busy(self._busy)

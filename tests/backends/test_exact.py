@@ -100,3 +100,15 @@ def test_a_request_that_fails_inside_a_block_leaves_the_model_usable(backend, ki
     assert model.decoder.head.vocabulary.ids.tolist() == kept
     monkeypatch.setattr(model.decoder, "step", original)
     assert model.generate(PROMPTS[0], max_tokens=TOKENS).token_ids == expected
+
+
+def test_learned_ids_are_saved_and_begin_the_next_session(backend, kind, tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("VT_CACHE", str(tmp_path))
+    results = []
+    for _ in range(2):
+        model = load(tiny(kind)[1], backend=backend, device="cpu", learn=True)
+        model.decoder.head.set_static([0, 1, 2])
+        model.decoder.head.set_learned(model._learned.ids)
+        results.append(model.generate(PROMPTS[0], max_tokens=TOKENS))
+    assert results[0].token_ids == results[1].token_ids
+    assert results[0].rescued > 5 and results[1].rescued == 0

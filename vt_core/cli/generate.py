@@ -61,6 +61,9 @@ from vt_core.errors import PromptError
     type=click.Choice(["float32", "bfloat16", "float16"]),
     help="Float type to run in. Default: what the device runs well.",
 )
+@click.option(
+    "--learn", is_flag=True, help="Save the tokens that the full head had to put in, for the next run."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the text.")
 @click.option("-v", "--verbose", is_flag=True, help="Say on stderr what was done.")
 @click.pass_obj
@@ -79,7 +82,9 @@ def generate(
     text = _read_prompt(prompt, prompt_file)
     from vt_core import load
 
-    loading = {name: options.pop(name) for name in ("revision", "task", "head", "store", "device", "dtype")}
+    loading = {
+        name: options.pop(name) for name in ("revision", "task", "head", "store", "device", "dtype", "learn")
+    }
     model = load(options.pop("model"), backend=backend, progress=sys.stderr.isatty() or verbose, **loading)
     if verbose and model.tokenizer.chat_template is None and not options["raw"]:
         click.echo("the model has no chat template: the prompt is given as it is", err=True)
