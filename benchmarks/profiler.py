@@ -31,7 +31,6 @@ import numpy as np
 
 from vt_core.profile import Layout, Profiler, Stages
 from vt_core.profile.coverage import Coverage
-from vt_core.profile.own_outputs import count_own_outputs
 from vt_core.profile.tokenizer_source import find_tokenizer
 
 
@@ -204,15 +203,8 @@ def own(arguments: argparse.Namespace) -> Iterator[Row]:
         task = TASKS[name]
         sources = files(arguments.data, task.profile)
         references = profiler.count(sources)
-        written = count_own_outputs(
-            sources,
-            profiler.tokenizer_json,
-            profiler.empty(),
-            profiler.layout,
-            generate,
-            max_tokens=arguments.max_tokens,
-            limit=arguments.limit,
-            always=profiler.always,
+        written = profiler.count_own(
+            sources, generate, max_tokens=arguments.max_tokens, limit=arguments.limit
         )
         profiles = {"references": references, "own outputs": written, "both": references.merge(written)}
         chosen = {

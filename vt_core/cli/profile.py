@@ -219,7 +219,6 @@ def _counts(
     """Counts of everything that was asked for, together."""
     from vt_core.profile import merge_all
     from vt_core.profile.counting import sensible_processes
-    from vt_core.profile.own_outputs import count_own_outputs
 
     files = list(options["data"])
     settings = (profiler.digest, profiler.layout, profiler.skip_bad)
@@ -239,16 +238,11 @@ def _counts(
         saved = checkpoint("self", files, *settings, options["model"], *asked)
         generate = writer()
         with _progress() as on_rows:
-            own = count_own_outputs(
+            own = profiler.count_own(
                 files,
-                profiler.tokenizer_json,
-                profiler.empty(),
-                profiler.layout,
                 generate,
                 max_tokens=options["max_tokens"],
                 limit=options["limit"],
-                always=profiler.always,
-                skip_bad=profiler.skip_bad,
                 checkpoint=saved,
                 on_rows=on_rows,
             )

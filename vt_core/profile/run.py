@@ -17,6 +17,7 @@ from vt_core.profile.counts import Counts
 from vt_core.profile.coverage import Coverage
 from vt_core.profile.language_filter import Mask, allowed_ids
 from vt_core.profile.layout import Layout
+from vt_core.profile.own_outputs import Generate, count_own_outputs
 from vt_core.profile.readers import read_chunks
 from vt_core.profile.selection import Stages, most_frequent, ordered_prior, select, with_prior
 from vt_core.profile.tally import Tallier, load_tokenizer
@@ -96,6 +97,31 @@ class Profiler:
             self.empty(),
             self.layout,
             processes=processes,
+            skip_bad=self.skip_bad,
+            checkpoint=checkpoint,
+            on_rows=on_rows,
+        )
+
+    def count_own(
+        self,
+        files: Files,
+        generate: Generate,
+        *,
+        max_tokens: int = 256,
+        limit: int | None = None,
+        checkpoint: Checkpoint | None = None,
+        on_rows: Callable[[int], object] = lambda rows: None,
+    ) -> Counts:
+        """Counts of what the model itself writes for the files' inputs; see `count_own_outputs`."""
+        return count_own_outputs(
+            files,
+            self.tokenizer_json,
+            self.empty(),
+            self.layout,
+            generate,
+            max_tokens=max_tokens,
+            limit=limit,
+            always=self.always,
             skip_bad=self.skip_bad,
             checkpoint=checkpoint,
             on_rows=on_rows,
