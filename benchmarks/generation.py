@@ -16,6 +16,7 @@ import platform
 import subprocess
 import sys
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -59,12 +60,12 @@ REDUCED = ("prealloc", "split", "rebuild")
 def main(
     backend: str, model: Path, data: Path, work: Path, dtype: str, max_tokens: int, repeat: int, out: Path
 ) -> None:
-    prompts = read_prompts(model, data)
+    prompts = [ids for task in read_prompts(model, data).values() for ids in task]
     job = {
         "backend": backend,
         "model": str(model),
         "stock": str(stock.export(model, work / f"{model.name}-stock")),
-        "prompts": list(prompts.values()),
+        "prompts": prompts,
         "max_tokens": max_tokens,
         "dtype": dtype,
         "static": None,
@@ -84,7 +85,7 @@ def main(
         },
         "model": model.name,
         "dtype": dtype,
-        "prompt_tokens": [len(ids) for ids in prompts.values()],
+        "prompt_tokens": [len(ids) for ids in prompts],
         "rounds": rounds,
         "equal": equalities(job, rounds[0], ModelDirectory.open(model).manifest.vocab_rows),
         "ratios": ratios(rounds),
@@ -96,16 +97,18 @@ def main(
         sys.exit(1)
 
 
-def read_prompts(model: Path, data: Path) -> dict[str, list[int]]:
-    """Full ids of one prompt a task, through the chat template where the model has one."""
+def read_prompts(model: Path, data: Path, rows: int = 1) -> dict[str, list[list[int]]]:
+    """Full ids of the first prompts of each task, through the chat template where the model has one."""
     tokenizer = Tokenizer(ModelDirectory.open(model).path)
     prompts = {}
     for task, (file, template) in TASKS.items():
         with (data / file).open(encoding="utf-8") as lines:
-            text = template.format(input=json.loads(next(lines))["input"])
-        chat = tokenizer.chat_template is not None
-        ids = tokenizer.encode_chat([{"role": "user", "content": text}]) if chat else tokenizer.encode(text)
-        prompts[task] = ids.tolist()
+            texts = [template.format(input=json.loads(line)["input"]) for line in islice(lines, rows)]
+        if tokenizer.chat_template is None:
+            encoded = [tokenizer.encode(text) for text in texts]
+        else:
+            encoded = [tokenizer.encode_chat([{"role": "user", "content": text}]) for text in texts]
+        prompts[task] = [ids.tolist() for ids in encoded]
     return prompts
 
 
