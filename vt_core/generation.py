@@ -27,7 +27,7 @@ class Checks:
     verifications: int = 0
     drafted: int = 0  #: positions that were checked
     rescued: list[int] = field(default_factory=list)  #: full ids that the full head put in place of others
-    rolled_back: int = 0  #: steps that were run behind a wrong token
+    rolled_back: int = 0  #: steps that were run behind a wrong token (one queued ahead is not counted)
     verify_s: float = 0.0
 
 
@@ -94,9 +94,11 @@ class _Block:
         request, decoder = self._request, self._decoder
         while True:
             more = self._done + len(self._tokens) + 1 < request.max_tokens
-            greedy = request.sampler.settings.plain_greedy
+            follows = decoder.can_follow and request.sampler.settings.plain_greedy
+            if self._course is not None and not decoder.can_rewind:
+                follows = False
             # Queued before this token is known, so that the device does not wait for the host.
-            self._ahead = decoder.follow(step) if greedy and more and decoder.can_follow else None
+            self._ahead = decoder.follow(step) if follows and more else None
             token = self._choose(step)
             ended = not more or token in request.eos_ids
             if self._course is None or self._course.push(decoder.confidence(step)) or ended:
@@ -134,8 +136,7 @@ class _Block:
         decoder = self._decoder
         read = len(self._tokens) - 1 + (self._ahead is not None)
         if rescue is None:
-            if self._course is not None:
-                decoder.rewind(0)
+            decoder.rewind(0)
             return decoder.step(self._tokens[-1]) if self._ahead is None else self._ahead
         # Dropped first: a step in flight holds the head's buffer, and writing into that would copy it whole.
         self._ahead = None

@@ -73,13 +73,22 @@ class LearnedFile:
         return ids
 
     def add(self, learned: Learned) -> None:
-        """Write the ids of this process behind those that others have written meanwhile."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{self.path}.lock"):
-            merged = Learned(self.load())
-            merged.update(learned.ids, ())
-            content = {"format": FORMAT, "tokenizer_digest": self._digest, "ids": merged.ids}
-            write_atomically(self.path, (json.dumps(content) + "\n").encode())
+        """Write the ids of this process behind those that others have written meanwhile.
+
+        Raises:
+            VocabularyError: the file cannot be written.
+        """
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(f"{self.path}.lock"):
+                merged = Learned(self.load())
+                merged.update(learned.ids, ())
+                content = {"format": FORMAT, "tokenizer_digest": self._digest, "ids": merged.ids}
+                write_atomically(self.path, (json.dumps(content) + "\n").encode())
+        except OSError as error:
+            raise VocabularyError(
+                f"{self.path} cannot be written ({error}); put the task file where you may write"
+            ) from error
 
 
 def learned_path(tasks: Iterable[Path], cache: Path, tokenizer_digest: str) -> Path:

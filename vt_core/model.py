@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, cast
 
 import numpy as np
 
 from vt_core.backend import Decoder
-from vt_core.dtypes import item_size
 from vt_core.errors import BackendError, OptionError, PromptError
 from vt_core.generation import Request
 from vt_core.learning import Learned, LearnedFile
@@ -66,10 +65,11 @@ class Model:
 
     def generate(self, prompt: Prompt, **options: Any) -> Generation:
         """Generate a whole answer; takes what :meth:`stream` takes."""
+        result = None
         for chunk in self.stream(prompt, **options):
-            if chunk.result is not None:
-                return chunk.result
-        raise AssertionError("a stream ends with its result")
+            result = chunk.result
+        assert result is not None, "a stream ends with its result"
+        return result
 
     def stream(
         self,
@@ -128,9 +128,16 @@ class Model:
     ) -> Ids:
         """Full ids of a prompt, int64 ``[n]``, as :meth:`stream` would run it."""
         if not isinstance(prompt, str):
+            if system is not None:
+                raise PromptError("a system message goes with a text prompt; put it into the chat messages")
             items = list(prompt)
-            if items and isinstance(items[0], dict):
-                return self.tokenizer.encode_chat(items, **template_arguments or {})  # type: ignore[arg-type]
+            if items and all(isinstance(item, Mapping) for item in items):
+                messages = cast("list[Message]", items)
+                return self.tokenizer.encode_chat(messages, **template_arguments or {})
+            if not all(isinstance(item, (int, np.integer)) for item in items):
+                raise PromptError(
+                    "a prompt is text, chat messages, or token ids; this is a mixture or neither"
+                )
             return np.array(items, dtype=np.int64)
         if not prompt:
             raise PromptError("the prompt is empty; give some text")
@@ -140,7 +147,7 @@ class Model:
                     "a system message needs the chat template; leave it out, or put it into the raw prompt"
                 )
             return self.tokenizer.encode(prompt)
-        messages: list[Message] = [] if system is None else [{"role": "system", "content": system}]
+        messages = [] if system is None else [{"role": "system", "content": system}]
         messages.append({"role": "user", "content": prompt})
         return self.tokenizer.encode_chat(messages, **template_arguments or {})
 
@@ -171,6 +178,7 @@ class Model:
         with self._busy_with_one():
             watch = Stopwatch(self._clock)
             text = self.tokenizer.stream()
+            generated: list[int] = []
             shown = ""
             ended = False
             head = self.decoder.head
@@ -183,22 +191,23 @@ class Model:
                         self._memory.sample()
                     # Taken here: the rows of the request are gone once its last token is out.
                     dynamic_rows, resident = head.vocabulary.dynamic_size, head.nbytes
-                    piece = stops.push(text.push(token))
+                    generated.append(token)
+                    last = token in self.eos_ids
+                    piece = "" if last else stops.push(text.push(token))
                     shown += piece
                     yield Chunk(piece, token)
-                    ended = stops.stopped or token in self.eos_ids
+                    ended = stops.stopped or last
                     if ended:
                         break
             finally:
                 tokens.close()  # type: ignore[attr-defined]
-                self._learn(request.checks.rescued, [*ids.tolist(), *text.ids])
             rest = "" if stops.stopped else stops.push(text.finish()) + stops.finish()
             self._memory.sample()
             checks = request.checks
             result = self._result(
                 text=shown + rest,
-                token_ids=tuple(text.ids),
-                generated_tokens=len(text.ids),
+                token_ids=tuple(generated),
+                generated_tokens=len(generated),
                 finish_reason="stop" if ended or stops.stopped else "length",
                 prompt_tokens=len(ids),
                 exact=request.policy is not None or head.name == "full",
@@ -213,16 +222,22 @@ class Model:
                 rolled_back=checks.rolled_back,
                 verify_s=checks.verify_s,
             )
+            news = self._learn(checks.rescued, [*ids.tolist(), *generated])
             yield Chunk(rest, None, result)
+            # Last, so that a file that cannot be written costs nobody an answer.
+            if news and self._learned_file is not None:
+                self._learned_file.add(self._learned)
 
-    def _learn(self, rescued: Sequence[int], used: Sequence[int]) -> None:
-        """Keep the rows of rescued tokens for the next requests, unless they are static."""
+    def _learn(self, rescued: Sequence[int], used: Sequence[int]) -> bool:
+        """Keep the rows of rescued tokens for the next requests, unless they are static; True when that
+        changed.
+        """
         vocabulary = self.decoder.head.vocabulary
         static = vocabulary.ids[: vocabulary.static_size]
-        if self._learned.update([token for token in rescued if token not in static], used):
+        news = self._learned.update([token for token in rescued if token not in static], used)
+        if news:
             self.decoder.head.set_learned(self._learned.ids)
-            if self._learned_file is not None:
-                self._learned_file.add(self._learned)
+        return news
 
     def _busy_with_one(self) -> _Busy:
         return _Busy(self._busy)
@@ -230,8 +245,6 @@ class Model:
     def _result(self, **request: Any) -> Generation:
         """The result of a request: what is said of it, and what holds for the model."""
         head = self.decoder.head
-        manifest = self.directory.manifest
-        tables = 1 if manifest.tied else 2
         allocated = self.decoder.peak_memory()
         return Generation(
             head=head.name,
@@ -240,7 +253,7 @@ class Model:
             dtype=self.decoder.dtype,
             vocab_rows=self.rows,
             static_rows=head.vocabulary.static_size,
-            vocab_bytes_full=tables * self.rows * manifest.hidden * item_size(manifest.dtype),
+            vocab_bytes_full=self.directory.manifest.table_bytes,
             peak_memory_bytes=self._memory.peak if allocated is None else allocated,
             peak_anonymous_bytes=self._memory.anonymous,
             **request,

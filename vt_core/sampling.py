@@ -56,19 +56,25 @@ class SamplerSettings:
     logit_bias: Mapping[int, float] = field(default_factory=lambda: MappingProxyType({}))
 
     def __post_init__(self) -> None:
-        for name, value, fits, bounds in (
-            ("temperature", self.temperature, self.temperature >= 0, "0 or more"),
-            ("top_k", self.top_k, self.top_k >= 0, "0 or more"),
-            ("top_p", self.top_p, 0 < self.top_p <= 1, "above 0 and at most 1"),
-            ("min_p", self.min_p, 0 <= self.min_p <= 1, "between 0 and 1"),
-            ("seed", self.seed, 0 <= self.seed <= _MASK, "between 0 and 2^64 - 1"),
-            ("repetition_penalty", self.repetition_penalty, self.repetition_penalty > 0, "above 0"),
+        for name, fits, bounds in (
+            ("temperature", lambda v: v == 0 or 1e-6 <= v <= 1e6, "0, or between 0.000001 and 1000000"),
+            ("top_k", lambda v: 0 <= v < 2**31, "0 or more"),
+            ("top_p", lambda v: 0 < v <= 1, "above 0 and at most 1"),
+            ("min_p", lambda v: 0 <= v <= 1, "between 0 and 1"),
+            ("seed", lambda v: 0 <= v <= _MASK, "between 0 and 2^64 - 1"),
+            ("repetition_penalty", lambda v: 1e-6 <= v <= 1e6, "above 0"),
+            ("presence_penalty", lambda v: abs(v) <= 1e6, "a number of reasonable size"),
+            ("frequency_penalty", lambda v: abs(v) <= 1e6, "a number of reasonable size"),
         ):
-            if not (math.isfinite(value) and fits):
+            value = getattr(self, name)
+            whole = name in ("top_k", "seed")
+            if not isinstance(value, int if whole else (int, float)) or not fits(value):
                 raise OptionError(f"{name} is {value}, but it must be {bounds}")
-        for name, value in (("presence", self.presence_penalty), ("frequency", self.frequency_penalty)):
-            if not math.isfinite(value):
-                raise OptionError(f"{name}_penalty is {value}, but it must be a finite number")
+        for token, value in self.logit_bias.items():
+            if not abs(value) <= 1e6:
+                raise OptionError(
+                    f"logit_bias of token {token} is {value}, but it must be a number of reasonable size"
+                )
 
     @property
     def plain_greedy(self) -> bool:
@@ -148,13 +154,13 @@ class Sampler:
         """
         settings = self.settings
         top = float(logits.max())
-        threshold = top - settings.temperature * NOISE_SPAN - _ROUNDING * max(1.0, abs(top))
+        threshold = top - settings.temperature * NOISE_SPAN
         if settings.top_k > 0 and settings.top_p < 1:
             # Top-p looks at all of the top k.
             if settings.top_k > len(logits):
                 return -math.inf
             threshold = min(threshold, float(np.partition(logits, -settings.top_k)[-settings.top_k]))
-        return threshold
+        return threshold - _ROUNDING * max(1.0, abs(top))
 
     def pick(self, logits: Floats, ids: Ids, position: int, total: tuple[float, float] | None = None) -> int:
         """Full id chosen from adjusted ``logits``.

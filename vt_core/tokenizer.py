@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer as FastTokenizer
-from tokenizers.decoders import DecodeStream
 
 from vt_core.errors import ModelError, PromptError, TokenizerError
 from vt_core.vocabulary import Ids
@@ -41,11 +40,12 @@ class Tokenizer:
         self._fast.no_padding()
         self._config = read_json(directory / "tokenizer_config.json", {})
         self._generation_config = read_json(directory / "generation_config.json", {})
+        self._model_config = read_json(directory / "config.json", {})
         self.chat_template = self._read_template(directory)
 
     def encode(self, text: str) -> Ids:
         """Full ids of raw text, with the special tokens (BOS) that the tokenizer adds; int64 ``[n]``."""
-        return np.array(self._fast.encode(text).ids, dtype=np.int64)
+        return np.array(self._fast.encode(_encodable(text)).ids, dtype=np.int64)
 
     def encode_chat(self, messages: Sequence[Message], **template_arguments: Any) -> Ids:
         """Full ids of a conversation through the chat template, ready for the answer; int64 ``[n]``.
@@ -74,7 +74,9 @@ class Tokenizer:
                 f"the chat template of {self.path.parent} refuses these messages ({error})"
             ) from error
         # The template writes BOS itself where the model wants one, so the tokenizer must not add a second.
-        return np.array(self._fast.encode(rendered[0][0], add_special_tokens=False).ids, dtype=np.int64)
+        return np.array(
+            self._fast.encode(_encodable(rendered[0][0]), add_special_tokens=False).ids, dtype=np.int64
+        )
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of full ids, special tokens left out."""
@@ -88,12 +90,16 @@ class Tokenizer:
         return self._fast.token_to_id(token)
 
     def eos_ids(self, rows: int) -> frozenset[int]:
-        """Ids below ``rows`` that end a text: those of generation_config, the tokenizer's, and the ends of a
+        """Ids below ``rows`` that end a text: those of the configurations, the tokenizer's, and the ends of a
         chat turn.
         """
-        named = self._generation_config.get("eos_token_id")
-        ids = set(named if isinstance(named, list) else [] if named is None else [named])
-        for token in (_content(self._config.get("eos_token")), *TURN_ENDS):
+        ids: set[int] = set()
+        for config in (self._generation_config, self._model_config):
+            named = config.get("eos_token_id")
+            ids.update(named if isinstance(named, list) else [] if named is None else [named])
+        # In gpt-oss <|end|> only ends a message, and <|return|> the answer.
+        ends = [end for end in TURN_ENDS if end != "<|end|>" or self.id_of("<|return|>") is None]
+        for token in (_content(self._config.get("eos_token")), *ends):
             token_id = None if token is None else self.id_of(token)
             if token_id is not None:
                 ids.add(token_id)
@@ -111,28 +117,34 @@ class Tokenizer:
 
 class TextStream:
     """Text of one request as its ids arrive. A character whose bytes are split over tokens comes with the
-    last of them.
+    last.
+
+    Decodes a short window anew with each id: what a token's text is depends on its neighbours (a leading
+    space, bytes that only together form a character).
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._decode = DecodeStream(skip_special_tokens=True)
-        self.ids: list[int] = []
-        self.text = ""
+        self._ids: list[int] = []
+        self._start = 0  # where the window begins
+        self._shown = 0  # up to where its text has been given out
 
     def push(self, token_id: int) -> str:
         """The text that this id completes; may be empty."""
-        self.ids.append(token_id)
-        piece = self._decode.step(self._tokenizer._fast, token_id) or ""
-        self.text += piece
-        return piece
+        self._ids.append(token_id)
+        fresh = self._fresh()
+        if not fresh or fresh.endswith("\ufffd"):
+            return ""
+        self._start, self._shown = self._shown, len(self._ids)
+        return fresh
 
     def finish(self) -> str:
         """Text still held back: bytes at the end that form no whole character come out as U+FFFD."""
-        whole = self._tokenizer.decode(self.ids)
-        rest = whole[len(self.text) :] if whole.startswith(self.text) else ""
-        self.text += rest
-        return rest
+        return self._fresh()
+
+    def _fresh(self) -> str:
+        shown = self._tokenizer.decode(self._ids[self._start : self._shown])
+        return self._tokenizer.decode(self._ids[self._start :])[len(shown) :]
 
 
 def read_json(path: Path, default: Any = None) -> Any:
@@ -150,6 +162,21 @@ def read_json(path: Path, default: Any = None) -> Any:
     if not isinstance(value, dict):
         raise ModelError(f"{path} holds no JSON object; convert the model again")
     return value
+
+
+def _encodable(text: str) -> str:
+    """The text, if it can be written as UTF-8.
+
+    Raises:
+        PromptError: it holds bytes of another encoding, which Python passes on as half a surrogate pair.
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise PromptError(
+            f"the prompt is no UTF-8 text (at character {error.start}); re-encode it"
+        ) from error
+    return text
 
 
 def _content(token: Any) -> str | None:

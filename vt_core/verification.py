@@ -120,9 +120,11 @@ def _general(tiles: Iterable[LogitTile], drafts: Sequence[Draft], sampler: Sampl
     mass = np.zeros(len(drafts))
     found: list[tuple[Ids, Ids, Floats]] = []
     scale = 1 / sampler.settings.temperature if sampler.settings.temperature else 1.0
+    touched = [sampler.touched(draft.pending) if sampler.settings.adjusts else None for draft in drafts]
     for tile in tiles:
-        if sampler.settings.adjusts:
-            _adjust(tile, drafts, sampler)
+        for row, (draft, ids) in enumerate(zip(drafts, touched, strict=True)):
+            if ids is not None:
+                _adjust(tile, row, ids, draft, sampler)
         if sampler.needs_mass:
             larger = np.maximum(top, tile.best()[0])
             mass *= np.exp((top - larger).astype(np.float64) * scale)
@@ -130,20 +132,19 @@ def _general(tiles: Iterable[LogitTile], drafts: Sequence[Draft], sampler: Sampl
             mass += tile.mass(top, scale)
         positions, places, logits = tile.above(thresholds)
         found.append((positions, places + tile.start, logits))
-    positions, ids, logits = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    rows, candidates, logits = (np.concatenate(parts) for parts in zip(*found, strict=True))
     choices = []
     for row, draft in enumerate(drafts):
-        mine = positions == row
+        mine = rows == row
         total = (float(top[row]), float(mass[row])) if sampler.needs_mass else None
-        choices.append(sampler.pick(logits[mine], ids[mine], draft.position, total))
+        choices.append(sampler.pick(logits[mine], candidates[mine], draft.position, total))
     return choices
 
 
-def _adjust(tile: LogitTile, drafts: Sequence[Draft], sampler: Sampler) -> None:
-    """Apply penalties and bias to the few ids of a tile that they concern."""
-    for row, draft in enumerate(drafts):
-        touched = sampler.touched(draft.pending)
-        inside = touched[(touched >= tile.start) & (touched < tile.start + tile.count)]
-        if len(inside):
-            places = inside - tile.start
-            tile.put(row, places, sampler.adjust(tile.take(row, places), inside, draft.pending))
+def _adjust(tile: LogitTile, row: int, touched: Ids, draft: Draft, sampler: Sampler) -> None:
+    """Apply penalties and bias to the few ids (sorted) of a tile that they concern."""
+    first, last = np.searchsorted(touched, [tile.start, tile.start + tile.count])
+    if first < last:
+        ids = touched[first:last]
+        places = ids - tile.start
+        tile.put(row, places, sampler.adjust(tile.take(row, places), ids, draft.pending))

@@ -7,6 +7,7 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+from mlx.utils import tree_map_with_path
 from mlx_lm.utils import _get_classes, load_model
 
 from vt_core.errors import ModelError
@@ -95,7 +96,13 @@ def load_body(path: Path, dtype: mx.Dtype) -> tuple[nn.Module, RowEmbedding, Row
         )
     except ValueError as error:
         raise ModelError(f"mlx-lm cannot load {path} ({str(error).splitlines()[0]})") from error
-    model.set_dtype(dtype)
+    # Some models keep a few parameters in float32, and say which.
+    castable = getattr(model, "cast_predicate", lambda path: True)
+
+    def cast(path: str, value: mx.array) -> mx.array:
+        return value.astype(dtype) if castable(path) and mx.issubdtype(value.dtype, mx.floating) else value
+
+    model.update(tree_map_with_path(cast, model.parameters()))
     mx.eval(model.parameters())
     mx.clear_cache()
     return model, embedding, head

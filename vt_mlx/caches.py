@@ -14,9 +14,7 @@ import mlx.core as mx
 from mlx_lm.models.cache import (
     ArraysCache,
     CacheList,
-    ConcatenateKVCache,
     KVCache,
-    QuantizedKVCache,
     RotatingKVCache,
 )
 
@@ -30,12 +28,6 @@ class CacheLog:
         self._caches = _leaves(caches)
         self._log: list[list[Undo]] = []
         self.can_rewind = all(type(cache) in _RECORD for cache in self._caches)
-
-    def start(self) -> None:
-        """The prompt has been read."""
-        for cache in self._caches:
-            if type(cache) is RotatingKVCache:
-                _cut_to_window(cache)
 
     def record(self) -> None:
         """A step is about to be built."""
@@ -58,15 +50,6 @@ def _leaves(caches: list[Any]) -> list[Any]:
         for cache in caches
         for leaf in (_leaves(list(cache.caches)) if isinstance(cache, CacheList) else [cache])
     ]
-
-
-def _cut_to_window(cache: RotatingKVCache) -> None:
-    """Do what the first step after a long prompt would do, so that no step of a block has to."""
-    excess = 0 if cache.keys is None else cache.keys.shape[2] - cache.max_size
-    if excess > 0:
-        cache.keys = cache._trim(excess, cache.keys)
-        cache.values = cache._trim(excess, cache.values)
-        cache._idx = cache.max_size
 
 
 def _record_trimmable(cache: Any) -> Undo:
@@ -109,8 +92,6 @@ def _record_arrays(cache: ArraysCache) -> Undo:
 
 _RECORD: dict[type, Callable[[Any], Undo]] = {
     KVCache: _record_trimmable,
-    QuantizedKVCache: _record_trimmable,
-    ConcatenateKVCache: _record_trimmable,
     RotatingKVCache: _record_rotating,
     ArraysCache: _record_arrays,
 }

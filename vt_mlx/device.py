@@ -9,6 +9,9 @@ from vt_core.errors import BackendError
 DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
 
 
+_BEST = mx.default_device()  # as MLX found it; what is set later is for one model
+
+
 def pick_device(name: str | None) -> mx.Device:
     """The device of that name, or the best there is; made MLX's default.
 
@@ -23,7 +26,7 @@ def pick_device(name: str | None) -> mx.Device:
         raise BackendError(
             "device 'gpu' cannot be used here: this MLX has none; leave --device out to take the best"
         )
-    device = mx.default_device() if name is None else mx.Device(mx.gpu if name == "gpu" else mx.cpu)
+    device = _BEST if name is None else mx.Device(mx.gpu if name == "gpu" else mx.cpu)
     mx.set_default_device(device)
     return device
 
@@ -54,4 +57,4 @@ def peak_memory(device: mx.Device) -> int | None:
 
 
 def _has_gpu() -> bool:
-    return mx.default_device().type == mx.DeviceType.gpu or mx.metal.is_available()
+    return _BEST.type == mx.DeviceType.gpu or mx.metal.is_available()

@@ -70,7 +70,7 @@ class HeadScan:
         yield from self._multiply(hidden)
 
     def _stored(self) -> Iterator[tuple[int, np.ndarray]]:
-        for tile in self._table.tiles(8 << 20):
+        for tile in self._table.tiles(max(8 << 20, self._rows * self._table.spec.stride)):
             for start in range(0, len(tile.rows), self._rows):
                 yield tile.start + start, tile.rows[start : start + self._rows]
 

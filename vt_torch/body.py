@@ -67,7 +67,7 @@ def load_body(path: Path, device: torch.device, dtype: torch.dtype) -> PreTraine
         replaced.
     """
     try:
-        config = AutoConfig.from_pretrained(path)
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
         base = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     except (KeyError, ValueError) as error:
         raise ModelError(
@@ -78,6 +78,7 @@ def load_body(path: Path, device: torch.device, dtype: torch.dtype) -> PreTraine
         model, report = body.from_pretrained(
             path,
             config=config,
+            trust_remote_code=False,
             dtype=dtype,
             output_loading_info=True,
             # Only accelerators: placing on the CPU is what happens anyway, and needs no accelerate.

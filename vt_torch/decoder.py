@@ -33,6 +33,7 @@ class Step:
     logits: torch.Tensor  #: ``[1, n]`` of the active rows, in the run's dtype
     token: torch.Tensor  #: greedy choice, full id ``[1]``
     local: torch.Tensor  #: the same as local id ``[1]``
+    confidence: torch.Tensor | None  #: its probability among the active rows; None on the full head
 
 
 class TorchDecoder:
@@ -53,7 +54,6 @@ class TorchDecoder:
         self.dtype = str(dtype).removeprefix("torch.")
         # A tied head embeds the choice by its own row; only one matrix can be indexed before the choice is
         # known. On a CPU there is nothing to wait for.
-        self.can_rewind = True  # every layer of a DynamicCache records
         self.can_follow = tied and head.name != "split" and device.type != "cpu"
         self._model, self._rows, self._tied = model, rows, tied
         self._device = device
@@ -62,7 +62,12 @@ class TorchDecoder:
         self._output.head = head
         self._cache: DynamicCache | None = None
         self._transform = logit_transform(model.config)
+        self._knows_logits = True
         self._scan: HeadScan | None = None
+
+    @property
+    def can_rewind(self) -> bool:
+        return self._cache is None or self._cache.is_croppable
 
     def begin(self) -> None:
         self._cache = DynamicCache(config=self._model.config)
@@ -72,9 +77,10 @@ class TorchDecoder:
             # Only the rows that the prompt needs, each once; the ids given to the model index those.
             needed, index = np.unique(ids[start : start + PREFILL_TOKENS], return_inverse=True)
             step = self._forward(self._rows.embed(needed), torch.from_numpy(index)[None].to(self._device))
-        self._check_transform(step)
+        self._look_at(step)
         # From here on tokens can be taken back. Not before: recording keeps what slides out of a window.
-        self._cache.activate_past_recording()
+        if self._cache.is_croppable:
+            self._cache.activate_past_recording()
         return step
 
     def step(self, token: int) -> Step:
@@ -96,10 +102,16 @@ class TorchDecoder:
         return step.logits[0].float().cpu().numpy()
 
     def confidence(self, step: Step) -> float:
-        return float(step.logits.float().softmax(dim=-1).amax())
+        return float(step.confidence)
 
     @torch.inference_mode()
     def verify(self, steps: Sequence[Step], drafts: Sequence[Draft], sampler: Sampler) -> list[int]:
+        if not self._knows_logits:
+            name = type(self._model).__name__.removeprefix("Tableless")
+            raise ModelError(
+                f"{name} changes its logits in a way that vt does not know, so it cannot check them; "
+                "use --approximate or --head full"
+            )
         if self._scan is None:
             rows = self._rows
             self._scan = HeadScan(
@@ -110,7 +122,8 @@ class TorchDecoder:
 
     def rewind(self, count: int) -> None:
         assert self._cache is not None
-        self._cache.crop(-count)
+        if self._cache.is_croppable:
+            self._cache.crop(-count)
 
     def end(self) -> None:
         self._cache = self._embedding.table = self._output.hidden = self._output.logits = None
@@ -119,15 +132,16 @@ class TorchDecoder:
     def peak_memory(self) -> int | None:
         return peak_memory(self._device)
 
-    def _check_transform(self, step: Step) -> None:
-        """Tiles of the full head are treated as the model treats its logits; that is worth one comparison."""
-        assert self._output.logits is not None
-        if not torch.equal(self._transform(self._output.logits), step.logits):
-            name = type(self._model).__name__.removeprefix("Tableless")
+    def _look_at(self, step: Step) -> None:
+        """Whether tiles of the full head would be treated as the model treats its logits, and these are
+        numbers.
+        """
+        if not torch.isfinite(step.logits).all():
             raise ModelError(
-                f"{name} changes its logits in a way that vt does not know, so it cannot check them; "
-                "use another model"
+                f"the model gives logits that are no numbers in {self.dtype}; use --dtype bfloat16 or float32"
             )
+        assert self._output.logits is not None
+        self._knows_logits = torch.equal(self._transform(self._output.logits), step.logits)
 
     @torch.inference_mode()
     def _forward(self, table: torch.Tensor, index: torch.Tensor) -> Step:
@@ -135,7 +149,9 @@ class TorchDecoder:
         logits = self._model(input_ids=index, past_key_values=self._cache, use_cache=True).logits[0]
         ids = torch.cat([piece.ids for piece in self.head.pieces])
         token, local = greedy(logits, ids)
-        return Step(self._output.hidden, logits, token, local)
+        # Made here, not when it is asked for: by then the next step may be queued before it.
+        sure = None if self.head.name == "full" else logits.float().softmax(dim=-1).amax()
+        return Step(self._output.hidden, logits, token, local, sure)
 
 
 def load_decoder(

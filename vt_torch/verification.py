@@ -33,7 +33,8 @@ class TorchTile:
 
     def mass(self, shift: npt.NDArray[np.float32], scale: float) -> npt.NDArray[np.float64]:
         weights = self._logits.float() - torch.from_numpy(shift).to(self._logits.device)[:, None]
-        return weights.mul_(scale).exp_().sum(dim=1, dtype=torch.float64).cpu().numpy()
+        # Summed in float32, which is what every device has; a tile is short.
+        return weights.mul_(scale).exp_().sum(dim=1).cpu().numpy().astype(np.float64)
 
     def above(self, thresholds: npt.NDArray[np.float32]) -> tuple[Ids, Ids, npt.NDArray[np.float32]]:
         limits = torch.from_numpy(thresholds).to(self._logits.device)[:, None]
@@ -77,7 +78,7 @@ class HeadScan:
     def _stored(self) -> Iterator[tuple[int, torch.Tensor]]:
         """Views of the stored rows, a tile's worth at a time."""
         spec = self._table.spec
-        for tile in self._table.tiles(8 << 20):
+        for tile in self._table.tiles(max(8 << 20, self._rows * spec.stride)):
             # The views are read-only and only read.
             rows = as_tensor(tile.rows, spec.dtype)
             for start in range(0, len(rows), self._rows):
@@ -94,23 +95,27 @@ class HeadScan:
         """The next tile travels on a stream of its own, from pinned memory, while this one is multiplied."""
         copying = torch.cuda.Stream(self._device)
         computing = torch.cuda.current_stream(self._device)
+        copying.wait_stream(computing)  # what is in flight there may still use the buffers' memory
         free = [torch.cuda.Event() for _ in range(2)]  # the product that used a buffer is done
         ready: tuple[int, torch.Tensor, torch.cuda.Event] | None = None
-        for index, (start, rows) in enumerate(self._stored()):
-            slot = index % 2
-            pinned, target = self._buffer(2 + slot, True), self._buffer(slot, False)
-            free[slot].synchronize()
-            pinned[: len(rows)].copy_(rows)
-            with torch.cuda.stream(copying):
-                target[: len(rows)].copy_(pinned[: len(rows)], non_blocking=True)
-                sent = torch.cuda.Event()
-                sent.record(copying)
+        try:
+            for index, (start, rows) in enumerate(self._stored()):
+                slot = index % 2
+                pinned, target = self._buffer(2 + slot, True), self._buffer(slot, False)
+                free[slot].synchronize()
+                pinned[: len(rows)].copy_(rows)
+                with torch.cuda.stream(copying):
+                    target[: len(rows)].copy_(pinned[: len(rows)], non_blocking=True)
+                    sent = torch.cuda.Event()
+                    sent.record(copying)
+                if ready is not None:
+                    yield self._received(ready, computing)
+                    free[1 - slot].record(computing)
+                ready = (start, target[: len(rows)], sent)
             if ready is not None:
                 yield self._received(ready, computing)
-                free[1 - slot].record(computing)
-            ready = (start, target[: len(rows)], sent)
-        if ready is not None:
-            yield self._received(ready, computing)
+        finally:
+            copying.synchronize()
             computing.synchronize()
 
     @staticmethod

@@ -174,8 +174,9 @@ def test_rescues_join_the_dynamic_rows_and_are_counted():
     assert work.checks.verifications == len(policy.learned)
 
 
-def test_without_rewinding_every_token_is_checked_alone():
-    decoder = FakeDecoder(TABLE, HEADS["prealloc"])
+@pytest.mark.parametrize("can_follow", [False, True])
+def test_without_rewinding_every_token_is_checked_alone(can_follow):
+    decoder = FakeDecoder(TABLE, HEADS["prealloc"], can_follow)
     decoder.can_rewind = False
     decoder.head.set_static([1, 2, 3])
     policy = Blocks([5] * 20)

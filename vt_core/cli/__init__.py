@@ -28,6 +28,12 @@ class Commands(click.Group):
         except VtError as error:
             click.echo(f"{ctx.info_name}: {error}", err=True)
             ctx.exit(2)
+        except MemoryError:
+            click.echo(
+                f"{ctx.info_name}: the memory does not suffice; try a smaller model or --dtype bfloat16",
+                err=True,
+            )
+            ctx.exit(2)
         except KeyboardInterrupt:
             ctx.exit(130)
         except BrokenPipeError:

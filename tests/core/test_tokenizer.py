@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+from tokenizers import Tokenizer as FastTokenizer
+from tokenizers import decoders, models
+
+from tests.tiny import write_tokenizer
+from vt_core.errors import PromptError, TokenizerError
+from vt_core.tokenizer import Tokenizer
+
+
+@pytest.fixture
+def byte_level(tmp_path):
+    write_tokenizer(tmp_path)
+    return Tokenizer(tmp_path)
+
+
+@pytest.fixture
+def byte_fallback(tmp_path):
+    """As in Llama 2 and Gemma: words with a marked space, and a token for every byte."""
+    pieces = {"<unk>": 0, "▁hello": 1, "▁": 2, "hi": 3}
+    vocabulary = pieces | {f"<0x{byte:02X}>": 4 + byte for byte in range(256)}
+    tokenizer = FastTokenizer(models.BPE(vocabulary, [], unk_token="<unk>", byte_fallback=True))
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    return Tokenizer(tmp_path)
+
+
+def streamed(tokenizer, ids):
+    stream = tokenizer.stream()
+    pieces = [stream.push(token) for token in ids]
+    return pieces, stream.finish()
+
+
+@pytest.mark.parametrize("text", ["plain words", "naïve 日本語 🙂🙃", " two  spaces\n\n", "ab" * 50])
+def test_streamed_pieces_add_up_to_the_text(byte_level, text):
+    ids = byte_level.encode(text).tolist()
+    pieces, rest = streamed(byte_level, ids)
+    assert "".join(pieces) + rest == text
+    assert "\ufffd" not in "".join(pieces)
+
+
+def test_a_character_comes_with_its_last_byte(byte_level):
+    ids = byte_level.encode("é!").tolist()
+    assert len(ids) == 3
+    assert streamed(byte_level, ids) == (["", "é", "!"], "")
+
+
+def test_byte_tokens_before_an_unfinished_character_do_not_fail(byte_fallback):
+    def byte(value):
+        return 4 + value
+
+    newline, start = byte(0x0A), byte(0xF0)
+    pieces, rest = streamed(byte_fallback, [newline, start, 1])
+    assert "".join(pieces) + rest == "\n\ufffd hello"
+    assert streamed(byte_fallback, [1, start]) == (["hello", ""], "\ufffd")
+    smile = [byte(value) for value in "🙂".encode()]
+    assert streamed(byte_fallback, [1, *smile, 1]) == (["hello", "", "", "", "🙂", " hello"], "")
+
+
+def test_special_tokens_are_no_text(byte_level):
+    ids = [1, *byte_level.encode("ab").tolist(), 2]
+    pieces, rest = streamed(byte_level, ids)
+    assert "".join(pieces) + rest == byte_level.decode(ids) == "ab"
+
+
+def test_eos_ids_are_the_union_of_all_that_name_one(tmp_path):
+    write_tokenizer(tmp_path)  # its own: <|endoftext|> 0, and <|im_end|> 2 ends a turn
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [7, 8]}))
+    (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": 9}))
+    assert Tokenizer(tmp_path).eos_ids(2000) == {0, 2, 7, 8, 9}
+    assert Tokenizer(tmp_path).eos_ids(8) == {0, 2, 7}
+
+
+def test_text_that_is_no_utf8_is_refused(byte_level):
+    with pytest.raises(PromptError, match="no UTF-8 text"):
+        byte_level.encode("ab\udcff")
+
+
+def test_a_template_that_refuses_says_why(byte_level):
+    with pytest.raises(PromptError, match="refuses these messages"):
+        byte_level.chat_template = "{{ raise_exception('roles must alternate') }}"
+        byte_level.encode_chat([{"role": "user", "content": "hi"}])
+
+
+def test_a_model_without_a_template_says_so(byte_fallback):
+    with pytest.raises(PromptError, match="no chat template"):
+        byte_fallback.encode_chat([{"role": "user", "content": "hi"}])
+
+
+def test_a_damaged_tokenizer_is_refused(tmp_path):
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(TokenizerError, match="cannot be read as a tokenizer"):
+        Tokenizer(tmp_path)
