@@ -90,8 +90,8 @@ if TYPE_CHECKING:
     "--merge",
     multiple=True,
     type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Add a saved counts file; repeatable.",
+    metavar="COUNTS",
+    help="Add saved counts, and those of the files after it; repeatable.",
 )
 @click.option("--save-counts", type=click.Path(path_type=Path), metavar="FILE", help="Save the counts.")
 @click.option(
@@ -104,6 +104,7 @@ if TYPE_CHECKING:
 @click.option(
     "--out", required=True, type=click.Path(path_type=Path), help="The task vocabulary, NAME.vt.json."
 )
+@click.argument("more_counts", nargs=-1, type=click.Path(path_type=Path), metavar="[COUNTS]...")
 @click.pass_obj
 def profile(backend: str, **options: Any) -> None:
     """Make a task vocabulary from examples of the task.
@@ -117,6 +118,7 @@ def profile(backend: str, **options: Any) -> None:
       vt-torch profile --model gemma-vt --data xsum.csv --preset summarization --rows 12000 --out news.vt.json
       vt-torch profile --model gemma-vt --data a.jsonl --held-out b.jsonl --plot a.png --out math.vt.json
       vt-torch profile --model gemma-vt --data train.jsonl --self --limit 500 --out math.vt.json
+      vt-torch profile --model gemma-vt --merge a.counts b.counts --out math.vt.json
     """
     from vt_core.json_fields import write_json
     from vt_core.profile import Profiler, make_layout
@@ -160,6 +162,8 @@ def _check(options: dict[str, Any]) -> None:
 
     if not options["data"] and not options["merge"]:
         raise OptionError("There is nothing to count; give --data FILE, or --merge COUNTS.")
+    if options["more_counts"] and not options["merge"]:
+        raise OptionError(f"{options['more_counts'][0]} stands alone; put --data or --merge before it.")
     if options["tolerance"] is not None and options["rows"] is not None:
         raise OptionError("--tolerance and --rows both say where to stop; give one of them.")
     if options["own"] and not options["data"]:
@@ -222,7 +226,7 @@ def _counts(
 
     files = list(options["data"])
     settings = (profiler.digest, profiler.layout, profiler.skip_bad)
-    parts = [profiler.load_counts(path) for path in options["merge"]]
+    parts = [profiler.load_counts(path) for path in (*options["merge"], *options["more_counts"])]
     if files and (not options["own"] or options["self_weight"]):
         with _progress() as on_rows:
             parts.append(

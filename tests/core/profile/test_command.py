@@ -83,7 +83,7 @@ def test_counts_are_saved_and_merged_to_the_same_vocabulary(
         (tmp_path / f"{name}.jsonl").write_text("".join(part))
         saved = ("--save-counts", tmp_path / f"{name}.counts", "--out", tmp_path / "x.vt.json")
         run(*model, "--data", tmp_path / f"{name}.jsonl", *saved)
-    counts = [word for name in "ba" for word in ("--merge", tmp_path / f"{name}.counts")]
+    counts = ["--merge", *(tmp_path / f"{name}.counts" for name in "ba")]
     files = [word for name in "ab" for word in ("--data", tmp_path / f"{name}.jsonl")]
     run(*model, *counts, "--out", tmp_path / "merged.vt.json")
     run(*model, *files, "--out", tmp_path / "whole.vt.json")
@@ -170,6 +170,7 @@ def test_interrupted_run_goes_on_and_leaves_no_checkpoint(
         (["--data", "DATA", "--plot", "p.png"], "--plot needs something to measure on"),
         (["--data", "DATA", "--limit", "3"], "--limit goes with --self"),
         (["--merge", "a.counts", "--self"], "--self needs inputs"),
+        (["--data", "DATA", "b.jsonl"], r"b\.jsonl stands alone; put --data or --merge before it"),
         (["--data", "DATA", "--input-field", "absent"], r"data\.jsonl, line 1: lacks the input, \{absent\}"),
         (["--data", "absent.jsonl"], r"absent\.jsonl: cannot be read"),
         (["--data", "DATA", "--held-out", "absent.jsonl"], r"absent\.jsonl: no such file"),
