@@ -16,7 +16,6 @@ import platform
 import subprocess
 import sys
 from importlib.metadata import version
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +52,7 @@ REDUCED = ("prealloc", "split", "rebuild")
     required=True,
     help="Where the stock framework's copy is written.",
 )
+@click.option("--most-prompt-tokens", type=int, help="Take the first row of a task that is no longer.")
 @click.option("--dtype", default="float32", show_default=True)
 @click.option("--max-tokens", default=32, show_default=True)
 @click.option("--repeat", default=3, show_default=True, help="Timed rounds over the variants.")
@@ -60,7 +60,9 @@ REDUCED = ("prealloc", "split", "rebuild")
 def main(
     backend: str, model: Path, data: Path, work: Path, dtype: str, max_tokens: int, repeat: int, out: Path
 ) -> None:
-    prompts = [ids for task in read_prompts(model, data).values() for ids in task]
+    prompts = [
+        ids for task in read_prompts(model, data, most_tokens=most_prompt_tokens).values() for ids in task
+    ]
     job = {
         "backend": backend,
         "model": str(model),
@@ -97,18 +99,27 @@ def main(
         sys.exit(1)
 
 
-def read_prompts(model: Path, data: Path, rows: int = 1) -> dict[str, list[list[int]]]:
-    """Full ids of the first prompts of each task, through the chat template where the model has one."""
+def read_prompts(
+    model: Path, data: Path, rows: int = 1, most_tokens: int | None = None
+) -> dict[str, list[list[int]]]:
+    """Full ids of the first prompts of each task, through the chat template where the model has one.
+
+    With ``most_tokens`` longer prompts are passed over; where all are longer, the shortest are taken.
+    """
     tokenizer = Tokenizer(ModelDirectory.open(model).path)
     prompts = {}
     for task, (file, template) in TASKS.items():
         with (data / file).open(encoding="utf-8") as lines:
-            texts = [template.format(input=json.loads(line)["input"]) for line in islice(lines, rows)]
+            texts = [template.format(input=json.loads(line)["input"]) for line in lines]
+        if most_tokens is None:
+            texts = texts[:rows]
         if tokenizer.chat_template is None:
-            encoded = [tokenizer.encode(text) for text in texts]
+            encoded = [tokenizer.encode(text).tolist() for text in texts]
         else:
-            encoded = [tokenizer.encode_chat([{"role": "user", "content": text}]) for text in texts]
-        prompts[task] = [ids.tolist() for ids in encoded]
+            encoded = [tokenizer.encode_chat([{"role": "user", "content": text}]).tolist() for text in texts]
+        if most_tokens is not None:
+            encoded = [ids for ids in encoded if len(ids) <= most_tokens] or sorted(encoded, key=len)
+        prompts[task] = encoded[:rows]
     return prompts
 
 
