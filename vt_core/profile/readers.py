@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from vt_core.errors import DataError
 
@@ -83,12 +83,54 @@ def _open(path: Path, zstd: Any) -> io.BufferedReader:
     if path.suffix.lower() == ".gz":
         return io.BufferedReader(gzip.open(path, "rb"))
     if zstd is None:
-        return open(path, "rb")
-    if hasattr(zstd, "ZstdFile"):
-        return io.BufferedReader(zstd.open(path, "rb"))
-    # Its own open() would stop, without a word, after the first of several frames.
-    frames = zstd.ZstdDecompressor().stream_reader(path.open("rb"), read_across_frames=True, closefd=True)
-    return io.BufferedReader(frames)
+        return path.open("rb")
+    # Python's own decompressor, or zstandard's object that behaves like it.
+    new = (
+        zstd.ZstdDecompressor
+        if hasattr(zstd, "ZstdFile")
+        else lambda: zstd.ZstdDecompressor().decompressobj()
+    )
+    return io.BufferedReader(_Frames(path.open("rb"), new))
+
+
+class _Frames(io.RawIOBase):
+    """What the frames of a compressed file hold, one after another; raises EOFError inside an unfinished one.
+
+    zstandard's own readers stop, without a word, after the first frame and where a file has been cut off.
+    """
+
+    def __init__(self, file: IO[bytes], new: Callable[[], Any]) -> None:
+        """`new` makes a decompressor for one frame, with `decompress`, `eof` and `unused_data`."""
+        self._file = file
+        self._new = new
+        self._frame: Any = None
+        self._input = b""
+        self._output = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._output:
+            if not self._input:
+                self._input = self._file.read(CHUNK_BYTES)
+            if not self._input:
+                if self._frame is not None:
+                    raise EOFError("it ends inside a compressed frame")
+                return 0
+            self._frame = self._frame or self._new()
+            self._output = memoryview(self._frame.decompress(self._input))
+            self._input = b""
+            if self._frame.eof:
+                self._input, self._frame = self._frame.unused_data, None
+        count = min(len(buffer), len(self._output))
+        buffer[:count] = self._output[:count]
+        self._output = self._output[count:]
+        return count
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
 def _zstd_library(path: Path) -> Any:

@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import csv
 import gzip
-import importlib.util
+import importlib
 import io
 import json
+import sys
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -79,6 +81,24 @@ def test_compressed_files_hold_the_same_rows(tmp_path: Path, suffix: str) -> Non
     assert read(packed) == ROWS
 
 
+@given(st.lists(st.binary(max_size=40), max_size=5), st.integers(1, 9), st.integers(1, 30))
+def test_frames_are_read_one_after_another(parts: list[bytes], block: int, length: int) -> None:
+    data = io.BytesIO(b"".join(map(zlib.compress, parts)))
+    whole, readers.CHUNK_BYTES = readers.CHUNK_BYTES, block
+    try:
+        frames = io.BufferedReader(readers._Frames(data, zlib.decompressobj), length)
+        assert b"".join(iter(lambda: frames.read(length), b"")) == b"".join(parts)
+    finally:
+        readers.CHUNK_BYTES = whole
+
+
+def test_file_that_ends_inside_a_frame_is_no_whole_file() -> None:
+    data = zlib.compress(b"abc") + zlib.compress(b"def" * 99)
+    for cut in range(len(zlib.compress(b"abc")) + 1, len(data)):
+        with pytest.raises(EOFError, match="ends inside a compressed frame"):
+            io.BufferedReader(readers._Frames(io.BytesIO(data[:cut]), zlib.decompressobj)).read()
+
+
 def test_zstd_frames_are_all_read(tmp_path: Path) -> None:
     zstandard = pytest.importorskip("zstandard")
     plain, packed = tmp_path / "data.jsonl", tmp_path / "data.jsonl.zst"
@@ -93,13 +113,9 @@ def test_zstd_frames_are_all_read(tmp_path: Path) -> None:
         read(packed)
 
 
-@pytest.mark.skipif(
-    any(map(importlib.util.find_spec, ("zstandard", "compression.zstd")))
-    if importlib.util.find_spec("compression")
-    else importlib.util.find_spec("zstandard") is not None,
-    reason="zstandard is installed",
-)
-def test_missing_zstandard_says_what_to_install(tmp_path: Path) -> None:
+def test_missing_zstandard_says_what_to_install(tmp_path: Path, monkeypatch) -> None:
+    for name in ("compression", "compression.zstd", "zstandard"):
+        monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(DataError, match=r"x\.jsonl\.zst: .zst files need the library zstandard; install it"):
         read(tmp_path / "x.jsonl.zst")
 
@@ -209,8 +225,8 @@ def test_endless_json_value_is_given_up(tmp_path: Path, monkeypatch) -> None:
         read(path)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("pyarrow") is not None, reason="pyarrow is installed")
-def test_missing_pyarrow_says_what_to_install(tmp_path: Path) -> None:
+def test_missing_pyarrow_says_what_to_install(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
     (tmp_path / "x.parquet").write_bytes(b"PAR1")
     with pytest.raises(DataError, match=r"x\.parquet: Parquet files need the library pyarrow; install it"):
         read(tmp_path / "x.parquet")
