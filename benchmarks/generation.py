@@ -58,7 +58,15 @@ REDUCED = ("prealloc", "split", "rebuild")
 @click.option("--repeat", default=3, show_default=True, help="Timed rounds over the variants.")
 @click.option("--out", type=click.Path(path_type=Path), required=True)
 def main(
-    backend: str, model: Path, data: Path, work: Path, dtype: str, max_tokens: int, repeat: int, out: Path
+    backend: str,
+    model: Path,
+    data: Path,
+    work: Path,
+    most_prompt_tokens: int | None,
+    dtype: str,
+    max_tokens: int,
+    repeat: int,
+    out: Path,
 ) -> None:
     prompts = [
         ids for task in read_prompts(model, data, most_tokens=most_prompt_tokens).values() for ids in task
