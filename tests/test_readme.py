@@ -1,0 +1,26 @@
+"""What README shows works: its commands and options exist."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+from vt_core.cli import build
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+def test_every_command_of_the_readme_parses():
+    lines = [line.split("  #")[0].strip() for line in README.read_text().splitlines()]
+    commands = [shlex.split(line) for line in lines if re.match(r"vt-(torch|mlx) ", line)]
+    assert len(commands) >= 6
+    for name, command, *arguments in commands:
+        group = build(name.removeprefix("vt-"))
+        group.commands[command].make_context(command, arguments, obj="torch")
+
+
+def test_the_two_commands_are_targets_of_the_makefile():
+    makefile = (README.parent / "Makefile").read_text()
+    for target in re.findall(r"^make (\w+)", README.read_text(), re.MULTILINE):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE)
