@@ -61,7 +61,7 @@ class Request:
             step = self.decoder.prefill(prompt)
             done = 0
             while True:
-                started = self.clock() if done else None
+                started = self.clock() if done and self.policy is not None else None
                 block = _Block(self, done)
                 block.draft(step, started)
                 ids, rescue = block.check()

@@ -203,7 +203,7 @@ def test_help_shows_examples(backend):
     assert f"vt-{backend} generate" in CliRunner().invoke(build(backend), ["generate", "--help"]).output
 
 
-def start(backend, model, **options):
+def start(backend, model):
     code = f"import sys; from vt_core.cli import {backend}; {backend}()"
     command = [
         sys.executable,
@@ -217,9 +217,15 @@ def start(backend, model, **options):
         "--max-tokens",
         "450",
         "--raw",
-        "ab",
+        "abc",
     ]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        # Where the tests run in the background, SIGINT is ignored, and a child inherits that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
 
 
 def test_an_interrupt_ends_quietly_with_130(backend, model):
