@@ -15,6 +15,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from vt_core.metrics import ProcessMemory
 
 Job = dict[str, Any]
@@ -45,7 +47,11 @@ def work(job: Job) -> dict[str, Any]:
     memory = ProcessMemory()
     idle = memory.peak
     start = time.perf_counter()
-    generate = (_stock if job["variant"] == "stock" else _reduced)(job)
+    parts: dict[str, int] = {}
+    if job["variant"] == "decoder":
+        generate = _decoder(job, parts)
+    else:
+        generate = (_stock if job["variant"] == "stock" else _reduced)(job)
     loaded = time.perf_counter() - start
     memory.sample()
     runs = [generate(prompt) for prompt in job["prompts"]]
@@ -62,6 +68,7 @@ def work(job: Job) -> dict[str, Any]:
         "peak_bytes": memory.peak,
         "anonymous_bytes": memory.anonymous,
         "allocator_bytes": allocator,
+        "parts": parts,
     }
 
 
@@ -94,6 +101,50 @@ def _reduced(job: Job) -> Callable[[list[int]], Any]:
         return ids, times
 
     return generate
+
+
+def _decoder(job: Job, parts: dict[str, int]) -> Callable[[list[int]], Any]:
+    """Exact generation without a tokenizer around it; notes in ``parts`` the bytes that it cannot do
+    without.
+    """
+    from vt_core.backend import backend
+    from vt_core.generation import Request
+    from vt_core.model_dir import ModelDirectory
+    from vt_core.policy import BlockPolicy
+    from vt_core.sampling import Sampler, SamplerSettings
+
+    directory = ModelDirectory.open(job["model"])
+    options = {"head": "prealloc", "store": "lmdb", "device": None, "tile_bytes": None}
+    decoder: Any = backend(job["backend"]).load_decoder(directory, dtype=job["dtype"], **options)
+    decoder.head.set_static(job["static"])
+    rows, policy = directory.manifest.vocab_rows, BlockPolicy()
+
+    def generate(prompt: list[int]) -> Any:
+        times, ids = [time.perf_counter()], []
+        request = Request(decoder, Sampler(SamplerSettings(), rows), job["max_tokens"], (), policy)
+        for token in request.run(np.array(prompt)):
+            times.append(time.perf_counter())
+            ids.append(token)
+            for name, size in _sizes(job["backend"], decoder).items():
+                parts[name] = max(size, parts.get(name, 0))
+        return ids, times
+
+    return generate
+
+
+def _sizes(backend: str, decoder: Any) -> dict[str, int]:
+    """Bytes of a decoder's parts, in the middle of a request."""
+    if backend == "torch":
+        body = sum(part.nbytes for part in (*decoder._model.parameters(), *decoder._model.buffers()))
+        layers = [(layer.keys, layer.values) for layer in decoder._cache.layers if layer.is_initialized]
+        cache = sum(part.nbytes for pair in layers for part in pair)
+    else:
+        from mlx.utils import tree_flatten
+
+        body = sum(part.nbytes for _, part in tree_flatten(decoder._model.parameters()))
+        cache = sum(layer.nbytes for layer in decoder._cache)
+    tile = decoder._scan.tile_bytes if decoder._scan is not None else 0
+    return {"body": body, "head": decoder.head.nbytes, "tile": tile, "cache": cache}
 
 
 def median(values: list[float]) -> float:

@@ -130,5 +130,19 @@ def next_logits(backend: str, model, context: Sequence[int]) -> np.ndarray:
     return np.array(model(mx.array([list(context[-1:])]), cache=cache)[0, -1].astype(mx.float32))
 
 
+def text_logits(backend: str, model, prompt: Sequence[int], text: Sequence[int]) -> np.ndarray:
+    """Full logits that each id of a text was to be chosen from, float32 ``[len(text), V]``, in one pass."""
+    context = [*prompt, *text[:-1]]
+    if backend == "torch":
+        import torch
+
+        with torch.inference_mode():
+            out = model(torch.tensor([context]), logits_to_keep=len(text), use_cache=False)
+            return out.logits[0].float().numpy()
+    import mlx.core as mx
+
+    return np.array(model(mx.array([context]))[0, -len(text) :].astype(mx.float32))
+
+
 LOAD: dict[str, Callable] = {"torch": load_torch, "mlx": load_mlx}
 GENERATE: dict[str, Callable[..., Tokens]] = {"torch": generate_torch, "mlx": generate_mlx}

@@ -31,6 +31,7 @@ def load(
     store: str = "lmdb",
     device: str | None = None,
     dtype: str | None = None,
+    tile_bytes: int | None = None,
     revision: str | None = None,
     learn: bool = False,
     progress: bool = False,
@@ -47,6 +48,8 @@ def load(
         store: ``lmdb`` reads rows from disk, ``ram`` keeps the tables in host memory.
         device: a device of the backend, such as ``cpu`` or ``cuda``; None takes the best.
         dtype: ``float32``, ``bfloat16`` or ``float16``; None takes what the device runs well.
+        tile_bytes: how much of the full head verification holds at once; None takes what is fastest on the
+            device.
         revision: of a hub id.
         learn: begin with the tokens rescued in earlier sessions, and save those of this one, in
             ``NAME.learned.json`` beside the first task file, or in the user's cache.
@@ -58,11 +61,14 @@ def load(
     from converters.cache import cache_directory, resolve
     from vt_core.backend import backend as import_backend
     from vt_core.backend import default_backend
+    from vt_core.errors import OptionError
     from vt_core.learning import LearnedFile, learned_path
     from vt_core.model import Model
     from vt_core.model_dir import ModelDirectory
     from vt_core.task import TaskVocabulary
 
+    if tile_bytes is not None and tile_bytes < 1:
+        raise OptionError(f"a tile of {tile_bytes} bytes holds no row; give at least 1, or leave it out")
     name = backend or default_backend()
     module = import_backend(name)
     files = [task] if isinstance(task, (str, Path, TaskVocabulary)) else task
@@ -72,7 +78,9 @@ def load(
         item if isinstance(item, TaskVocabulary) else TaskVocabulary.load(item, tokenizer_json)
         for item in files
     ]
-    decoder = module.load_decoder(directory, head=head, store=store, device=device, dtype=dtype)
+    decoder = module.load_decoder(
+        directory, head=head, store=store, device=device, dtype=dtype, tile_bytes=tile_bytes
+    )
     file = None
     if learn:
         digest = directory.manifest.tokenizer_digest

@@ -88,9 +88,20 @@ class Backend(Protocol):
     """The module of a backend: ``vt_mlx``, ``vt_torch``."""
 
     def load_decoder(
-        self, directory: ModelDirectory, *, head: str, store: str, device: str | None, dtype: str | None
+        self,
+        directory: ModelDirectory,
+        *,
+        head: str,
+        store: str,
+        device: str | None,
+        dtype: str | None,
+        tile_bytes: int | None,
     ) -> Decoder:
-        """A decoder for a model directory; the head holds nothing yet."""
+        """A decoder for a model directory; the head holds nothing yet.
+
+        ``tile_bytes``: how much of the full head verification holds at once, in the run's dtype; None takes
+        what was measured to be fastest on the device.
+        """
 
 
 def default_backend() -> str:

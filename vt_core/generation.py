@@ -29,6 +29,8 @@ class Checks:
     rescued: list[int] = field(default_factory=list)  #: full ids that the full head put in place of others
     rolled_back: int = 0  #: steps that were run behind a wrong token (one queued ahead is not counted)
     verify_s: float = 0.0
+    rescue_s: float = 0.0  #: taking tokens back and reading the rescued row
+    rolled_back_s: float = 0.0  #: in steps that were rolled back
 
 
 @dataclass
@@ -87,6 +89,7 @@ class _Block:
         self._tokens: list[int] = []
         self._ahead: Step | None = None
         self._accepted = 0
+        self._step_s = 0.0  #: of a block behind the first
         self._course: Block | None = None if request.policy is None else request.policy.block()
 
     def draft(self, step: Step, started: float | None) -> None:
@@ -107,7 +110,8 @@ class _Block:
                 break
             step = decoder.step(token) if self._ahead is None else self._ahead
         if request.policy is not None and started is not None:
-            request.policy.measured(step_s=(request.clock() - started) / len(self._tokens))
+            self._step_s = (request.clock() - started) / len(self._tokens)
+            request.policy.costs.add_step(self._step_s)
 
     def check(self) -> tuple[list[int], int | None]:
         """The ids that stand, a rescue included, and the rescue."""
@@ -119,7 +123,7 @@ class _Block:
         spent = request.clock() - started
         accepted, rescue = accepted_prefix(self._tokens, checked)
         self._accepted = accepted
-        request.policy.measured(verify_s=spent)
+        request.policy.costs.add_verification(len(self._tokens), spent)
         request.policy.learn(self._course.confidences, accepted)
         checks = request.checks
         checks.verifications += 1
@@ -128,7 +132,9 @@ class _Block:
         if rescue is None:
             return self._tokens, None
         checks.rescued.append(rescue)
-        checks.rolled_back += len(self._tokens) - 1 - accepted
+        wasted = len(self._tokens) - 1 - accepted
+        checks.rolled_back += wasted
+        checks.rolled_back_s += wasted * self._step_s
         return [*self._tokens[:accepted], rescue], rescue
 
     def resume(self, rescue: int | None) -> Step:
@@ -138,11 +144,13 @@ class _Block:
         if rescue is None:
             decoder.rewind(0)
             return decoder.step(self._tokens[-1]) if self._ahead is None else self._ahead
+        started = self._request.clock()
         # Dropped first: a step in flight holds the head's buffer, and writing into that would copy it whole.
         self._ahead = None
         self._steps.clear()
         decoder.rewind(read - self._accepted)
         decoder.head.add([rescue])
+        self._request.checks.rescue_s += self._request.clock() - started
         return decoder.step(rescue)
 
     def _choose(self, step: Step) -> int:

@@ -78,11 +78,18 @@ class Head(ABC):
         """Bytes held on the device, spare capacity included."""
 
     def set_static(self, ids: Iterable[int]) -> None:
-        """Replace the static set; reads its rows once for all requests."""
+        """Replace the static set; reads its rows once for all requests. Fails with what was there before, or
+        with no row.
+        """
         static = np.unique(np.fromiter(ids, dtype=np.int64))
         rows = self.ops.read(static)
         self.vocabulary.set_static(static)
-        self._place_static(rows)
+        try:
+            self._place_static(rows)
+        except BaseException:
+            self.vocabulary.set_static([])
+            self._place_static(self.ops.first(rows, 0))
+            raise
 
     def add(self, ids: Iterable[int]) -> int:
         """Make ``ids`` active for this request; returns how many rows had to be read."""

@@ -221,6 +221,8 @@ class Model:
                 rescued=len(checks.rescued),
                 rolled_back=checks.rolled_back,
                 verify_s=checks.verify_s,
+                rescue_s=checks.rescue_s,
+                rolled_back_s=checks.rolled_back_s,
             )
             news = self._learn(checks.rescued, [*ids.tolist(), *generated])
             yield Chunk(rest, None, result)

@@ -11,6 +11,8 @@ from __future__ import annotations
 from bisect import bisect_right
 from dataclasses import dataclass, field
 
+from vt_core.costs import Costs
+
 #: positions; verification of more costs more than it shares (product of 32: 1.1 times that of 1)
 MAX_BLOCK = 32
 
@@ -20,16 +22,14 @@ MAX_BLOCK = 32
 _CLASSES = (0.2, 0.35, 0.5, 0.7, 0.9, 0.98)
 _BELIEVED = (0.20, 0.12, 0.06, 0.03, 0.015, 0.005, 0.002)
 _BELIEF = 8.0  #: weight of that belief, in tokens
-_RATE = 0.2  #: share of a new measurement in a remembered cost
 
 
 @dataclass
 class BlockPolicy:
-    """Block lengths for one model, learning over its requests. Costs in seconds of the caller's clock."""
+    """Block lengths for one model, learning over its requests."""
 
     max_block: int = MAX_BLOCK
-    step_s: float | None = None
-    verify_s: float | None = None
+    costs: Costs = field(default_factory=Costs)
     _seen: list[float] = field(default_factory=lambda: [_BELIEF] * len(_BELIEVED))
     _missed: list[float] = field(default_factory=lambda: [_BELIEF * share for share in _BELIEVED])
     limit: int = 1  #: positions that the next block may have
@@ -56,13 +56,6 @@ class BlockPolicy:
         hit = accepted == len(confidences)
         self.limit = min(2 * len(confidences), self.max_block) if hit else max(1, accepted)
 
-    def measured(self, *, step_s: float | None = None, verify_s: float | None = None) -> None:
-        """A step, or a verification, took so long."""
-        if step_s is not None:
-            self.step_s = _smooth(self.step_s, step_s)
-        if verify_s is not None:
-            self.verify_s = _smooth(self.verify_s, verify_s)
-
 
 class Block:
     """Decides after each token whether the block goes on."""
@@ -82,13 +75,8 @@ class Block:
         n = len(self.confidences)
         if n >= policy.limit:
             return True
-        if policy.step_s is None or policy.verify_s is None:
+        costs = policy.costs
+        if not costs.known:
             return False
-        spent = n * policy.step_s + policy.verify_s
-        return self._right * spent < self._expected * policy.step_s
-
-
-def _smooth(old: float | None, new: float) -> float:
-    # The first measurement holds what runs only once (allocation, page cache), so it must not be kept for
-    # long.
-    return new if old is None else old + _RATE * (new - old)
+        spent = n * costs.step_s + costs.verify_s(n)
+        return self._right * spent < self._expected * (costs.step_s + costs.position_s)

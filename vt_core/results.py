@@ -37,6 +37,8 @@ class Generation:
     rescued: int  #: tokens that the full head put in place of others
     rolled_back: int  #: steps that were run behind a wrong token
     verify_s: float  #: spent on verification
+    rescue_s: float  #: spent on taking wrong tokens back and reading the rows of rescues
+    rolled_back_s: float  #: spent in steps that were rolled back
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON can hold them."""

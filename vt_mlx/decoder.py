@@ -53,6 +53,7 @@ class MlxDecoder:
         tied: bool,
         device: mx.Device,
         dtype: mx.Dtype,
+        tile_bytes: int | None,
     ) -> None:
         self.head = head
         self.device = "gpu" if device.type == mx.DeviceType.gpu else "cpu"
@@ -69,6 +70,7 @@ class MlxDecoder:
         self._log = CacheLog([])
         self._transform = logit_transform(model.args)
         self._knows_logits = True
+        self._tile_bytes = tile_bytes
         self._scan: HeadScan | None = None
 
     @property
@@ -125,7 +127,12 @@ class MlxDecoder:
         if self._scan is None:
             rows = self._rows
             self._scan = HeadScan(
-                rows.head_table, rows.whole_bias(), self._transform, self.device, steps[0].logits.dtype
+                rows.head_table,
+                rows.whole_bias(),
+                self._transform,
+                self.device,
+                steps[0].logits.dtype,
+                self._tile_bytes,
             )
         hidden = mx.concatenate([step.hidden for step in steps])
         return verify(self._scan.tiles(hidden), drafts, sampler)
@@ -178,7 +185,13 @@ class MlxDecoder:
 
 
 def load_decoder(
-    directory: ModelDirectory, *, head: str, store: str, device: str | None, dtype: str | None
+    directory: ModelDirectory,
+    *,
+    head: str,
+    store: str,
+    device: str | None,
+    dtype: str | None,
+    tile_bytes: int | None,
 ) -> MlxDecoder:
     """See :meth:`vt_core.backend.Backend.load_decoder`."""
     manifest = directory.manifest
@@ -197,4 +210,5 @@ def load_decoder(
         tied=manifest.tied,
         device=target,
         dtype=run_dtype,
+        tile_bytes=tile_bytes,
     )

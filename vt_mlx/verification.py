@@ -54,12 +54,19 @@ class HeadScan:
     """Reads the full head tile by tile; one tile exists on the device at a time."""
 
     def __init__(
-        self, table: Table, bias: mx.array | None, transform: Transform | None, device: str, dtype: mx.Dtype
+        self,
+        table: Table,
+        bias: mx.array | None,
+        transform: Transform | None,
+        device: str,
+        dtype: mx.Dtype,
+        tile_bytes: int | None = None,
     ) -> None:
         self._table, self._bias, self._transform = table, bias, transform
         self._dtype = dtype
         row_bytes = table.spec.columns * dtype.size
-        self._rows = max(1, TILE_BYTES[device] // row_bytes)
+        self._rows = max(1, (tile_bytes or TILE_BYTES[device]) // row_bytes)
+        self.tile_bytes = self._rows * row_bytes
         # MLX's CPU build multiplies with one thread, in time linear in k; numpy's library does far better
         # there.
         self._multiply = self._on_device if device == "gpu" else self._on_host

@@ -48,6 +48,7 @@ class TorchDecoder:
         tied: bool,
         device: torch.device,
         dtype: torch.dtype,
+        tile_bytes: int | None,
     ) -> None:
         self.head = head
         self.device = str(device)
@@ -63,6 +64,7 @@ class TorchDecoder:
         self._cache: DynamicCache | None = None
         self._transform = logit_transform(model.config)
         self._knows_logits = True
+        self._tile_bytes = tile_bytes
         self._scan: HeadScan | None = None
 
     @property
@@ -115,7 +117,12 @@ class TorchDecoder:
         if self._scan is None:
             rows = self._rows
             self._scan = HeadScan(
-                rows.head_table, rows.whole_bias(), self._transform, self._device, steps[0].logits.dtype
+                rows.head_table,
+                rows.whole_bias(),
+                self._transform,
+                self._device,
+                steps[0].logits.dtype,
+                self._tile_bytes,
             )
         hidden = torch.cat([step.hidden for step in steps])
         return verify(self._scan.tiles(hidden), drafts, sampler)
@@ -155,7 +162,13 @@ class TorchDecoder:
 
 
 def load_decoder(
-    directory: ModelDirectory, *, head: str, store: str, device: str | None, dtype: str | None
+    directory: ModelDirectory,
+    *,
+    head: str,
+    store: str,
+    device: str | None,
+    dtype: str | None,
+    tile_bytes: int | None,
 ) -> TorchDecoder:
     """See :meth:`vt_core.backend.Backend.load_decoder`."""
     manifest = directory.manifest
@@ -166,5 +179,11 @@ def load_decoder(
     rows = TorchRows(open_tables(directory, store), manifest.tied, target, run_dtype)
     model = load_body(directory.path, target, run_dtype)
     return TorchDecoder(
-        model, rows, strategy(rows, manifest.vocab_rows), tied=manifest.tied, device=target, dtype=run_dtype
+        model,
+        rows,
+        strategy(rows, manifest.vocab_rows),
+        tied=manifest.tied,
+        device=target,
+        dtype=run_dtype,
+        tile_bytes=tile_bytes,
     )

@@ -61,11 +61,13 @@ class HeadScan:
         transform: Transform,
         device: torch.device,
         dtype: torch.dtype,
+        tile_bytes: int | None = None,
     ) -> None:
         self._table, self._bias, self._transform = table, bias, transform
         self._device, self._dtype = device, dtype
         row_bytes = table.spec.columns * dtype.itemsize
-        self._rows = max(1, TILE_BYTES.get(device.type, 32 << 20) // row_bytes)
+        self._rows = max(1, (tile_bytes or TILE_BYTES.get(device.type, 32 << 20)) // row_bytes)
+        self.tile_bytes = self._rows * row_bytes
         self._buffers: list[torch.Tensor] = []
 
     def tiles(self, hidden: torch.Tensor) -> Iterator[TorchTile]:

@@ -55,6 +55,7 @@ FIELDS = """
     text token_ids finish_reason prompt_tokens generated_tokens exact head backend device dtype seed
     vocab_rows static_rows dynamic_rows vocab_bytes_full vocab_bytes_resident ttft_s tpot_s tokens_per_s
     peak_memory_bytes peak_anonymous_bytes verifications rescued rolled_back verify_s
+    rescue_s rolled_back_s
 """
 
 
@@ -119,6 +120,18 @@ def test_every_head_and_store_runs(backend, model, head, store):
         run(backend, "--model", model, "--head", head, "--max-tokens", "4", "--json", "ab").stdout
     )
     assert result["token_ids"] == reference["token_ids"]
+
+
+def test_the_tile_may_have_any_size(backend, model):
+    tokens = []
+    for options in ((), ("--tile-mb", "0.000001"), ("--tile-mb", "0.003"), ("--tile-mb", "64")):
+        result = json.loads(
+            run(backend, "--model", model, "--max-tokens", "8", *options, "--json", "ab").stdout
+        )
+        assert result["verifications"] > 0
+        tokens.append(result["token_ids"])
+    assert tokens[1:] == tokens[:1] * 3
+    assert run(backend, "--model", model, "--tile-mb", "0", "ab").exit_code == 2
 
 
 def test_task_vocabularies_become_the_static_rows(backend, model, tmp_path):

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.fake import FakeDecoder, fake_table
+from vt_core.costs import Costs
 from vt_core.generation import Request
 from vt_core.heads import HEADS, FullHead
 from vt_core.policy import BlockPolicy
@@ -97,15 +98,13 @@ class Blocks:
     def __init__(self, lengths):
         self.lengths = list(lengths)
         self.learned = []
+        self.costs = Costs()
 
     def begin(self):
         pass
 
     def block(self):
         return FixedBlock(self.lengths.pop(0) if self.lengths else 3)
-
-    def measured(self, **_):
-        pass
 
     def learn(self, confidences, accepted):
         self.learned.append((len(confidences), accepted))

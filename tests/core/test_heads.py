@@ -80,6 +80,27 @@ def test_a_new_static_set_replaces_the_old_one_and_a_refused_one_does_not(kind):
     assert np.array_equal(head.logits(HIDDEN), HIDDEN @ TABLE[[4, 9]].T)
 
 
+def test_a_static_set_that_does_not_fit_leaves_an_empty_head_that_works():
+    rows = FakeRows(TABLE)
+    head = PreallocHead(rows, len(TABLE))
+    head.set_static([1, 2])
+    reserve, rooms = rows.reserve, []
+
+    def full(bundle, capacity):
+        rooms.append(capacity)
+        if len(rooms) == 1:
+            raise MemoryError("the device is full")
+        return reserve(bundle, capacity)
+
+    rows.reserve = full
+    with pytest.raises(MemoryError):
+        head.set_static(range(1000))
+    assert head.vocabulary.size == 0
+    assert head.nbytes == PreallocHead.SPARE * TABLE[0].nbytes
+    head.add([20])
+    assert np.array_equal(head.logits(HIDDEN), HIDDEN @ TABLE[[20]].T)
+
+
 def test_spare_rows_of_the_buffer_are_never_multiplied():
     head = PreallocHead(FakeRows(TABLE), len(TABLE))
     head.set_static([1, 2])

@@ -55,6 +55,11 @@ from vt_core.errors import PromptError
     show_default=True,
     help="Read vocabulary rows from disk, or keep the tables in host memory.",
 )
+@click.option(
+    "--tile-mb",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Memory for the piece of the full head that is read at a time. Default: what the device runs well.",
+)
 @click.option("--device", help="Device of the backend, such as cpu or cuda. Default: the best there is.")
 @click.option(
     "--dtype",
@@ -85,6 +90,8 @@ def generate(
     loading = {
         name: options.pop(name) for name in ("revision", "task", "head", "store", "device", "dtype", "learn")
     }
+    tile = options.pop("tile_mb")
+    loading["tile_bytes"] = None if tile is None else max(1, int(tile * 1e6))
     model = load(options.pop("model"), backend=backend, progress=sys.stderr.isatty() or verbose, **loading)
     if verbose and model.tokenizer.chat_template is None and not options["raw"]:
         click.echo("the model has no chat template: the prompt is given as it is", err=True)
@@ -142,5 +149,6 @@ def _checks(result: Any) -> str:
         return ""
     return (
         f"{result.verifications} checks in {result.verify_s:.2f} s: "
-        f"{result.rescued} rescued, {result.rolled_back} steps rolled back; "
+        f"{result.rescued} rescued in {result.rescue_s:.2f} s, "
+        f"{result.rolled_back} steps of {result.rolled_back_s:.2f} s rolled back; "
     )

@@ -23,22 +23,31 @@ EXAMPLE_ROWS = 8192
 @click.option(
     "--verify", is_flag=True, help="Read the tables and compare their checksums; exit code 2 if one differs."
 )
+@click.option(
+    "--measure",
+    is_flag=True,
+    help="Load the model, with its full head too, and print how fast it decodes here and up to which miss "
+    "rate exact decoding is the faster way.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def inspect(path: Path, verify: bool, as_json: bool) -> None:
+@click.pass_obj
+def inspect(backend: str, path: Path, verify: bool, measure: bool, as_json: bool) -> None:
     """Say what PATH is: a model directory or a task vocabulary.
 
     \b
     Examples:
       vt-torch inspect gemma-vt
       vt-torch inspect gemma-vt --verify
+      vt-torch inspect gemma-vt --measure
       vt-torch inspect math.vt.json --json
     """
     if path.is_file():
         from vt_core.task import TaskVocabulary
 
-        if verify:
+        if verify or measure:
+            option = "--verify" if verify else "--measure"
             raise click.UsageError(
-                "--verify is for model directories; a task vocabulary is checked when it is read"
+                f"{option} is for model directories; a task vocabulary is checked when it is read"
             )
         if path.suffix == ".gguf":
             raise ModelError(f"{path} is a GGUF file, no model directory. Make one with the convert command.")
@@ -52,6 +61,10 @@ def inspect(path: Path, verify: bool, as_json: bool) -> None:
             directory.verify()
             report["verified"] = True
             lines.append(("checksums", "verified"))
+        if measure:
+            measured, texts = _speed_report(directory, backend)
+            report |= measured
+            lines += texts
     if as_json:
         click.echo(json.dumps(report, ensure_ascii=False))
     else:
@@ -97,6 +110,40 @@ def _model_report(directory: ModelDirectory) -> tuple[dict[str, Any], list[tuple
             "with a head",
             f"of {rows:,} rows: {size_text(reduced)} in memory, {size_text(tables - reduced)} saved",
         ),
+    ]
+    return report, lines
+
+
+def _speed_report(directory: ModelDirectory, backend: str) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+    from vt_core.measuring import measure
+    from vt_core.policy import MAX_BLOCK
+
+    costs, full_step_s = measure(directory, backend)
+    hits = costs.tokens_per_s(0, MAX_BLOCK)
+    miss_rate = costs.break_even(full_step_s, MAX_BLOCK)
+    report = {
+        "step_s": costs.step_s,
+        "full_step_s": full_step_s,
+        "verify_one_s": costs.verify_s(1),
+        "verify_block_s": costs.verify_s(MAX_BLOCK),
+        "max_block": MAX_BLOCK,
+        "break_even_miss_rate": miss_rate,
+    }
+    if miss_rate == 1:
+        worth = "faster at any miss rate"
+    elif miss_rate == 0:
+        worth = "slower, even without misses; use --head full"
+    else:
+        worth = f"faster as long as fewer than {miss_rate:.1%} of the tokens are misses"
+    lines = [
+        ("full head", f"{1 / full_step_s:.1f} tokens/s"),
+        ("reduced head", f"{1 / costs.step_s:.1f} tokens/s approximate, {hits:.1f} exact without misses"),
+        (
+            "verification",
+            f"{costs.verify_s(1) * 1e3:.0f} ms for 1 position, "
+            f"{costs.verify_s(MAX_BLOCK) * 1e3:.0f} ms for {MAX_BLOCK}",
+        ),
+        ("exact decoding", worth),
     ]
     return report, lines
 

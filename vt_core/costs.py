@@ -1,0 +1,107 @@
+"""What decoding costs on a machine, and up to which miss rate exact decoding pays there. Times in seconds of
+the caller's clock.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+_KEPT = 0.8  #: weight that a measurement still has at the next one
+
+
+@dataclass
+class Line:
+    """A least-squares line through measurements, the latest ones weighing most; it never falls.
+
+    The first measurement holds what runs only once (allocation, page cache), so none may be kept for long.
+    """
+
+    _weight: float = 0.0
+    _x: float = 0.0
+    _y: float = 0.0
+    _xx: float = 0.0
+    _xy: float = 0.0
+
+    @property
+    def known(self) -> bool:
+        return self._weight > 0
+
+    def add(self, x: float, y: float) -> None:
+        self._weight = _KEPT * self._weight + 1
+        self._x = _KEPT * self._x + x
+        self._y = _KEPT * self._y + y
+        self._xx = _KEPT * self._xx + x * x
+        self._xy = _KEPT * self._xy + x * y
+
+    @property
+    def slope(self) -> float:
+        """From 0 to what a line through the origin would have; 0 as long as all measurements have one x."""
+        if not self.known or self._x == 0:
+            return 0.0
+        spread = self._xx - self._x * self._x / self._weight
+        if spread < 1e-9 * self._xx:
+            return 0.0
+        slope = (self._xy - self._x * self._y / self._weight) / spread
+        return min(max(slope, 0.0), self._y / self._x)
+
+    def at(self, x: float) -> float:
+        """The line's value; only when something is :attr:`known`."""
+        return self._y / self._weight + self.slope * (x - self._x / self._weight)
+
+
+@dataclass
+class Costs:
+    """What a step on the reduced head costs, and what verifying a block does."""
+
+    _step: Line = field(default_factory=Line)
+    _verification: Line = field(default_factory=Line)
+
+    @property
+    def known(self) -> bool:
+        return self._step.known and self._verification.known
+
+    @property
+    def step_s(self) -> float:
+        return self._step.at(0)
+
+    @property
+    def position_s(self) -> float:
+        """What one more position adds to a verification."""
+        return self._verification.slope
+
+    def verify_s(self, positions: int) -> float:
+        return self._verification.at(positions)
+
+    def add_step(self, seconds: float) -> None:
+        self._step.add(0, seconds)
+
+    def add_verification(self, positions: int, seconds: float) -> None:
+        self._verification.add(positions, seconds)
+
+    def tokens_per_s(self, miss_rate: float, max_block: int) -> float:
+        """Speed of exact decoding in the best blocks of one length, where every token is a miss with this
+        probability.
+        """
+        best = expected = 0.0
+        for positions in range(1, max_block + 1):
+            # A block brings the tokens up to its first miss, which is replaced.
+            expected += (1 - miss_rate) ** (positions - 1)
+            best = max(best, expected / (positions * self.step_s + self.verify_s(positions)))
+        return best
+
+    def break_even(self, full_step_s: float, max_block: int) -> float:
+        """The miss rate at which exact decoding is as fast as steps of ``full_step_s`` on the full head: 1
+        where it is faster at any, 0 where it is slower even without misses.
+        """
+        low, high = 0.0, 1.0
+        if self.tokens_per_s(high, max_block) * full_step_s >= 1:
+            return high
+        if self.tokens_per_s(low, max_block) * full_step_s < 1:
+            return low
+        while high - low > 1e-4:
+            middle = (low + high) / 2
+            if self.tokens_per_s(middle, max_block) * full_step_s >= 1:
+                low = middle
+            else:
+                high = middle
+        return low
