@@ -79,7 +79,7 @@ class FakeDecoder:
         self.state: np.ndarray | None = None
         self.fail_at: int | None = None
         self.steps = 0
-        self.verified = 0
+        self.verified = self.scans = 0
         self._past: list[np.ndarray] = []
 
     def begin(self):
@@ -117,10 +117,12 @@ class FakeDecoder:
     def verify(self, steps, drafts, sampler):
         self.verified += len(steps)
         full = (np.stack([step.hidden for step in steps]) @ self.rows.table.T).astype(np.float32)
-        tiles = (
-            NumpyTile(start, full[:, start : start + 37].copy()) for start in range(0, full.shape[1], 37)
-        )
-        return verify(tiles, drafts, sampler)
+
+        def scan():
+            self.scans += 1
+            return (NumpyTile(at, full[:, at : at + 37].copy()) for at in range(0, full.shape[1], 37))
+
+        return verify(scan, drafts, sampler)
 
     def rewind(self, count):
         assert 0 <= count <= len(self._past), "only what was read since the last call can be taken back"

@@ -29,6 +29,13 @@ _SMALLEST = -math.log((_NOISE_BITS + 1) * math.log(2))
 #: more.
 NOISE_SPAN = _LARGEST - _SMALLEST + 1e-3
 
+#: Mass that :meth:`Sampler.likely_threshold` leaves under it. More than ``1 - top_p`` would have to come from
+#: elsewhere before that matters.
+_RARE = 1e-3
+#: Scores are counted in classes of this width where the most likely ones are looked for: sorting them all
+#: takes ten times as long.
+_CLASS = 0.125
+
 #: How far the same logit may differ, relatively, between two products: two units in the last place of
 #: bfloat16.
 _ROUNDING = 2.0**-6
@@ -155,12 +162,34 @@ class Sampler:
         settings = self.settings
         top = float(logits.max())
         threshold = top - settings.temperature * NOISE_SPAN
+        if settings.min_p > 0:
+            threshold = max(threshold, top + settings.temperature * math.log(settings.min_p))
         if settings.top_k > 0 and settings.top_p < 1:
             # Top-p looks at all of the top k.
             if settings.top_k > len(logits):
                 return -math.inf
             threshold = min(threshold, float(np.partition(logits, -settings.top_k)[-settings.top_k]))
-        return threshold - _ROUNDING * max(1.0, abs(top))
+        return threshold - _margin(top)
+
+    def likely_threshold(self, logits: Floats) -> float:
+        """A higher threshold, under which most likely no row can be chosen: :meth:`suffices` tells whether
+        that was so.
+        """
+        threshold = self.threshold(logits)
+        if not self.needs_mass:
+            return threshold
+        temperature = self.settings.temperature
+        scaled = logits / np.float32(temperature)
+        floor = _floor(scaled, 1 - _RARE, None) * temperature
+        return max(threshold, floor - _margin(float(logits.max())))
+
+    def suffices(self, logits: Floats, total: tuple[float, float]) -> bool:
+        """Whether adjusted ``logits``, all those above some threshold, hold all that top-p keeps of all rows.
+        ``total`` as for :meth:`pick`.
+        """
+        temperature = self.settings.temperature
+        mass = np.exp((logits.astype(np.float64) - total[0]) / temperature).sum()
+        return bool(mass >= self.settings.top_p * total[1] * (1 + 1e-5))
 
     def pick(self, logits: Floats, ids: Ids, position: int, total: tuple[float, float] | None = None) -> int:
         """Full id chosen from adjusted ``logits``.
@@ -182,9 +211,7 @@ class Sampler:
 def _candidates(
     scaled: Floats, ids: Ids, settings: SamplerSettings, total: tuple[float, float] | None
 ) -> tuple[Ids, Floats]:
-    """Ids and scores that top-k, top-p and min-p keep and that noise can still make the winner, best
-    first.
-    """
+    """Ids and scores that top-k, top-p and min-p keep and that noise can still make the winner."""
     top = scaled.max()
     if 0 < settings.top_k < len(scaled):
         threshold = np.partition(scaled, -settings.top_k)[-settings.top_k]
@@ -192,12 +219,15 @@ def _candidates(
         pool = pool[np.lexsort((ids[pool], -scaled[pool]))][: settings.top_k]
         mass = np.exp(scaled[pool] - top).sum(dtype=np.float64)
     else:
-        if total is not None:
-            mass = total[1] * math.exp(total[0] - float(top))
-        else:
-            mass = np.exp(scaled - top).sum(dtype=np.float64) if settings.top_p < 1 else np.float64(0)
-        pool = np.flatnonzero(scaled >= top - np.float32(NOISE_SPAN))
-        pool = pool[np.lexsort((ids[pool], -scaled[pool]))]
+        mass = None if total is None else total[1] * math.exp(total[0] - float(top))
+        floor = top - np.float32(NOISE_SPAN)
+        if settings.top_p < 1:
+            if mass is None:
+                mass = np.exp(scaled - top).sum(dtype=np.float64)
+            floor = max(floor, _floor(scaled, settings.top_p, mass))
+        pool = np.flatnonzero(scaled >= floor)
+        if settings.top_p < 1:
+            pool = pool[np.lexsort((ids[pool], -scaled[pool]))]
     scores = scaled[pool]
     if settings.top_p < 1:
         weights = np.exp(scores - top).astype(np.float64)
@@ -207,6 +237,25 @@ def _candidates(
         keep = scores >= top + np.float32(math.log(settings.min_p))
         pool, scores = pool[keep], scores[keep]
     return ids[pool], scores
+
+
+def _floor(scaled: Floats, share: float, mass: float | None) -> float:
+    """A score at and above which the scores hold at least this share of a mass, in units of the largest one
+    (None: of their own); minus infinity where all of them do not.
+    """
+    gaps = scaled.max() - scaled
+    near = gaps < NOISE_SPAN
+    weights = np.bincount((gaps[near] / np.float32(_CLASS)).astype(np.int64), np.exp(-gaps[near]))
+    held = np.cumsum(weights)
+    needed = share * (held[-1] if mass is None else mass)
+    if held[-1] < needed:
+        return -math.inf
+    # One class more than enough, for what rounding may move.
+    return float(scaled.max()) - (int(np.searchsorted(held, needed)) + 2) * _CLASS
+
+
+def _margin(top: float) -> float:
+    return _ROUNDING * max(1.0, abs(top))
 
 
 def gumbel(seed: int, position: int, ids: Ids) -> npt.NDArray[np.float64]:

@@ -7,8 +7,9 @@ the whole vocabulary exists.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -28,8 +29,10 @@ class LogitTile(Protocol):
     start: int
     count: int  #: n
 
-    def best(self) -> tuple[Floats, Ids]:
-        """Largest logit ``[k]`` float32 of each position, and where in the tile: the first of equal ones."""
+    def better(self, than: Floats) -> tuple[Ids, Floats, Ids]:
+        """Positions whose largest logit is above their value in ``than [k]``, that logit, float32, and where
+        in the tile it is: the first of equal ones.
+        """
 
     def mass(self, shift: Floats, scale: float) -> npt.NDArray[np.float64]:
         """``sum(exp((logits - shift) * scale))`` of each position, ``[k]``."""
@@ -60,9 +63,10 @@ class NumpyTile:
         self.start, self.count = start, logits.shape[1]
         self._logits = logits
 
-    def best(self) -> tuple[Floats, Ids]:
-        at = self._logits.argmax(axis=1)
-        return np.take_along_axis(self._logits, at[:, None], axis=1)[:, 0], at
+    def better(self, than: Floats) -> tuple[Ids, Floats, Ids]:
+        # Largest values are found far faster than their places, and few tiles hold a better one.
+        positions = np.flatnonzero(self._largest > than)
+        return positions, self._largest[positions], self._logits[positions].argmax(axis=1)
 
     def mass(self, shift: Floats, scale: float) -> npt.NDArray[np.float64]:
         weights = self._logits - shift[:, None]
@@ -70,25 +74,36 @@ class NumpyTile:
         return np.exp(weights, out=weights).sum(axis=1, dtype=np.float64)
 
     def above(self, thresholds: Floats) -> tuple[Ids, Ids, Floats]:
-        positions, places = np.nonzero(self._logits >= thresholds[:, None])
-        return positions, places, self._logits[positions, places]
+        rows = np.flatnonzero(self._largest >= thresholds)
+        near = self._logits[rows]
+        positions, places = np.nonzero(near >= thresholds[rows, None])
+        return rows[positions], places, near[positions, places]
 
     def take(self, position: int, places: Ids) -> Floats:
         return self._logits[position, places]
 
     def put(self, position: int, places: Ids, logits: Floats) -> None:
         self._logits[position, places] = logits
+        self.__dict__.pop("_largest", None)
+
+    @cached_property
+    def _largest(self) -> Floats:
+        """``[k]``."""
+        largest: Floats = self._logits.max(axis=1)
+        return largest
 
 
-def verify(tiles: Iterable[LogitTile], drafts: Sequence[Draft], sampler: Sampler) -> list[int]:
+def verify(scan: Callable[[], Iterable[LogitTile]], drafts: Sequence[Draft], sampler: Sampler) -> list[int]:
     """The full head's choice, a full id, for each position of a block.
 
     Args:
-        tiles: all rows of the full head, in id order.
+        scan: begins a reading of all rows of the full head, in id order.
         drafts: the positions, as many as the tiles' logits have rows.
         sampler: of the request; its context ends where the block begins.
     """
-    return _greedy(tiles, len(drafts)) if sampler.settings.plain_greedy else _general(tiles, drafts, sampler)
+    if sampler.settings.plain_greedy:
+        return _greedy(scan(), len(drafts))
+    return _general(scan, drafts, sampler)
 
 
 def accepted_prefix(drafted: Sequence[int], checked: Sequence[int]) -> tuple[int, int | None]:
@@ -103,20 +118,40 @@ def _greedy(tiles: Iterable[LogitTile], count: int) -> list[int]:
     best = np.full(count, -np.inf, dtype=np.float32)
     ids = np.zeros(count, dtype=np.int64)
     for tile in tiles:
-        values, places = tile.best()
-        # Strictly greater: ids ascend from tile to tile, and of equal logits the lowest id is chosen.
-        better = values > best
-        best[better] = values[better]
-        ids[better] = tile.start + places[better]
+        # Strictly better: ids ascend from tile to tile, and of equal logits the lowest id is chosen.
+        positions, values, places = tile.better(best)
+        best[positions] = values
+        ids[positions] = tile.start + places
     return ids.tolist()
 
 
-def _general(tiles: Iterable[LogitTile], drafts: Sequence[Draft], sampler: Sampler) -> list[int]:
-    reduced = [draft.reduced for draft in drafts]
-    assert all(logits is not None for logits in reduced)
+def _general(scan: Callable[[], Iterable[LogitTile]], drafts: Sequence[Draft], sampler: Sampler) -> list[int]:
+    reduced = [draft.reduced for draft in drafts if draft.reduced is not None]
+    assert len(reduced) == len(drafts)
     # The active rows are part of the whole: what they rule out, the full head rules out as well.
-    thresholds = np.array([sampler.threshold(logits) for logits in reduced if logits is not None], np.float32)
-    top = np.array([logits.max() for logits in reduced if logits is not None], dtype=np.float32)
+    thresholds = np.array([sampler.likely_threshold(logits) for logits in reduced], np.float32)
+    found = _gather(scan(), drafts, sampler, thresholds)
+    if sampler.needs_mass:
+        short = [at for at, (logits, _, total) in enumerate(found) if not sampler.suffices(logits, total)]
+        if short:
+            # Rare: much of the mass lies in rows that are not active, each of them unlikely.
+            thresholds = np.full(len(drafts), np.inf, np.float32)
+            thresholds[short] = [sampler.threshold(reduced[at]) for at in short]
+            again = _gather(scan(), drafts, sampler, thresholds)
+            found = [again[at] if at in short else first for at, first in enumerate(found)]
+    return [
+        sampler.pick(logits, ids, draft.position, total if sampler.needs_mass else None)
+        for draft, (logits, ids, total) in zip(drafts, found, strict=True)
+    ]
+
+
+def _gather(
+    tiles: Iterable[LogitTile], drafts: Sequence[Draft], sampler: Sampler, thresholds: Floats
+) -> list[tuple[Floats, Ids, tuple[float, float]]]:
+    """For each position the adjusted logits at or above its threshold, their ids, and what top-p must know
+    of all rows: the largest logit (or the largest active one) and the sum of weights in units of that one's.
+    """
+    top = np.array([draft.reduced.max() for draft in drafts if draft.reduced is not None], dtype=np.float32)
     mass = np.zeros(len(drafts))
     found: list[tuple[Ids, Ids, Floats]] = []
     scale = 1 / sampler.settings.temperature if sampler.settings.temperature else 1.0
@@ -126,19 +161,23 @@ def _general(tiles: Iterable[LogitTile], drafts: Sequence[Draft], sampler: Sampl
             if ids is not None:
                 _adjust(tile, row, ids, draft, sampler)
         if sampler.needs_mass:
-            larger = np.maximum(top, tile.best()[0])
+            larger = top.copy()
+            positions, values, _ = tile.better(top)
+            larger[positions] = values
             mass *= np.exp((top - larger).astype(np.float64) * scale)
             top = larger
             mass += tile.mass(top, scale)
         positions, places, logits = tile.above(thresholds)
         found.append((positions, places + tile.start, logits))
     rows, candidates, logits = (np.concatenate(parts) for parts in zip(*found, strict=True))
-    choices = []
-    for row, draft in enumerate(drafts):
-        mine = rows == row
-        total = (float(top[row]), float(mass[row])) if sampler.needs_mass else None
-        choices.append(sampler.pick(logits[mine], candidates[mine], draft.position, total))
-    return choices
+    order = np.argsort(rows, kind="stable")
+    ends = np.cumsum(np.bincount(rows, minlength=len(drafts)))[:-1]
+    return [
+        (mine, ids, (float(largest), float(weight)))
+        for mine, ids, largest, weight in zip(
+            np.split(logits[order], ends), np.split(candidates[order], ends), top, mass, strict=True
+        )
+    ]
 
 
 def _adjust(tile: LogitTile, row: int, touched: Ids, draft: Draft, sampler: Sampler) -> None:

@@ -135,7 +135,8 @@ class MlxDecoder:
                 self._tile_bytes,
             )
         hidden = mx.concatenate([step.hidden for step in steps])
-        return verify(self._scan.tiles(hidden), drafts, sampler)
+        scan = self._scan
+        return verify(lambda: scan.tiles(hidden), drafts, sampler)
 
     def rewind(self, count: int) -> None:
         if count:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import cached_property
 
 import mlx.core as mx
 import numpy as np
@@ -28,26 +29,41 @@ class MlxTile:
         self.start, self.count = start, logits.shape[1]
         self._logits = logits.astype(mx.float32)
 
-    def best(self) -> tuple[npt.NDArray[np.float32], Ids]:
-        values = self._logits.max(axis=1)
+    def better(self, than: npt.NDArray[np.float32]) -> tuple[Ids, npt.NDArray[np.float32], Ids]:
+        positions = np.flatnonzero(self._largest > than)
+        values = self._largest[positions]
+        if len(positions) == 0:
+            return positions, values, positions
         # The first of equal values, said explicitly: MLX does not promise which one its argmax gives.
-        places = mx.where(self._logits == values[:, None], mx.arange(self.count), self.count).min(axis=1)
-        mx.eval(values, places)
-        return np.array(values), np.array(places).astype(np.int64)
+        near = self._logits[mx.array(positions)]
+        equal = near == mx.array(values)[:, None]
+        places = mx.where(equal, mx.arange(self.count), self.count).min(axis=1)
+        return positions, values, np.array(places).astype(np.int64)
 
     def mass(self, shift: npt.NDArray[np.float32], scale: float) -> npt.NDArray[np.float64]:
         weights = mx.exp((self._logits - mx.array(shift)[:, None]) * scale)
         return np.array(weights.sum(axis=1)).astype(np.float64)
 
     def above(self, thresholds: npt.NDArray[np.float32]) -> tuple[Ids, Ids, npt.NDArray[np.float32]]:
+        rows = np.flatnonzero(self._largest >= thresholds)
+        if len(rows) == 0:
+            return rows, rows, np.empty(0, dtype=np.float32)
         # MLX has no search for the places of true values.
-        return NumpyTile(self.start, np.array(self._logits)).above(thresholds)
+        near = NumpyTile(self.start, np.array(self._logits[mx.array(rows)]))
+        positions, places, logits = near.above(thresholds[rows])
+        return rows[positions], places, logits
 
     def take(self, position: int, places: Ids) -> npt.NDArray[np.float32]:
         return np.array(self._logits[position][mx.array(places)])
 
     def put(self, position: int, places: Ids, logits: npt.NDArray[np.float32]) -> None:
         self._logits[position, mx.array(places)] = mx.array(logits)
+        self.__dict__.pop("_largest", None)
+
+    @cached_property
+    def _largest(self) -> npt.NDArray[np.float32]:
+        """``[k]``."""
+        return np.array(self._logits.max(axis=1))
 
 
 class HeadScan:
@@ -99,7 +115,8 @@ class HeadScan:
         stored = self._table.spec.dtype
         for start, rows in self._stored():
             weight = to_float32(convert(rows, stored, self._name), self._name)
-            logits = self._rounded(states @ weight.T)
+            # This way round the product is up to a third faster.
+            logits = self._rounded((weight @ states.T).T)
             if bias is not None:
                 logits = self._rounded(logits + bias[start : start + len(rows)])
             if self._transform is not None:

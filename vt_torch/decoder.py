@@ -125,7 +125,8 @@ class TorchDecoder:
                 self._tile_bytes,
             )
         hidden = torch.cat([step.hidden for step in steps])
-        return verify(self._scan.tiles(hidden), drafts, sampler)
+        scan = self._scan
+        return verify(lambda: scan.tiles(hidden), drafts, sampler)
 
     def rewind(self, count: int) -> None:
         assert self._cache is not None

@@ -35,11 +35,8 @@ def pick_dtype(name: str | None, stored: str, device: torch.device) -> torch.dty
         BackendError: no such float type.
     """
     if name is None:
-        name = (
-            stored
-            if device.type != "cpu" or (stored == "bfloat16" and _cpu_multiplies_bfloat16())
-            else "float32"
-        )
+        runs_well = device.type != "cpu" or (stored in DTYPES and multiplies(DTYPES[stored]))
+        name = stored if runs_well else "float32"
     if name not in DTYPES:
         raise BackendError(f"unknown float type {name!r}: choose one of {', '.join(DTYPES)}")
     return DTYPES[name]
@@ -58,11 +55,11 @@ def peak_memory(device: torch.device) -> int | None:
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
 
 
-def _cpu_multiplies_bfloat16() -> bool:
-    """Whether matrix products in bfloat16 run in hardware; elsewhere they are several times slower than
-    float32.
+def multiplies(dtype: torch.dtype) -> bool:
+    """Whether this CPU multiplies matrices of that type in hardware; elsewhere products are several times
+    slower than in float32.
     """
+    if dtype != torch.bfloat16:
+        return dtype == torch.float32
     checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported", "_is_arm_bf16_supported")
-    return any(
-        bool(check()) for check in (getattr(torch.cpu, name, None) for name in checks) if check is not None
-    )
+    return any(getattr(torch.cpu, check)() for check in checks if hasattr(torch.cpu, check))

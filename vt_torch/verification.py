@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -11,10 +12,12 @@ import torch.nn.functional as F
 
 from vt_core.tables import Table
 from vt_core.vocabulary import Ids
+from vt_torch.device import multiplies
 from vt_torch.rows import as_tensor
 
-#: A tile is converted into a buffer of this many bytes, or sent to the device from it.
-TILE_BYTES = {"cpu": 2 << 20, "cuda": 32 << 20, "mps": 32 << 20}
+#: A tile is converted into a buffer of this many bytes, or sent to the device from it. On a CPU it stays in
+#: the processor's cache (2, 4 and 8 MiB took equally long, 1 and 16 MiB longer).
+TILE_BYTES = {"cpu": 4 << 20, "cuda": 32 << 20, "mps": 32 << 20}
 
 Transform = Callable[[torch.Tensor], torch.Tensor]
 
@@ -26,10 +29,14 @@ class TorchTile:
         self.start, self.count = start, logits.shape[1]
         self._logits = logits
 
-    def best(self) -> tuple[npt.NDArray[np.float32], Ids]:
-        # torch.max gives the first of equal values.
-        values, places = self._logits.max(dim=1)
-        return values.float().cpu().numpy(), places.cpu().numpy()
+    def better(self, than: npt.NDArray[np.float32]) -> tuple[Ids, npt.NDArray[np.float32], Ids]:
+        positions = np.flatnonzero(self._largest > than)
+        places = np.empty(0, dtype=np.int64)
+        if len(positions):
+            # torch.max gives the first of equal values. It takes several times what amax takes, and few
+            # tiles hold a better one.
+            places = self._logits[torch.from_numpy(positions)].max(dim=1).indices.cpu().numpy()
+        return positions, self._largest[positions], places
 
     def mass(self, shift: npt.NDArray[np.float32], scale: float) -> npt.NDArray[np.float64]:
         weights = self._logits.float() - torch.from_numpy(shift).to(self._logits.device)[:, None]
@@ -37,10 +44,14 @@ class TorchTile:
         return weights.mul_(scale).exp_().sum(dim=1).cpu().numpy().astype(np.float64)
 
     def above(self, thresholds: npt.NDArray[np.float32]) -> tuple[Ids, Ids, npt.NDArray[np.float32]]:
-        limits = torch.from_numpy(thresholds).to(self._logits.device)[:, None]
-        positions, places = torch.nonzero(self._logits.float() >= limits, as_tuple=True)
-        logits = self._logits[positions, places].float()
-        return positions.cpu().numpy(), places.cpu().numpy(), logits.cpu().numpy()
+        rows = np.flatnonzero(self._largest >= thresholds)
+        if len(rows) == 0:
+            return rows, rows, np.empty(0, dtype=np.float32)
+        near = self._logits[torch.from_numpy(rows)].float()
+        limits = torch.from_numpy(thresholds[rows]).to(near.device)[:, None]
+        positions, places = torch.nonzero(near >= limits, as_tuple=True)
+        logits = near[positions, places].cpu().numpy()
+        return rows[positions.cpu().numpy()], places.cpu().numpy(), logits
 
     def take(self, position: int, places: Ids) -> npt.NDArray[np.float32]:
         return self._logits[position, torch.from_numpy(places)].float().cpu().numpy()
@@ -49,6 +60,12 @@ class TorchTile:
         if self._logits.dtype != torch.float32:
             self._logits = self._logits.float()
         self._logits[position, torch.from_numpy(places)] = torch.from_numpy(logits).to(self._logits.device)
+        self.__dict__.pop("_largest", None)
+
+    @cached_property
+    def _largest(self) -> npt.NDArray[np.float32]:
+        """``[k]``."""
+        return self._logits.amax(dim=1).float().cpu().numpy()
 
 
 class HeadScan:
@@ -65,7 +82,8 @@ class HeadScan:
     ) -> None:
         self._table, self._bias, self._transform = table, bias, transform
         self._device, self._dtype = device, dtype
-        row_bytes = table.spec.columns * dtype.itemsize
+        wide = torch.float32 if device.type == "cpu" and not multiplies(dtype) else dtype
+        row_bytes = table.spec.columns * wide.itemsize
         self._rows = max(1, (tile_bytes or TILE_BYTES.get(device.type, 32 << 20)) // row_bytes)
         self.tile_bytes = self._rows * row_bytes
         self._buffers: list[torch.Tensor] = []
@@ -73,9 +91,16 @@ class HeadScan:
     def tiles(self, hidden: torch.Tensor) -> Iterator[TorchTile]:
         """Logits of every row for ``hidden [k, hidden]``, in id order."""
         load = self._load_cuda if self._device.type == "cuda" else self._load
-        for start, rows in load():
+        on_cpu = self._device.type == "cpu"
+        # A CPU without instructions for this type multiplies many positions one by one.
+        widened = on_cpu and len(hidden) > 1 and not multiplies(self._dtype)
+        for start, rows in load(torch.float32 if widened else self._dtype):
             bias = None if self._bias is None else self._bias[start : start + len(rows)]
-            yield TorchTile(start, self._transform(F.linear(hidden, rows, bias)))
+            if on_cpu:
+                logits = _product(rows, hidden.to(rows.dtype), bias).to(self._dtype)
+            else:
+                logits = F.linear(hidden, rows, bias)
+            yield TorchTile(start, self._transform(logits))
 
     def _stored(self) -> Iterator[tuple[int, torch.Tensor]]:
         """Views of the stored rows, a tile's worth at a time."""
@@ -86,14 +111,14 @@ class HeadScan:
             for start in range(0, len(rows), self._rows):
                 yield tile.start + start, rows[start : start + self._rows]
 
-    def _load(self) -> Iterator[tuple[int, torch.Tensor]]:
+    def _load(self, dtype: torch.dtype) -> Iterator[tuple[int, torch.Tensor]]:
         for start, rows in self._stored():
-            if rows.dtype == self._dtype and self._device.type == "cpu":
+            if rows.dtype == dtype and self._device.type == "cpu":
                 yield start, rows
             else:
-                yield start, self._buffer(0, False)[: len(rows)].copy_(rows)
+                yield start, self._buffer(0, dtype)[: len(rows)].copy_(rows)
 
-    def _load_cuda(self) -> Iterator[tuple[int, torch.Tensor]]:
+    def _load_cuda(self, dtype: torch.dtype) -> Iterator[tuple[int, torch.Tensor]]:
         """The next tile travels on a stream of its own, from pinned memory, while this one is multiplied."""
         copying = torch.cuda.Stream(self._device)
         computing = torch.cuda.current_stream(self._device)
@@ -103,7 +128,7 @@ class HeadScan:
         try:
             for index, (start, rows) in enumerate(self._stored()):
                 slot = index % 2
-                pinned, target = self._buffer(2 + slot, True), self._buffer(slot, False)
+                pinned, target = self._buffer(2 + slot, dtype, True), self._buffer(slot, dtype)
                 free[slot].synchronize()
                 pinned[: len(rows)].copy_(rows)
                 with torch.cuda.stream(copying):
@@ -128,14 +153,23 @@ class HeadScan:
         computing.wait_event(sent)
         return start, rows
 
-    def _buffer(self, index: int, pinned: bool) -> torch.Tensor:
+    def _buffer(self, index: int, dtype: torch.dtype, pinned: bool = False) -> torch.Tensor:
         while len(self._buffers) <= index:
             self._buffers.append(torch.empty(0))
         shape = (self._rows, self._table.spec.columns)
-        if self._buffers[index].shape != shape:
+        if self._buffers[index].shape != shape or self._buffers[index].dtype != dtype:
             device = torch.device("cpu") if pinned else self._device
-            self._buffers[index] = torch.empty(shape, dtype=self._dtype, device=device, pin_memory=pinned)
+            self._buffers[index] = torch.empty(shape, dtype=dtype, device=device, pin_memory=pinned)
         return self._buffers[index]
+
+
+def _product(rows: torch.Tensor, hidden: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """What ``F.linear(hidden, rows, bias)`` gives, for 2 to 32 positions in half to two thirds of its time on
+    a CPU.
+    """
+    if bias is None:
+        return (rows @ hidden.T).T
+    return torch.addmm(bias.to(rows.dtype)[:, None], rows, hidden.T).T
 
 
 def logit_transform(config: object) -> Transform:
