@@ -157,11 +157,9 @@ class Trio:
         return entry | {"options": options, "runs": runs}
 
     def _compare(self, prompt: list[int], options: dict) -> dict[str, Any]:
-        variants: dict[str, tuple[Model, dict]] = {
-            "full": (self.full, {}),
-            "exact": (self.reduced, {}),
-            "approximate": (self.reduced, {"approximate": True}),
-        }
+        variants: dict[str, tuple[Model, dict]] = {"full": (self.full, {}), "exact": (self.reduced, {})}
+        if not options:
+            variants["approximate"] = (self.reduced, {"approximate": True})
         found: dict[str, Any] = {"prompt": prompt}
         for name, (model, extra) in variants.items():
             self._blocks.clear()
@@ -209,17 +207,26 @@ def summarize(runs: list[dict[str, Any]]) -> dict[str, Any]:
     def speed(variant: str) -> float:
         return total(variant, "tokens") / total(variant, "seconds")
 
+    def same(variant: str) -> float:
+        return sum(run[variant]["ids"] == run["full"]["ids"] for run in runs) / len(runs)
+
     tokens = sum(len(run["exact"]["ids"]) for run in runs)
     verifications = total("exact", "verifications")
+    approximate = {}
+    if "approximate" in runs[0]:
+        approximate = {
+            "approximate_same": round(same("approximate"), 3),
+            "approximate_to_full": round(speed("approximate") / speed("full"), 3),
+            "to_approximate": round(speed("exact") / speed("approximate"), 3),
+        }
     return {
         "prompts": len(runs),
         "tokens": tokens,
-        "same": sum(run["exact"]["ids"] == run["full"]["ids"] for run in runs) / len(runs),
-        "approximate_same": sum(run["approximate"]["ids"] == run["full"]["ids"] for run in runs) / len(runs),
+        "same": same("exact"),
         "full_tokens_per_s": round(speed("full"), 2),
+        "tokens_per_s": round(speed("exact"), 2),
         "to_full": round(speed("exact") / speed("full"), 3),
-        "to_approximate": round(speed("exact") / speed("approximate"), 3),
-        "approximate_to_full": round(speed("approximate") / speed("full"), 3),
+        **approximate,
         "ttft_to_full": round(median([run["exact"]["ttft_s"] / run["full"]["ttft_s"] for run in runs]), 3),
         "miss_rate": round(total("exact", "rescued") / tokens, 4),
         "rescued": total("exact", "rescued"),
@@ -275,7 +282,9 @@ def _disagreements(
 def memory(
     backend: str, model: Path, dtype: str, prompts: dict[str, list[list[int]]], max_tokens: int
 ) -> dict[str, Any]:
-    """Peak of a fresh process that holds a decoder and nothing else, beside the bytes that must be there."""
+    """Peak of decoding, above the imports, in a fresh process that holds a decoder and nothing else, beside
+    the bytes that must be there.
+    """
     job = {
         "backend": backend,
         "model": str(model),
@@ -287,8 +296,15 @@ def memory(
     }
     found = run(job)
     need = sum(found["parts"].values())
+    loading = found["loading_peak_bytes"] - found["idle_bytes"]
     measured = found["allocator_bytes"] or found["peak_bytes"] - found["idle_bytes"]
-    result = {"parts": found["parts"], "need": need, "measured": measured, "ratio": measured / need}
+    result = {
+        "parts": found["parts"],
+        "need": need,
+        "measured": measured,
+        "ratio": round(measured / need, 3),
+        "while_loading": loading,
+    }
     click.echo(f"memory {json.dumps(result)}")
     return result
 

@@ -21,7 +21,10 @@ MAX_BLOCK = 32
 #: prior 1.6 % are misses, nearly all of them where the reduced head was unsure.
 _CLASSES = (0.2, 0.35, 0.5, 0.7, 0.9, 0.98)
 _BELIEVED = (0.20, 0.12, 0.06, 0.03, 0.015, 0.005, 0.002)
-_BELIEF = 8.0  #: weight of that belief, in tokens
+_BELIEF = 20.0  #: weight of that belief, in tokens
+#: How much longer than the last block, all right, the next one may be; and how long after a miss at least.
+#: What really bounds a block is the rule above: with 2 instead of 8 Gemma 3 spent 5 % more time.
+_GROWTH = 8
 
 
 @dataclass
@@ -54,7 +57,7 @@ class BlockPolicy:
             self._seen[at] += 1
             self._missed[at] += index == accepted
         hit = accepted == len(confidences)
-        self.limit = min(2 * len(confidences), self.max_block) if hit else max(1, accepted)
+        self.limit = min(_GROWTH * len(confidences) if hit else max(_GROWTH, accepted), self.max_block)
 
 
 class Block:
