@@ -44,45 +44,59 @@ def write_tokenizer(directory: Path, words: int = 2000) -> int:
     return tokenizer.get_vocab_size()
 
 
-def write_model(directory: Path, kind: str, dtype: str = "float32", seed: int = 0) -> Path:
-    """A random model of one of the :data:`KINDS`, with its tokenizer."""
+def write_model(directory: Path, kind: str, dtype: str = "float32", seed: int = 0, **changes: object) -> Path:
+    """A random model of one of the :data:`KINDS` or :data:`ARCHITECTURES`, with its tokenizer; ``changes`` to
+    its configuration leave the weights as they are.
+    """
     import torch
     import transformers
+    from safetensors.torch import load_file, save_file
 
     directory.mkdir(parents=True, exist_ok=True)
     rows = write_tokenizer(directory) + PADDING_ROWS
-    config_class, extra = KINDS[kind]
-    config = getattr(transformers, config_class)(
-        vocab_size=rows,
-        hidden_size=48,
-        intermediate_size=96,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        bos_token_id=0,
-        eos_token_id=0,
-        pad_token_id=None,
-        **extra,
-    )
+    config_class, particular = {**KINDS, **ARCHITECTURES}[kind]
+    options = SIZES | {"vocab_size": rows} | particular | changes
+    text = options.pop("text_config", None)
+    if text is not None:
+        text = SIZES | {"vocab_size": rows} | text
+        options = {"text_config": text} | {name: options[name] for name in options.keys() - SIZES.keys()}
+    config = getattr(transformers, config_class)(**options)
     torch.manual_seed(seed)
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             # Large enough that the texts are varied, biases and norms away from their neutral values. Gemma
             # multiplies its embedding by seven here, which would drown what the layers do.
-            scaled = kind == "gemma3" and "embed_tokens" in name
+            scaled = "gemma" in kind and "embed_tokens" in name
             spread = 0.04 if scaled else 0.3 if parameter.dim() == 1 else 0.25
             parameter.add_(torch.randn_like(parameter) * spread)
     model.save_pretrained(directory)
-    # transformers writes rope_parameters only, which mlx-lm does not read for these models.
+    if kind == "gpt2":
+        # As published: the body saved without the head's wrapper, which mlx-lm expects.
+        file = directory / "model.safetensors"
+        tensors = {name.removeprefix("transformer."): tensor for name, tensor in load_file(file).items()}
+        save_file(tensors, file, {"format": "pt"})
+    # transformers 5 writes rope_parameters only and drops what older versions of these files have, and mlx-lm
+    # reads.
     saved = json.loads((directory / "config.json").read_text())
     theta = saved.get("rope_parameters", {}).get("rope_theta")
-    (directory / "config.json").write_text(json.dumps(saved | ({"rope_theta": theta} if theta else {})))
+    older = ({"rope_theta": theta} if theta else {}) | OLDER_NAMES.get(kind, {})
+    (directory / "config.json").write_text(json.dumps(saved | older))
     (directory / "generation_config.json").write_text(json.dumps({"eos_token_id": [0, 2]}))
     return directory
 
 
+SIZES = {
+    "hidden_size": 48,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+    "pad_token_id": None,
+}
 #: Configuration class of transformers and what is particular.
 KINDS = {
     "llama": ("LlamaConfig", {"tie_word_embeddings": True, "head_dim": 12}),
@@ -98,4 +112,135 @@ KINDS = {
             "query_pre_attn_scalar": 16,
         },
     ),
+}
+
+_GEMMA3_TEXT = {key: value for key, value in KINDS["gemma3"][1].items() if key != "tie_word_embeddings"}
+
+_YARN = {
+    "rope_type": "yarn",
+    "factor": 4.0,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "truncate": False,
+    "original_max_position_embeddings": 128,
+}
+
+#: The same for everything else that people run. Each has what is particular to it at a value that matters.
+ARCHITECTURES: dict[str, tuple[str, dict]] = {
+    "qwen3": ("Qwen3Config", {"tie_word_embeddings": True, "head_dim": 12}),
+    "gemma2": (
+        "Gemma2Config",
+        {
+            "head_dim": 12,
+            "query_pre_attn_scalar": 12,
+            "sliding_window": 16,
+            "final_logit_softcapping": 0.5,
+            "attn_logit_softcapping": 5.0,
+        },
+    ),
+    "gemma3-multimodal": (
+        "Gemma3Config",
+        {
+            "text_config": _GEMMA3_TEXT,
+            "vision_config": {
+                "hidden_size": 16,
+                "intermediate_size": 16,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 2,
+                "image_size": 28,
+                "patch_size": 14,
+            },
+        },
+    ),
+    "mistral": ("MistralConfig", {"tie_word_embeddings": False, "sliding_window": None, "head_dim": 12}),
+    "phi": ("PhiConfig", {"tie_word_embeddings": False, "partial_rotary_factor": 0.5}),
+    "phi3": ("Phi3Config", {"tie_word_embeddings": False}),
+    "gpt_neox": (
+        "GPTNeoXConfig",
+        {"tie_word_embeddings": False, "rotary_pct": 0.5, "intermediate_size": 192},
+    ),
+    "gpt2": ("GPT2Config", {"n_positions": 512}),
+    "starcoder2": ("Starcoder2Config", {"sliding_window": None}),
+    "olmo2": ("Olmo2Config", {"tie_word_embeddings": False}),
+    "granite": (
+        "GraniteConfig",
+        {
+            "tie_word_embeddings": True,
+            "logits_scaling": 3.0,
+            "embedding_multiplier": 4.0,
+            "residual_multiplier": 0.5,
+            "attention_multiplier": 0.2,
+        },
+    ),
+    "cohere": ("CohereConfig", {"logit_scale": 0.3}),
+    "smollm3": ("SmolLM3Config", {"no_rope_layers": [1, 0, 1]}),
+    "deepseek-coder": (
+        "LlamaConfig",
+        {
+            "tie_word_embeddings": False,
+            "rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e5},
+        },
+    ),
+    "falcon_h1": (
+        "FalconH1Config",
+        {
+            "tie_word_embeddings": False,
+            "mamba_d_ssm": 64,
+            "mamba_n_heads": 4,
+            "mamba_d_head": 16,
+            "mamba_n_groups": 1,
+            "mamba_d_state": 8,
+            "mamba_chunk_size": 8,
+            "lm_head_multiplier": 0.5,
+            "embedding_multiplier": 3.0,
+        },
+    ),
+    "mamba": ("MambaConfig", {"state_size": 8, "intermediate_size": 96, "time_step_rank": 4}),
+    "qwen3_moe": (
+        "Qwen3MoeConfig",
+        {
+            "tie_word_embeddings": False,
+            "head_dim": 12,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 32,
+        },
+    ),
+    "gpt_oss": (
+        "GptOssConfig",
+        {
+            "tie_word_embeddings": False,
+            "head_dim": 12,
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "sliding_window": 16,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+            "rope_parameters": {**_YARN, "rope_theta": 150000.0},
+        },
+    ),
+}
+
+#: What published config.json files of these models say besides, and mlx-lm needs.
+OLDER_NAMES: dict[str, dict] = {
+    "phi": {"partial_rotary_factor": 0.5},
+    "deepseek-coder": {"rope_scaling": {"type": "linear", "factor": 4.0}},
+    "gpt_neox": {"rotary_emb_base": 10000, "rotary_pct": 0.5},
+    "gpt2": {"n_ctx": 512},
+    "falcon_h1": {"head_dim": 12},
+    "qwen3_moe": {"num_experts": 4},
+    "gpt_oss": {"rope_scaling": _YARN},
+}
+
+#: Values that take away what is particular to a model.
+NEUTRAL: dict[str, dict] = {
+    "gemma3": {"sliding_window": 512},
+    "gemma2": {"final_logit_softcapping": 30.0},
+    "phi": {"partial_rotary_factor": 1.0, "rope_parameters": None},
+    "granite": {"logits_scaling": 1.0},
+    "cohere": {"logit_scale": 1.0},
+    "smollm3": {"no_rope_layers": [1, 1, 1]},
+    "deepseek-coder": {"rope_scaling": None, "rope_parameters": None},
+    "falcon_h1": {"lm_head_multiplier": 1.0},
+    "gpt_oss": {"sliding_window": 512},
+    "qwen3_moe": {"num_experts_per_tok": 1},
 }

@@ -7,6 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
+from vt_core.dtypes import from_float32, to_float32
 from vt_core.errors import OptionError
 from vt_core.model_dir import ModelDirectory
 from vt_core.store import RowTable, TableSpec, Tile
@@ -50,6 +51,34 @@ class MemoryTable:
         step = max(1, max_bytes // self._rows[0].nbytes)
         for start in range(0, self.spec.rows, step):
             yield Tile(start, self._rows[start : start + step])
+
+
+class ScaledTable:
+    """A table whose rows are multiplied by a constant, rounded to the storage dtype: what some frameworks do
+    to a table while they load it.
+    """
+
+    def __init__(self, table: Table, factor: float) -> None:
+        self._table, self._factor = table, np.float32(factor)
+
+    @property
+    def spec(self) -> TableSpec:
+        return self._table.spec
+
+    @property
+    def bytes_read(self) -> int:
+        return self._table.bytes_read
+
+    def read(self, ids: Ids) -> np.ndarray:
+        return self._scaled(self._table.read(ids))
+
+    def tiles(self, max_bytes: int = 8 << 20) -> Iterator[Tile]:
+        for tile in self._table.tiles(max_bytes):
+            yield Tile(tile.start, self._scaled(tile.rows))
+
+    def _scaled(self, rows: np.ndarray) -> np.ndarray:
+        dtype = self.spec.dtype
+        return from_float32(to_float32(rows, dtype) * self._factor, dtype)
 
 
 def open_tables(directory: ModelDirectory, store: str) -> Mapping[str, Table]:

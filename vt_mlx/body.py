@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from vt_core.heads import Head
 
 EMBEDDINGS = ("embed_tokens", "wte", "embed_in", "embeddings", "word_embeddings", "tok_embeddings")
 HEADS = ("lm_head", "embed_out", "output")
+_PROBE_COLUMNS = 8
 
 
 class RowEmbedding(nn.Module):
@@ -78,9 +80,19 @@ class RowHead(nn.Module):
         return self._logits[0][None]
 
 
-def load_body(path: Path, dtype: mx.Dtype) -> tuple[nn.Module, RowEmbedding, RowHead]:
-    """The model of a model directory with a :class:`RowEmbedding` and a :class:`RowHead` in place of its
-    tables.
+@dataclass
+class Body:
+    """A model with a :class:`RowEmbedding` and a :class:`RowHead` in place of its tables."""
+
+    model: nn.Module
+    embedding: RowEmbedding
+    head: RowHead
+    #: What the model multiplies its tables with while it loads them, by their names in the store.
+    factors: dict[str, float]
+
+
+def load_body(path: Path, dtype: mx.Dtype) -> Body:
+    """The body of a model directory.
 
     Neither table is ever made, not while loading either: MLX declares arrays lazily, and loading is strict
     about the rest.
@@ -90,9 +102,10 @@ def load_body(path: Path, dtype: mx.Dtype) -> tuple[nn.Module, RowEmbedding, Row
     """
     head = RowHead()
     embedding = RowEmbedding(head)
+    factors: dict[str, float] = {}
     try:
         model, _ = load_model(
-            path, lazy=True, get_model_classes=lambda config: _tableless(config, embedding, head)
+            path, lazy=True, get_model_classes=lambda config: _tableless(config, embedding, head, factors)
         )
     except ValueError as error:
         raise ModelError(f"mlx-lm cannot load {path} ({str(error).splitlines()[0]})") from error
@@ -103,41 +116,75 @@ def load_body(path: Path, dtype: mx.Dtype) -> tuple[nn.Module, RowEmbedding, Row
         return value.astype(dtype) if castable(path) and mx.issubdtype(value.dtype, mx.floating) else value
 
     model.update(tree_map_with_path(cast, model.parameters()))
-    mx.eval(model.parameters())
+    # Also what is no parameter, such as rotary frequencies: an array that is still to be computed belongs to
+    # the thread that described it, and requests may come from another.
+    mx.eval([value for module in model.modules() for value in module.values() if isinstance(value, mx.array)])
     mx.clear_cache()
-    return model, embedding, head
+    return Body(model, embedding, head, factors)
 
 
-def _tableless(config: dict[str, Any], embedding: RowEmbedding, head: RowHead) -> tuple[type, type]:
+def _tableless(
+    config: dict[str, Any], embedding: RowEmbedding, head: RowHead, factors: dict[str, float]
+) -> tuple[type, type]:
     """mlx-lm's classes for a model, the first one swapping its tables as soon as they are declared."""
     base, arguments = _get_classes(config)
 
     class Tableless(base):  # type: ignore[misc, valid-type]
         def __init__(self, args: Any) -> None:
             super().__init__(args)
-            _replace(self, nn.Embedding, EMBEDDINGS, embedding)
-            if any(name in HEADS for name, _ in _modules(self, nn.Linear)):
-                _replace(self, nn.Linear, HEADS, head)
+            self._probes = {"embedding": _replace(self, nn.Embedding, EMBEDDINGS, embedding)}
+            if any(name in HEADS for _, name, _ in _modules(self, nn.Linear)):
+                self._probes["head"] = _replace(self, nn.Linear, HEADS, head)
+
+        def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
+            if not hasattr(base, "sanitize"):
+                return weights
+            # Two made-up rows in the tables' place show what would be done to the real ones.
+            rows = 1 + mx.arange(2 * _PROBE_COLUMNS, dtype=mx.float32).reshape(2, -1)
+            probes = {f"{path}.weight": mx.array(rows) for path in self._probes.values()}
+            weights = super().sanitize({**weights, **probes})
+            for table, path in self._probes.items():
+                factors[table] = _factor(weights, path, rows, base)
+            return weights
 
     return Tableless, arguments
 
 
-def _replace(model: nn.Module, kind: type[nn.Module], names: tuple[str, ...], new: nn.Module) -> None:
-    found = [(name, parent) for name, parent in _modules(model, kind) if name in names]
+def _factor(weights: dict[str, mx.array], path: str, rows: mx.array, base: type) -> float:
+    """Take a probe out of sanitised weights, and tell by what its ``rows`` were multiplied."""
+    last = path.rpartition(".")[2]
+    found = [
+        name for name in weights if name.endswith(f"{last}.weight") and weights[name].shape == rows.shape
+    ]
+    if len(found) == 1:
+        seen = weights.pop(found[0]).astype(mx.float32)
+        factor = seen[0, 0].item() / rows[0, 0].item()
+        if mx.allclose(seen, factor * rows, rtol=1e-2).item():
+            return factor
+    raise ModelError(
+        f"{base.__module__} changes {path} while it loads in a way that cannot be done row by row, "
+        "so vt cannot run this model with MLX"
+    )
+
+
+def _replace(model: nn.Module, kind: type[nn.Module], names: tuple[str, ...], new: nn.Module) -> str:
+    """Put ``new`` where the one module of that kind and one of those names is; returns its path."""
+    found = [(path, name, parent) for path, name, parent in _modules(model, kind) if name in names]
     if len(found) != 1:
         raise ModelError(
             f"{type(model).__bases__[0].__module__} has {len(found)} modules of the names "
             f"{', '.join(names)}; vt needs exactly one to replace"
         )
-    name, parent = found[0]
+    path, name, parent = found[0]
     parent[name] = new
+    return path
 
 
-def _modules(model: nn.Module, kind: type[nn.Module]) -> list[tuple[str, nn.Module]]:
-    """Own name and parent of each module of exactly that kind."""
+def _modules(model: nn.Module, kind: type[nn.Module]) -> list[tuple[str, str, nn.Module]]:
+    """Path, own name and parent of each module of exactly that kind."""
     return [
-        (name, parent)
-        for _, parent in model.named_modules()
+        (f"{path}.{name}" if path else name, name, parent)
+        for path, parent in model.named_modules()
         for name, child in parent.children().items()
         if type(child) is kind
     ]

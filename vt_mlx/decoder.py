@@ -16,7 +16,7 @@ from vt_core.errors import ModelError
 from vt_core.heads import Head, head_class
 from vt_core.model_dir import ModelDirectory
 from vt_core.sampling import Sampler
-from vt_core.tables import open_tables
+from vt_core.tables import ScaledTable, Table, open_tables
 from vt_core.verification import Draft, verify
 from vt_core.vocabulary import Ids
 from vt_mlx.body import RowEmbedding, RowHead, load_body
@@ -200,12 +200,16 @@ def load_decoder(
     target = pick_device(device)
     run_dtype = pick_dtype(dtype, manifest.dtype, target)
     reset_peak(target)
-    rows = MlxRows(open_tables(directory, store), manifest.tied, target, run_dtype)
-    model, embedding, output = load_body(directory.path, run_dtype)
+    body = load_body(directory.path, run_dtype)
+    tables: dict[str, Table] = dict(open_tables(directory, store))
+    for name, factor in body.factors.items():
+        if factor != 1:
+            tables[name] = ScaledTable(tables[name], factor)
+    rows = MlxRows(tables, manifest.tied, target, run_dtype)
     return MlxDecoder(
-        model,
-        embedding,
-        output,
+        body.model,
+        body.embedding,
+        body.head,
         rows,
         strategy(rows, manifest.vocab_rows),
         tied=manifest.tied,

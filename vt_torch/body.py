@@ -50,6 +50,13 @@ class RowHead(nn.Module):
         #: ``[1, n]`` as they left here, before what the model does to them
         self.logits: torch.Tensor | None = None
 
+    @property
+    def weight(self) -> torch.Tensor:
+        """Active rows ``[n, hidden]``: Mamba asks for their type."""
+        if self.head is None:
+            raise AttributeError("weight")
+        return self.head.pieces[0].weight
+
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         assert self.head is not None, "the decoder sets the head once"
         self.hidden = hidden[0, -1:]
@@ -73,7 +80,9 @@ def load_body(path: Path, device: torch.device, dtype: torch.dtype) -> PreTraine
         raise ModelError(
             f"transformers has no text generation model for {path / 'config.json'} ({error})"
         ) from error
-    body = type(f"Tableless{base.__name__}", (_Tableless, base), {})
+    # Of transformers' module, so that it does not count as custom code, whose buffers are left as they are
+    # (Falcon H1 computes some).
+    body = type(f"Tableless{base.__name__}", (_Tableless, base), {"__module__": base.__module__})
     with _quiet():
         model, report = body.from_pretrained(
             path,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -62,6 +63,7 @@ class TorchDecoder:
         self._output = model.get_output_embeddings()
         self._output.head = head
         self._cache: DynamicCache | None = None
+        self._cache_argument = _cache_argument(model)
         self._transform = logit_transform(model.config)
         self._knows_logits = True
         self._tile_bytes = tile_bytes
@@ -75,9 +77,11 @@ class TorchDecoder:
         self._cache = DynamicCache(config=self._model.config)
 
     def prefill(self, ids: Ids) -> Step:
-        for start in range(0, len(ids), PREFILL_TOKENS):
+        # Mamba goes on from a state with single tokens only.
+        piece = len(ids) if self._cache_argument == "cache_params" else PREFILL_TOKENS
+        for start in range(0, len(ids), piece):
             # Only the rows that the prompt needs, each once; the ids given to the model index those.
-            needed, index = np.unique(ids[start : start + PREFILL_TOKENS], return_inverse=True)
+            needed, index = np.unique(ids[start : start + piece], return_inverse=True)
             step = self._forward(self._rows.embed(needed), torch.from_numpy(index)[None].to(self._device))
         self._look_at(step)
         # From here on tokens can be taken back. Not before: recording keeps what slides out of a window.
@@ -154,12 +158,24 @@ class TorchDecoder:
     @torch.inference_mode()
     def _forward(self, table: torch.Tensor, index: torch.Tensor) -> Step:
         self._embedding.table = table
-        logits = self._model(input_ids=index, past_key_values=self._cache, use_cache=True).logits[0]
+        cache = {self._cache_argument: self._cache}
+        logits = self._model(input_ids=index, use_cache=True, **cache).logits[0]
         ids = torch.cat([piece.ids for piece in self.head.pieces])
         token, local = greedy(logits, ids)
         # Made here, not when it is asked for: by then the next step may be queued before it.
         sure = None if self.head.name == "full" else logits.float().softmax(dim=-1).amax()
         return Step(self._output.hidden, logits, token, local, sure)
+
+
+def _cache_argument(model: PreTrainedModel) -> str:
+    """Under which name a model takes its cache. One that it does not know it would silently do without."""
+    known = inspect.signature(model.forward).parameters
+    for name in ("past_key_values", "cache_params"):
+        if name in known:
+            return name
+    raise ModelError(
+        f"{type(model).__name__.removeprefix('Tableless')} takes its cache in a way that vt does not know"
+    )
 
 
 def load_decoder(

@@ -178,6 +178,8 @@ def logit_transform(config: object) -> Transform:
     cap = getattr(text, "final_logit_softcapping", None)
     divisor = getattr(text, "logits_scaling", None)  # Granite
     factor = getattr(text, "logit_scale", None)  # Cohere
+    if factor is None:
+        factor = getattr(text, "lm_head_multiplier", None)  # Falcon H1
 
     def transform(logits: torch.Tensor) -> torch.Tensor:
         if factor is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 
@@ -76,6 +78,13 @@ def test_rewinding_restores_the_state_before_wrapped_windows_too(backend, kind, 
                     decoder.rewind(0)
             decoder.end()
         np.testing.assert_allclose(undone, reference, rtol=1e-5, atol=1e-5)
+
+
+def test_a_request_may_come_from_another_thread_than_the_one_that_loaded(backend, kind, tiny):
+    model = load(tiny(kind)[1], backend=backend, device="cpu")
+    with ThreadPoolExecutor(1) as pool:
+        elsewhere = pool.submit(model.generate, PROMPTS[0], max_tokens=TOKENS).result()
+    assert model.generate(PROMPTS[0], max_tokens=TOKENS).token_ids == elsewhere.token_ids
 
 
 def test_a_request_that_fails_inside_a_block_leaves_the_model_usable(backend, kind, tiny, monkeypatch):
