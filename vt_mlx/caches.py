@@ -14,7 +14,10 @@ import mlx.core as mx
 from mlx_lm.models.cache import (
     ArraysCache,
     CacheList,
+    ChunkedKVCache,
+    ConcatenateKVCache,
     KVCache,
+    QuantizedKVCache,
     RotatingKVCache,
 )
 
@@ -62,6 +65,9 @@ def _record_trimmable(cache: Any) -> Undo:
 
 
 def _record_rotating(cache: RotatingKVCache) -> Undo:
+    if cache.keys is not None and cache.keys.shape[2] > cache.max_size:
+        # Behind a prompt longer than the window the next step cuts the arrays to it: into new ones.
+        return _record_references(cache)
     offset, index = cache.offset, cache._idx
     slot = cache.keep if index == cache.max_size else index
     kept = None
@@ -80,6 +86,18 @@ def _record_rotating(cache: RotatingKVCache) -> Undo:
     return undo
 
 
+def _record_references(cache: Any) -> Undo:
+    # What these hold is replaced, or written to behind ``offset`` only.
+    names = [name for name in ("keys", "values", "offset", "start_position", "_idx") if hasattr(cache, name)]
+    state = [getattr(cache, name) for name in names]
+
+    def undo() -> None:
+        for name, value in zip(names, state, strict=True):
+            setattr(cache, name, value)
+
+    return undo
+
+
 def _record_arrays(cache: ArraysCache) -> Undo:
     # These layers replace their arrays and never write into them.
     state = list(cache.cache)
@@ -92,6 +110,9 @@ def _record_arrays(cache: ArraysCache) -> Undo:
 
 _RECORD: dict[type, Callable[[Any], Undo]] = {
     KVCache: _record_trimmable,
+    QuantizedKVCache: _record_trimmable,
+    ChunkedKVCache: _record_references,
+    ConcatenateKVCache: _record_references,
     RotatingKVCache: _record_rotating,
     ArraysCache: _record_arrays,
 }
