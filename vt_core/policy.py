@@ -22,6 +22,8 @@ MAX_BLOCK = 32
 _CLASSES = (0.2, 0.35, 0.5, 0.7, 0.9, 0.98)
 _BELIEVED = (0.20, 0.12, 0.06, 0.03, 0.015, 0.005, 0.002)
 _BELIEF = 20.0  #: weight of that belief, in tokens
+#: Misses that a request must have, beyond those expected, to count as twice as hard as others.
+_EVENNESS = 2.0
 #: How much longer than the last block, all right, the next one may be; and how long after a miss at least.
 #: What really bounds a block is the rule above: with 2 instead of 8 Gemma 3 spent 5 % more time.
 _GROWTH = 8
@@ -36,24 +38,32 @@ class BlockPolicy:
     _seen: list[float] = field(default_factory=lambda: [_BELIEF] * len(_BELIEVED))
     _missed: list[float] = field(default_factory=lambda: [_BELIEF * share for share in _BELIEVED])
     limit: int = 1  #: positions that the next block may have
+    _expected: float = 0.0  #: misses among the tokens of this request, by their classes
+    _found: int = 0  #: misses that there were
 
     def begin(self) -> None:
         """A request begins: its first token is verified, and so streamed, at once."""
         self.limit = 1
+        self._expected, self._found = 0.0, 0
 
     def block(self) -> Block:
         """Start a block."""
         return Block(self)
 
     def miss_rate(self, confidence: float) -> float:
-        """How likely a token of this confidence is not the full head's."""
+        """How likely a token of this confidence is not the full head's: as often as in all requests, times
+        how much more, or less, often than that this request has missed.
+        """
         at = bisect_right(_CLASSES, confidence)
-        return self._missed[at] / self._seen[at]
+        here = (self._found + _EVENNESS) / (self._expected + _EVENNESS)
+        return min(1.0, here * self._missed[at] / self._seen[at])
 
     def learn(self, confidences: list[float], accepted: int) -> None:
         """A block was verified: its first ``accepted`` tokens were right, the next one, if any, was wrong."""
         for index, confidence in enumerate(confidences[: accepted + 1]):
             at = bisect_right(_CLASSES, confidence)
+            self._expected += self._missed[at] / self._seen[at]
+            self._found += index == accepted
             self._seen[at] += 1
             self._missed[at] += index == accepted
         hit = accepted == len(confidences)
