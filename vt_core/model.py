@@ -255,6 +255,7 @@ class Model:
             dtype=self.decoder.dtype,
             vocab_rows=self.rows,
             static_rows=head.vocabulary.static_size,
+            learned_rows=head.vocabulary.learned_size,
             vocab_bytes_full=self.directory.manifest.table_bytes,
             peak_memory_bytes=self._memory.peak if allocated is None else allocated,
             peak_anonymous_bytes=self._memory.anonymous,

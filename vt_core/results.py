@@ -25,7 +25,8 @@ class Generation:
     seed: int
     vocab_rows: int  #: V
     static_rows: int
-    dynamic_rows: int
+    learned_rows: int  #: rescued by earlier requests, and kept
+    dynamic_rows: int  #: of this request: its prompt's and its rescues'
     vocab_bytes_full: int  #: the model's tables
     vocab_bytes_resident: int  #: active rows with spare capacity
     ttft_s: float | None

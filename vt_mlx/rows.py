@@ -10,13 +10,12 @@ import numpy as np
 
 from vt_core.tables import Table
 from vt_core.vocabulary import Ids
+from vt_mlx.device import DTYPES
 
 CHUNK_BYTES = (
     16 << 20
 )  #: rows are read and converted in pieces of this size, so that no second copy of a table exists
 NO_ID = np.iinfo(np.int32).max
-
-_STORED = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 
 
 class Rows(NamedTuple):
@@ -102,7 +101,7 @@ class MlxRows:
 
 def as_array(array: np.ndarray, dtype: str) -> mx.array:
     """A copy on the device of an array in storage dtype."""
-    return mx.array(array).view(_STORED[dtype])
+    return mx.array(array).view(DTYPES[dtype])
 
 
 def greedy(logits: mx.array, ids: mx.array) -> tuple[mx.array, mx.array]:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 
 from vt_core.tables import Table
 from vt_core.vocabulary import Ids
+from vt_torch.device import DTYPES
 
 CHUNK_BYTES = (
     16 << 20
@@ -20,8 +21,6 @@ NO_ID = np.iinfo(np.int64).max
 
 # Rows that come straight from the store's mapping are read-only, and only read.
 warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-
-_STORED = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 class Rows(NamedTuple):
@@ -96,7 +95,7 @@ class TorchRows:
 
 def as_tensor(array: np.ndarray, dtype: str) -> torch.Tensor:
     """A tensor over the memory of an array in storage dtype."""
-    return torch.from_numpy(array.view(np.int16) if dtype == "bfloat16" else array).view(_STORED[dtype])
+    return torch.from_numpy(array.view(np.int16) if dtype == "bfloat16" else array).view(DTYPES[dtype])
 
 
 def greedy(logits: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

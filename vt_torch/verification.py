@@ -19,6 +19,9 @@ from vt_torch.rows import as_tensor
 #: the processor's cache (2, 4 and 8 MiB took equally long, 1 and 16 MiB longer).
 TILE_BYTES = {"cpu": 4 << 20, "cuda": 32 << 20, "mps": 32 << 20}
 
+#: Up to so many positions a CPU multiplies as they are; more are made a multiple.
+_ANY_COUNT, _GOOD_COUNT = 8, 16
+
 Transform = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -167,9 +170,13 @@ def _product(rows: torch.Tensor, hidden: torch.Tensor, bias: torch.Tensor | None
     """What ``F.linear(hidden, rows, bias)`` gives, for 2 to 32 positions in half to two thirds of its time on
     a CPU.
     """
-    if bias is None:
-        return (rows @ hidden.T).T
-    return torch.addmm(bias.to(rows.dtype)[:, None], rows, hidden.T).T
+    count = len(hidden)
+    if count > _ANY_COUNT:
+        # MKL takes 132 ms for 15 positions of Gemma's head and 54 for 16, 164 for 31 and 88 for 32.
+        hidden = F.pad(hidden, (0, 0, 0, -count % _GOOD_COUNT))
+    columns = hidden.T
+    logits = rows @ columns if bias is None else torch.addmm(bias.to(rows.dtype)[:, None], rows, columns)
+    return logits.T[:count]
 
 
 def logit_transform(config: object) -> Transform:

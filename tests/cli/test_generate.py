@@ -53,7 +53,8 @@ def test_text_goes_to_stdout_and_the_summary_to_stderr(backend, model):
 
 FIELDS = """
     text token_ids finish_reason prompt_tokens generated_tokens exact head backend device dtype seed
-    vocab_rows static_rows dynamic_rows vocab_bytes_full vocab_bytes_resident ttft_s tpot_s tokens_per_s
+    vocab_rows static_rows learned_rows dynamic_rows vocab_bytes_full vocab_bytes_resident
+    ttft_s tpot_s tokens_per_s
     peak_memory_bytes peak_anonymous_bytes verifications rescued rolled_back verify_s
     rescue_s rolled_back_s
 """
