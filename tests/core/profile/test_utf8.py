@@ -32,6 +32,8 @@ class Witnesses:
 
     def text(self, value: bytes) -> str | None:
         """A text over the characters whose UTF-8 holds `value`; None where there is none."""
+        if not value:
+            return ""  # also where the ranges hold surrogates only, and so no character
         if value in self._insides:
             return self._insides[value]
         for first in range(min(len(value), 3) + 1):
