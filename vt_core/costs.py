@@ -7,6 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 _KEPT = 0.8  #: weight that a measurement still has at the next one
+_FIXED = 16  #: positions that reading the full head costs at least as much as
 
 
 @dataclass
@@ -35,14 +36,16 @@ class Line:
 
     @property
     def slope(self) -> float:
-        """From 0 to what a line through the origin would have; 0 as long as all measurements have one x."""
+        """At least 0; 0 as long as all measurements have one x. At most so much that the line's value at 0 is
+        worth 16 of x: under noise a line through the origin would say that short blocks cost nothing.
+        """
         if not self.known or self._x == 0:
             return 0.0
         spread = self._xx - self._x * self._x / self._weight
         if spread < 1e-9 * self._xx:
             return 0.0
         slope = (self._xy - self._x * self._y / self._weight) / spread
-        return min(max(slope, 0.0), self._y / self._x)
+        return min(max(slope, 0.0), self._y / (self._x + _FIXED * self._weight))
 
     def at(self, x: float) -> float:
         """The line's value; only when something is :attr:`known`."""

@@ -18,8 +18,9 @@ def costs(step: float, fixed: float, position: float) -> Costs:
     return found
 
 
-@given(step=seconds, fixed=seconds, position=seconds)
-def test_a_line_is_found_again(step, fixed, position):
+@given(step=seconds, fixed=seconds, share=st.floats(0, 1))
+def test_a_line_is_found_again(step, fixed, share):
+    position = share * fixed / 17
     found = costs(step, fixed, position)
     assert found.step_s == pytest.approx(step)
     assert found.verify_s(9) == pytest.approx(fixed + 9 * position, rel=1e-4)
@@ -34,7 +35,7 @@ def test_a_line_never_falls_nor_promises_time_back(points):
         line.add(x, y)
     assert line.known and line.slope >= 0
     values = [line.at(x) for x in (0, 1, 16, 32)]
-    assert values == sorted(values) and values[0] >= -1e-6
+    assert values == sorted(values) and values[0] >= 15.9 * line.slope
 
 
 def test_the_latest_measurements_weigh_most():
