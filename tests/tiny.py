@@ -44,10 +44,8 @@ def write_tokenizer(directory: Path, words: int = 2000) -> int:
     return tokenizer.get_vocab_size()
 
 
-def write_model(directory: Path, kind: str, dtype: str = "float32", seed: int = 0, **changes: object) -> Path:
-    """A random model of one of the :data:`KINDS` or :data:`ARCHITECTURES`, with its tokenizer; ``changes`` to
-    its configuration leave the weights as they are.
-    """
+def write_model(directory: Path, kind: str, dtype: str = "float32", seed: int = 0) -> Path:
+    """A random model of one of the :data:`KINDS` or :data:`ARCHITECTURES`, with its tokenizer."""
     import torch
     import transformers
     from safetensors.torch import load_file, save_file
@@ -55,7 +53,7 @@ def write_model(directory: Path, kind: str, dtype: str = "float32", seed: int = 
     directory.mkdir(parents=True, exist_ok=True)
     rows = write_tokenizer(directory) + PADDING_ROWS
     config_class, particular = {**KINDS, **ARCHITECTURES}[kind]
-    options = SIZES | {"vocab_size": rows} | particular | changes
+    options = SIZES | {"vocab_size": rows} | particular
     text = options.pop("text_config", None)
     if text is not None:
         text = SIZES | {"vocab_size": rows} | text

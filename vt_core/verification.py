@@ -132,13 +132,17 @@ def _general(scan: Callable[[], Iterable[LogitTile]], drafts: Sequence[Draft], s
     thresholds = np.array([sampler.likely_threshold(logits) for logits in reduced], np.float32)
     found = _gather(scan(), drafts, sampler, thresholds)
     if sampler.needs_mass:
-        short = [at for at, (logits, _, total) in enumerate(found) if not sampler.suffices(logits, total)]
-        if short:
-            # Rare: much of the mass lies in rows that are not active, each of them unlikely.
-            thresholds = np.full(len(drafts), np.inf, np.float32)
-            thresholds[short] = [sampler.threshold(reduced[at]) for at in short]
-            again = _gather(scan(), drafts, sampler, thresholds)
-            found = [again[at] if at in short else first for at, first in enumerate(found)]
+        # Rare: much of the mass lies in rows that are not active, each of them unlikely. Where the threshold
+        # was the sure one already (min-p can raise it so far), nothing is missing.
+        lower = np.full(len(drafts), np.inf, np.float32)
+        for at, (logits, _, total) in enumerate(found):
+            if not sampler.suffices(logits, total):
+                lower[at] = sampler.threshold(reduced[at])
+        short = np.flatnonzero(lower < thresholds)
+        if len(short):
+            again = _gather(scan(), drafts, sampler, lower)
+            for at in short.tolist():
+                found[at] = again[at]
     return [
         sampler.pick(logits, ids, draft.position, total if sampler.needs_mass else None)
         for draft, (logits, ids, total) in zip(drafts, found, strict=True)

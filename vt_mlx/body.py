@@ -118,7 +118,8 @@ def load_body(path: Path, dtype: mx.Dtype) -> Body:
     model.update(tree_map_with_path(cast, model.parameters()))
     # Also what is no parameter, such as rotary frequencies: an array that is still to be computed belongs to
     # the thread that described it, and requests may come from another.
-    mx.eval([value for module in model.modules() for value in module.values() if isinstance(value, mx.array)])
+    others = [value for module in model.modules() for value in module.values() if isinstance(value, mx.array)]
+    mx.eval(model.parameters(), others)
     mx.clear_cache()
     return Body(model, embedding, head, factors)
 

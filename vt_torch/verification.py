@@ -85,8 +85,9 @@ class HeadScan:
     ) -> None:
         self._table, self._bias, self._transform = table, bias, transform
         self._device, self._dtype = device, dtype
-        wide = torch.float32 if device.type == "cpu" and not multiplies(dtype) else dtype
-        row_bytes = table.spec.columns * wide.itemsize
+        # A CPU without instructions for this type multiplies many positions one by one.
+        self._widens = device.type == "cpu" and not multiplies(dtype)
+        row_bytes = table.spec.columns * (torch.float32 if self._widens else dtype).itemsize
         self._rows = max(1, (tile_bytes or TILE_BYTES.get(device.type, 32 << 20)) // row_bytes)
         self.tile_bytes = self._rows * row_bytes
         self._buffers: list[torch.Tensor] = []
@@ -95,9 +96,7 @@ class HeadScan:
         """Logits of every row for ``hidden [k, hidden]``, in id order."""
         load = self._load_cuda if self._device.type == "cuda" else self._load
         on_cpu = self._device.type == "cpu"
-        # A CPU without instructions for this type multiplies many positions one by one.
-        widened = on_cpu and len(hidden) > 1 and not multiplies(self._dtype)
-        for start, rows in load(torch.float32 if widened else self._dtype):
+        for start, rows in load(torch.float32 if self._widens and len(hidden) > 1 else self._dtype):
             bias = None if self._bias is None else self._bias[start : start + len(rows)]
             if on_cpu:
                 logits = _product(rows, hidden.to(rows.dtype), bias).to(self._dtype)

@@ -42,6 +42,13 @@ def test_one_reading_does_without_top_p():
         assert choices(logits, np.arange(0, V, 3), **options) == 1
 
 
+def test_min_p_leaves_nothing_to_read_again_for():
+    """It may keep less than top-p would: that is no sign of missing rows."""
+    logits = np.random.default_rng(0).normal(size=(4, V)).astype(np.float32)
+    options = {"temperature": 1.0, "top_p": 0.99, "min_p": 0.5}
+    assert choices(logits, np.arange(V), **options) == 1
+
+
 def test_accepted_prefix():
     assert accepted_prefix([1, 2, 3], [1, 2, 3]) == (3, None)
     assert accepted_prefix([1, 2, 3], [1, 7, 3]) == (1, 7)
