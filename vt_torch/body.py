@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
@@ -85,9 +86,9 @@ def load_body(path: Path, device: torch.device, dtype: torch.dtype) -> PreTraine
     body = type(f"Tableless{base.__name__}", (_Tableless, base), {"__module__": base.__module__})
     with _quiet():
         model, report = body.from_pretrained(
-            path,
+            None,
             config=config,
-            trust_remote_code=False,
+            state_dict=_weights(path, device, dtype),
             dtype=dtype,
             output_loading_info=True,
             # Only accelerators: placing on the CPU is what happens anyway, and needs no accelerate.
@@ -100,6 +101,27 @@ def load_body(path: Path, device: torch.device, dtype: torch.dtype) -> PreTraine
             "convert it again"
         )
     return model.eval().requires_grad_(False)
+
+
+def _weights(path: Path, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    """Tensors of a model directory by name, not read yet.
+
+    Those that stay as they are on a CPU are mapped, and the system may drop and read again their pages. The
+    others are read one by one: mapped, what was read for a conversion or a copy to the device would be
+    resident beside its result until all are loaded (Qwen2.5 0.5B in float32: 2.2 GB instead of 1.5).
+    """
+    kept = _STORED[dtype] if device.type == "cpu" else None
+    weights: dict[str, Any] = {}
+    for file in sorted(path.glob("*.safetensors")):
+        mapped, read = (safe_open(file, "pt", backend=how) for how in ("mmap", "pread"))
+        for name in mapped.keys():  # noqa: SIM118
+            tensor = mapped.get_slice(name)
+            weights[name] = tensor if tensor.get_dtype() == kept else read.get_slice(name)
+    return weights
+
+
+#: Float types as safetensors calls them.
+_STORED = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 
 
 class _Tableless:
