@@ -144,5 +144,11 @@ def text_logits(backend: str, model, prompt: Sequence[int], text: Sequence[int])
     return np.array(model(mx.array([context]))[0, -len(text) :].astype(mx.float32))
 
 
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    """Log-probabilities of ``logits [n, V]``, float64."""
+    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+
+
 LOAD: dict[str, Callable] = {"torch": load_torch, "mlx": load_mlx}
 GENERATE: dict[str, Callable[..., Tokens]] = {"torch": generate_torch, "mlx": generate_mlx}

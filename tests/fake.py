@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from vt_core.heads import Head
+from vt_core.scoring import log_probabilities
 from vt_core.verification import NumpyTile, verify
 
 
@@ -79,7 +80,8 @@ class FakeDecoder:
         self.state: np.ndarray | None = None
         self.fail_at: int | None = None
         self.steps = 0
-        self.verified = self.scans = 0
+        self.verified = self.scans = self.read = 0
+        self.scored: list[int] = []  #: positions of each reading of the full head
         self._past: list[np.ndarray] = []
 
     def begin(self):
@@ -123,6 +125,19 @@ class FakeDecoder:
             return (NumpyTile(at, full[:, at : at + 37].copy()) for at in range(0, full.shape[1], 37))
 
         return verify(scan, drafts, sampler)
+
+    def states(self, ids, start):
+        for at, token in enumerate(ids):
+            self._read(token)
+            if at >= start:
+                self.read += 1
+                yield self.state[None].copy()
+
+    def score(self, states, targets):
+        self.scored.append(len(targets))
+        full = (np.concatenate(states) @ self.rows.table.T).astype(np.float32)
+        tiles = (NumpyTile(at, full[:, at : at + 37].copy()) for at in range(0, full.shape[1], 37))
+        return log_probabilities(tiles, targets)
 
     def rewind(self, count):
         assert 0 <= count <= len(self._past), "only what was read since the last call can be taken back"

@@ -43,10 +43,12 @@ def test_the_chat_template_and_tokenizer_are_the_models_own(cached):
 
 @pytest.mark.parametrize("backend", backend_params())
 def test_a_reduced_head_writes_what_the_full_one_does(backend, cached):
-    full = load(cached, backend=backend, head="full", device="cpu").generate(PROMPT, max_tokens=16)
+    # Not the machine's float type: the text is known in this one.
+    options = {"backend": backend, "device": "cpu", "dtype": "float32"}
+    full = load(cached, head="full", **options).generate(PROMPT, max_tokens=16)
     assert full.text.startswith("The rainbow is a beautiful sight")
     for head in ("prealloc", "split", "rebuild"):
-        model = load(cached, backend=backend, head=head, device="cpu")
+        model = load(cached, head=head, **options)
         result = model.generate(PROMPT, max_tokens=16, approximate=True)
         assert result.token_ids == full.token_ids
         assert result.static_rows + result.dynamic_rows < 0.2 * result.vocab_rows
@@ -109,3 +111,12 @@ def test_times_and_memory_are_measured_with_the_given_clock(backend, cached):
     result = model.generate(PROMPT, max_tokens=4, approximate=True)
     assert (result.ttft_s, result.tpot_s, result.tokens_per_s) == (0.5, 0.5, 2.0)
     assert result.peak_memory_bytes > result.vocab_bytes_resident
+
+
+@pytest.mark.parametrize("backend", backend_params())
+def test_what_the_model_writes_scores_as_its_greedy_choice(backend, cached):
+    model = load(cached, backend=backend, device="cpu", dtype="float32")
+    written = model.generate(PROMPT, max_tokens=5)
+    score = model.score(PROMPT, written.token_ids)
+    assert score.is_greedy and -7 < score.log_prob < 0
+    assert model.score(PROMPT, "The purple bicycle").log_prob < 2 * score.log_prob

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING
 from vt_core.errors import VtError
 
 if TYPE_CHECKING:
-    from vt_core.model import Chunk, Generation, Model
+    from vt_core.model import Chunk, Generation, Model, Score
     from vt_core.task import TaskVocabulary
 
 __version__ = "0.1.0"
-__all__ = ["Chunk", "Generation", "Model", "TaskVocabulary", "VtError", "load"]
+__all__ = ["Chunk", "Generation", "Model", "Score", "TaskVocabulary", "VtError", "load"]
 
 
 def load(
@@ -94,7 +94,7 @@ def load(
 
 def __getattr__(name: str) -> object:
     """Public classes, imported when first asked for, so that ``import vt_core`` stays light."""
-    if name in ("Chunk", "Generation", "Model"):
+    if name in ("Chunk", "Generation", "Model", "Score"):
         from vt_core import model
 
         return getattr(model, name)

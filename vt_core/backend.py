@@ -6,7 +6,7 @@ import importlib
 import importlib.util
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -18,11 +18,15 @@ if TYPE_CHECKING:
     from vt_core.heads import Head
     from vt_core.model_dir import ModelDirectory
     from vt_core.sampling import Sampler
+    from vt_core.scoring import Scored
     from vt_core.verification import Draft
     from vt_core.vocabulary import Ids
 
 #: one decoded position of a backend: hidden state, reduced logits and greedy choice, all possibly still lazy
 Step = Any
+
+#: hidden states ``[k, hidden]`` of a backend, the input of its head
+States = Any
 
 #: Backends by name: the package that holds each, and what it needs. Imported when asked for, not before.
 BACKENDS = {"mlx": ("vt_mlx", "mlx_lm"), "torch": ("vt_torch", "torch")}
@@ -67,6 +71,18 @@ class Decoder(Protocol):
     def verify(self, steps: Sequence[Step], drafts: Sequence[Draft], sampler: Sampler) -> list[int]:
         """The full head's choices for decoded positions, as :func:`vt_core.verification.verify` makes
         them.
+        """
+
+    def states(self, ids: Ids, start: int) -> Iterator[States]:
+        """Read a text of full ids, in place of :meth:`prefill`, and give the hidden states of its positions
+        from ``start`` on, in order, in pieces of at most :data:`vt_core.scoring.POSITIONS`.
+
+        A piece stays good after :meth:`end`.
+        """
+
+    def score(self, states: Sequence[States], targets: Ids) -> Scored:
+        """What :func:`vt_core.scoring.log_probabilities` makes of the full head, read once, for the ids
+        ``targets [k]`` at the ``k`` positions of some states.
         """
 
     def rewind(self, count: int) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from typing import Any, cast
 
 import numpy as np
@@ -16,8 +18,9 @@ from vt_core.learning import Learned, LearnedFile
 from vt_core.metrics import Clock, ProcessMemory, Stopwatch
 from vt_core.model_dir import ModelDirectory
 from vt_core.policy import BlockPolicy
-from vt_core.results import Chunk, Generation
+from vt_core.results import Chunk, Generation, Score
 from vt_core.sampling import Sampler, SamplerSettings
+from vt_core.scoring import score
 from vt_core.stopping import StopMatcher
 from vt_core.task import TaskVocabulary
 from vt_core.tokenizer import Message, Prompt, Tokenizer
@@ -118,6 +121,60 @@ class Model:
         )
         return self._run(request, ids, StopMatcher([stop] if isinstance(stop, str) else list(stop)))
 
+    def score(
+        self,
+        prompt: Prompt,
+        continuation: str | Sequence[int],
+        *,
+        system: str | None = None,
+        raw: bool = False,
+        template_arguments: dict[str, Any] | None = None,
+    ) -> Score:
+        """How likely the full head finds a continuation of a prompt.
+
+        Args:
+            prompt: as for :meth:`stream`, and so are the other arguments.
+            continuation: full ids, or text, which is encoded by itself.
+
+        Raises:
+            PromptError: either is empty or has ids without a row, or together they are too long.
+            BackendError: another request of this model is still running.
+        """
+        ids = self.encode(prompt, system=system, raw=raw, template_arguments=template_arguments)
+        if isinstance(continuation, str):
+            scored: Sequence[int] = self.tokenizer.encode(continuation, special=False).tolist()
+        else:
+            scored = continuation
+        (result,) = self.score_each([(ids.tolist(), scored)])
+        return result
+
+    def score_each(self, pairs: Iterable[tuple[Sequence[int], Sequence[int]]]) -> Iterator[Score]:
+        """Scores of many pairs of prompt and continuation, both full ids, in order. Faster than one by one:
+        the full head is read for many positions together.
+
+        Raises:
+            PromptError: as :meth:`score`.
+            BackendError: another request of this model is still running.
+        """
+        continuations: deque[Ids] = deque()
+
+        def texts() -> Iterator[tuple[Ids, int]]:
+            for prompt, continuation in pairs:
+                parts = np.array(prompt, dtype=np.int64), np.array(continuation, dtype=np.int64)
+                ids = np.concatenate(parts)
+                self._check_text(ids, *map(len, parts))
+                continuations.append(parts[1])
+                yield ids, len(parts[0])
+
+        with self._busy_with_one(), closing(score(self.decoder, texts())) as scores:
+            for scored in scores:
+                ids = continuations.popleft()
+                yield Score(
+                    tuple(ids.tolist()),
+                    tuple(scored.log_probs.tolist()),
+                    tuple((scored.choices == ids).tolist()),
+                )
+
     def encode(
         self,
         prompt: Prompt,
@@ -162,16 +219,32 @@ class Model:
     def _check_prompt(self, ids: Ids, max_tokens: int) -> None:
         if len(ids) == 0:
             raise PromptError("the prompt is empty; give at least one token")
-        outside = ids[(ids < 0) | (ids >= self.rows)]
-        if len(outside):
-            raise PromptError(
-                f"the prompt holds token id {outside[0]}, but the model has rows 0 to {self.rows - 1}; "
-                "use ids of this model's tokenizer"
-            )
+        self._check_ids(ids)
         if self.context is not None and len(ids) + max_tokens > self.context:
             raise PromptError(
                 f"the prompt has {len(ids)} tokens, with {max_tokens} to generate more than the context of "
                 f"{self.context}; shorten it or lower --max-tokens"
+            )
+
+    def _check_text(self, ids: Ids, prompt: int, continuation: int) -> None:
+        """Whether a text of so many prompt and continuation tokens can be scored."""
+        for part, count in (("prompt", prompt), ("continuation", continuation)):
+            if count == 0:
+                raise PromptError(f"the {part} to score is empty; give at least one token")
+        self._check_ids(ids)
+        # The last token is only chosen, never read.
+        if self.context is not None and len(ids) - 1 > self.context:
+            raise PromptError(
+                f"the prompt has {prompt} tokens and its continuation {continuation}, more than the context "
+                f"of {self.context}; shorten them"
+            )
+
+    def _check_ids(self, ids: Ids) -> None:
+        outside = ids[(ids < 0) | (ids >= self.rows)]
+        if len(outside):
+            raise PromptError(
+                f"the text holds token id {outside[0]}, but the model has rows 0 to {self.rows - 1}; "
+                "use ids of this model's tokenizer"
             )
 
     def _run(self, request: Request, ids: Ids, stops: StopMatcher) -> Iterator[Chunk]:

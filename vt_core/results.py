@@ -47,6 +47,27 @@ class Generation:
 
 
 @dataclass(frozen=True)
+class Score:
+    """How likely the model, with its full head, finds a continuation. Tuples have one entry for each of its
+    tokens.
+    """
+
+    token_ids: tuple[int, ...]  #: full ids
+    log_probs: tuple[float, ...]  #: natural logarithms, each given all that is before the token
+    greedy: tuple[bool, ...]  #: whether the token is what greedy decoding would choose there
+
+    @property
+    def log_prob(self) -> float:
+        """Natural logarithm of the probability of the whole continuation."""
+        return sum(self.log_probs)
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether greedy decoding would give this continuation."""
+        return all(self.greedy)
+
+
+@dataclass(frozen=True)
 class Chunk:
     """A piece of a streamed answer. The last one has no token, perhaps some held-back text, and the
     result.

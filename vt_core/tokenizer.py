@@ -43,9 +43,9 @@ class Tokenizer:
         self._model_config = read_json(directory / "config.json", {})
         self.chat_template = self._read_template(directory)
 
-    def encode(self, text: str) -> Ids:
-        """Full ids of raw text, with the special tokens (BOS) that the tokenizer adds; int64 ``[n]``."""
-        return np.array(self._fast.encode(_encodable(text)).ids, dtype=np.int64)
+    def encode(self, text: str, *, special: bool = True) -> Ids:
+        """Full ids of raw text, int64 ``[n]``; ``special``: with the tokens (BOS) that the tokenizer adds."""
+        return np.array(self._fast.encode(_encodable(text), add_special_tokens=special).ids, dtype=np.int64)
 
     def encode_chat(self, messages: Sequence[Message], **template_arguments: Any) -> Ids:
         """Full ids of a conversation through the chat template, ready for the answer; int64 ``[n]``.

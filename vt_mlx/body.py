@@ -48,13 +48,14 @@ class RowEmbedding(nn.Module):
 class RowHead(nn.Module):
     """Stands where the LM head stood: logits of the active rows, for the last position only.
 
-    What the model does to its logits afterwards (soft-cap, scale) happens to these. The hidden state stays
+    What the model does to its logits afterwards (soft-cap, scale) happens to these. The hidden states stay
     here for the decoder to take.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self._head: list[Head] = []
+        self._states: list[mx.array] = []
         self._hidden: list[mx.array] = []
         self._logits: list[mx.array] = []
 
@@ -62,8 +63,13 @@ class RowHead(nn.Module):
         self._head = [head]
 
     @property
+    def states(self) -> mx.array:
+        """``[n, hidden]`` of the last call, every position."""
+        return self._states[0]
+
+    @property
     def hidden(self) -> mx.array:
-        """``[1, hidden]`` of the last call."""
+        """``[1, hidden]``, the last one of them."""
         return self._hidden[0]
 
     @property
@@ -72,10 +78,10 @@ class RowHead(nn.Module):
         return self._logits[0]
 
     def clear(self) -> None:
-        self._hidden, self._logits = [], []
+        self._states, self._hidden, self._logits = [], [], []
 
     def __call__(self, hidden: mx.array) -> mx.array:
-        self._hidden = [hidden[0, -1:]]
+        self._states, self._hidden = [hidden[0]], [hidden[0, -1:]]
         self._logits = [self._head[0].logits(self._hidden[0])]
         return self._logits[0][None]
 

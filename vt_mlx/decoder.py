@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +16,9 @@ from vt_core.errors import ModelError
 from vt_core.heads import Head, head_class
 from vt_core.model_dir import ModelDirectory
 from vt_core.sampling import Sampler
+from vt_core.scoring import POSITIONS, Scored, log_probabilities
 from vt_core.tables import ScaledTable, Table, open_tables
-from vt_core.verification import Draft, verify
+from vt_core.verification import Draft, LogitTile, verify
 from vt_core.vocabulary import Ids
 from vt_mlx.body import RowEmbedding, RowHead, load_body
 from vt_mlx.caches import CacheLog
@@ -83,17 +84,11 @@ class MlxDecoder:
 
     def prefill(self, ids: Ids) -> Step:
         # The last token goes alone, as in mlx-lm: batches of other sizes round differently.
-        for start in range(0, len(ids) - 1, PREFILL_TOKENS):
-            # Only the rows that the prompt needs, each once; the ids given to the model index those.
-            needed, index = np.unique(
-                ids[start : min(start + PREFILL_TOKENS, len(ids) - 1)], return_inverse=True
-            )
-            self._embedding.set_table(self._rows.embed(needed))
-            self._model(mx.array(index.astype(np.int32))[None], cache=self._cache)
-            mx.eval([layer.state for layer in self._cache])
-            mx.clear_cache()
+        for _, table, index in self._pieces(ids[:-1]):
+            self._run(table, index)
+            self._settle()
         step = self._forward(self._rows.embed(ids[-1:]), mx.array([[0]]))
-        self._look_at(step)
+        self._look_at(step.logits)
         self._log.rewind(0)
         return step
 
@@ -119,10 +114,29 @@ class MlxDecoder:
         return float(step.confidence.item())
 
     def verify(self, steps: Sequence[Step], drafts: Sequence[Draft], sampler: Sampler) -> list[int]:
+        hidden = mx.concatenate([step.hidden for step in steps])
+        return verify(lambda: self._tiles(hidden), drafts, sampler)
+
+    def states(self, ids: Ids, start: int) -> Iterator[mx.array]:
+        for at, table, index in self._pieces(ids):
+            self._look_at(self._run(table, index))
+            for first in range(max(start - at, 0), index.shape[1], POSITIONS):
+                # A copy: a slice would keep the states of the whole piece.
+                places = mx.arange(first, min(first + POSITIONS, index.shape[1]))
+                states = mx.take(self._output.states, places, axis=0)
+                mx.eval(states)
+                yield states
+            self._settle()
+
+    def score(self, states: Sequence[mx.array], targets: Ids) -> Scored:
+        return log_probabilities(self._tiles(mx.concatenate(list(states))), targets)
+
+    def _tiles(self, hidden: mx.array) -> Iterable[LogitTile]:
+        """Logits of every row of the full head for ``hidden [k, hidden]``."""
         if not self._knows_logits:
             raise ModelError(
                 f"mlx-lm's {self._model.model_type} changes its logits in a way that vt does not know, "
-                "so it cannot check them; use --approximate or --head full"
+                "so it can neither check nor score texts; generate with --approximate or --head full"
             )
         if self._scan is None:
             rows = self._rows
@@ -131,12 +145,10 @@ class MlxDecoder:
                 rows.whole_bias(),
                 self._transform,
                 self.device,
-                steps[0].logits.dtype,
+                hidden.dtype,
                 self._tile_bytes,
             )
-        hidden = mx.concatenate([step.hidden for step in steps])
-        scan = self._scan
-        return verify(lambda: scan.tiles(hidden), drafts, sampler)
+        return self._scan.tiles(hidden)
 
     def rewind(self, count: int) -> None:
         if count:
@@ -158,22 +170,39 @@ class MlxDecoder:
     def peak_memory(self) -> int | None:
         return peak_memory(self._device)
 
-    def _look_at(self, step: Step) -> None:
+    def _look_at(self, logits: mx.array) -> None:
         """Whether tiles of the full head would be treated as the model treats its logits, and these are
         numbers.
         """
-        if not mx.isfinite(step.logits).all().item():
+        if not mx.isfinite(logits).all().item():
             raise ModelError(
                 f"the model gives logits that are no numbers in {self.dtype}; use --dtype bfloat16 or float32"
             )
         raw = self._output.logits
         treated = raw if self._transform is None else self._transform(raw)
-        self._knows_logits = bool(mx.array_equal(treated, step.logits).item())
+        self._knows_logits = bool(mx.array_equal(treated, logits).item())
+
+    def _pieces(self, ids: Ids) -> Iterator[tuple[int, mx.array, mx.array]]:
+        """A text in pieces: where each begins, the embedding rows that it needs, and which of them are its
+        tokens, ``[1, n]``.
+        """
+        for start in range(0, len(ids), PREFILL_TOKENS):
+            needed, index = np.unique(ids[start : start + PREFILL_TOKENS], return_inverse=True)
+            yield start, self._rows.embed(needed), mx.array(index.astype(np.int32))[None]
+
+    def _settle(self) -> None:
+        """Compute what a piece of a text leaves in the caches, and let go of the rest."""
+        mx.eval([layer.state for layer in self._cache])
+        mx.clear_cache()
+
+    def _run(self, table: mx.array, index: mx.array) -> mx.array:
+        """Logits ``[1, n]`` of the active rows for the last of some tokens."""
+        self._embedding.set_table(table)
+        return self._model(index, cache=self._cache)[0]
 
     def _forward(self, table: mx.array, index: mx.array) -> Step:
         self._log.record()
-        self._embedding.set_table(table)
-        logits = self._model(index, cache=self._cache)[0]
+        logits = self._run(table, index)
         pieces = [piece.ids for piece in self.head.pieces]
         ids = pieces[0] if len(pieces) == 1 else mx.concatenate(pieces)
         token, local = greedy(logits, ids)

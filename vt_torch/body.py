@@ -40,14 +40,15 @@ class RowEmbedding(nn.Module):
 class RowHead(nn.Module):
     """Stands where the LM head stood: logits of the active rows, for the last position only.
 
-    What the model does to its logits afterwards (soft-cap, scale) happens to these. The hidden state stays
+    What the model does to its logits afterwards (soft-cap, scale) happens to these. The hidden states stay
     here for the decoder to take.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.head: Head | None = None
-        self.hidden: torch.Tensor | None = None  #: ``[1, hidden]`` of the last call
+        self.states: torch.Tensor | None = None  #: ``[n, hidden]`` of the last call, every position
+        self.hidden: torch.Tensor | None = None  #: ``[1, hidden]``, the last one of them
         #: ``[1, n]`` as they left here, before what the model does to them
         self.logits: torch.Tensor | None = None
 
@@ -60,7 +61,7 @@ class RowHead(nn.Module):
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         assert self.head is not None, "the decoder sets the head once"
-        self.hidden = hidden[0, -1:]
+        self.states, self.hidden = hidden[0], hidden[0, -1:]
         self.logits = self.head.logits(self.hidden)
         return self.logits[None]
 

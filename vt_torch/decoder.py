@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,13 +15,14 @@ from vt_core.errors import ModelError
 from vt_core.heads import Head, head_class
 from vt_core.model_dir import ModelDirectory
 from vt_core.sampling import Sampler
+from vt_core.scoring import POSITIONS, Scored, log_probabilities
 from vt_core.tables import open_tables
 from vt_core.verification import Draft, verify
 from vt_core.vocabulary import Ids
 from vt_torch.body import load_body
 from vt_torch.device import peak_memory, pick_device, pick_dtype, reset_peak
 from vt_torch.rows import TorchRows, greedy
-from vt_torch.verification import HeadScan, logit_transform
+from vt_torch.verification import HeadScan, TorchTile, logit_transform
 
 PREFILL_TOKENS = 2048  #: tokens of a prompt that run at once; bounds the memory of attention scores
 
@@ -77,13 +78,9 @@ class TorchDecoder:
         self._cache = DynamicCache(config=self._model.config)
 
     def prefill(self, ids: Ids) -> Step:
-        # Mamba goes on from a state with single tokens only.
-        piece = len(ids) if self._cache_argument == "cache_params" else PREFILL_TOKENS
-        for start in range(0, len(ids), piece):
-            # Only the rows that the prompt needs, each once; the ids given to the model index those.
-            needed, index = np.unique(ids[start : start + piece], return_inverse=True)
-            step = self._forward(self._rows.embed(needed), torch.from_numpy(index)[None].to(self._device))
-        self._look_at(step)
+        for _, table, index in self._pieces(ids):
+            step = self._forward(table, index)
+        self._look_at(step.logits)
         # From here on tokens can be taken back. Not before: recording keeps what slides out of a window.
         if self._cache.is_croppable:
             self._cache.activate_past_recording()
@@ -112,11 +109,27 @@ class TorchDecoder:
 
     @torch.inference_mode()
     def verify(self, steps: Sequence[Step], drafts: Sequence[Draft], sampler: Sampler) -> list[int]:
+        hidden = torch.cat([step.hidden for step in steps])
+        return verify(lambda: self._tiles(hidden), drafts, sampler)
+
+    def states(self, ids: Ids, start: int) -> Iterator[torch.Tensor]:
+        for at, table, index in self._pieces(ids):
+            self._look_at(self._run(table, index))
+            for first in range(max(start - at, 0), index.shape[1], POSITIONS):
+                # A copy: a slice would keep the states of the whole piece.
+                yield self._output.states[first : first + POSITIONS].clone()
+
+    @torch.inference_mode()
+    def score(self, states: Sequence[torch.Tensor], targets: Ids) -> Scored:
+        return log_probabilities(self._tiles(torch.cat(list(states))), targets)
+
+    def _tiles(self, hidden: torch.Tensor) -> Iterable[TorchTile]:
+        """Logits of every row of the full head for ``hidden [k, hidden]``."""
         if not self._knows_logits:
             name = type(self._model).__name__.removeprefix("Tableless")
             raise ModelError(
-                f"{name} changes its logits in a way that vt does not know, so it cannot check them; "
-                "use --approximate or --head full"
+                f"{name} changes its logits in a way that vt does not know, so it can neither check nor "
+                "score texts; generate with --approximate or --head full"
             )
         if self._scan is None:
             rows = self._rows
@@ -125,12 +138,10 @@ class TorchDecoder:
                 rows.whole_bias(),
                 self._transform,
                 self._device,
-                steps[0].logits.dtype,
+                hidden.dtype,
                 self._tile_bytes,
             )
-        hidden = torch.cat([step.hidden for step in steps])
-        scan = self._scan
-        return verify(lambda: scan.tiles(hidden), drafts, sampler)
+        return self._scan.tiles(hidden)
 
     def rewind(self, count: int) -> None:
         assert self._cache is not None
@@ -138,28 +149,44 @@ class TorchDecoder:
             self._cache.crop(-count)
 
     def end(self) -> None:
-        self._cache = self._embedding.table = self._output.hidden = self._output.logits = None
+        self._cache = self._embedding.table = None
+        self._output.states = self._output.hidden = self._output.logits = None
         self.head.truncate()
 
     def peak_memory(self) -> int | None:
         return peak_memory(self._device)
 
-    def _look_at(self, step: Step) -> None:
+    def _look_at(self, logits: torch.Tensor) -> None:
         """Whether tiles of the full head would be treated as the model treats its logits, and these are
         numbers.
         """
-        if not torch.isfinite(step.logits).all():
+        if not torch.isfinite(logits).all():
             raise ModelError(
                 f"the model gives logits that are no numbers in {self.dtype}; use --dtype bfloat16 or float32"
             )
         assert self._output.logits is not None
-        self._knows_logits = torch.equal(self._transform(self._output.logits), step.logits)
+        self._knows_logits = torch.equal(self._transform(self._output.logits), logits)
+
+    def _pieces(self, ids: Ids) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+        """A text in pieces: where each begins, the embedding rows that it needs, and which of them are its
+        tokens, ``[1, n]``.
+        """
+        # Mamba goes on from a state with single tokens only.
+        piece = len(ids) if self._cache_argument == "cache_params" else PREFILL_TOKENS
+        for start in range(0, len(ids), piece):
+            needed, index = np.unique(ids[start : start + piece], return_inverse=True)
+            yield start, self._rows.embed(needed), torch.from_numpy(index)[None].to(self._device)
+
+    @torch.inference_mode()
+    def _run(self, table: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+        """Logits ``[1, n]`` of the active rows for the last of some tokens."""
+        self._embedding.table = table
+        cache = {self._cache_argument: self._cache}
+        return self._model(input_ids=index, use_cache=True, **cache).logits[0]
 
     @torch.inference_mode()
     def _forward(self, table: torch.Tensor, index: torch.Tensor) -> Step:
-        self._embedding.table = table
-        cache = {self._cache_argument: self._cache}
-        logits = self._model(input_ids=index, use_cache=True, **cache).logits[0]
+        logits = self._run(table, index)
         ids = torch.cat([piece.ids for piece in self.head.pieces])
         token, local = greedy(logits, ids)
         # Made here, not when it is asked for: by then the next step may be queued before it.

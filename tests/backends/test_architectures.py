@@ -99,6 +99,24 @@ def test_a_long_prompt_may_run_in_pieces(backend, kind, models, monkeypatch):
     assert model.generate(PROMPTS[0], max_tokens=8).token_ids == whole
 
 
+@pytest.mark.parametrize("piece", [13, 2048])
+def test_scores_are_those_of_the_stock_frameworks_log_softmax(backend, kind, piece, models, monkeypatch):
+    original, directory = models(backend, kind)
+    model = load(directory, backend=backend, device="cpu", dtype="float32", tile_bytes=20_000)
+    model.decoder.head.set_static(STATIC)
+    monkeypatch.setattr(f"vt_{backend}.decoder.PREFILL_TOKENS", piece)
+    monkeypatch.setattr(f"vt_{backend}.decoder.POSITIONS", 8)
+    prompt, written = PROMPTS[0], list(model.generate(PROMPTS[0], max_tokens=6).token_ids)
+    texts = [(prompt[:5], prompt[5:]), (prompt, written), ([9], [3])]
+    for (given, text), score in zip(texts, model.score_each(texts), strict=True):
+        logits = stock.text_logits(backend, original, given, text)
+        expected = stock.log_softmax(logits)[range(len(text)), text]
+        np.testing.assert_allclose(score.log_probs, expected, rtol=1e-4, atol=1e-4)
+        assert score.token_ids == tuple(text)
+        assert score.greedy == tuple(logits.argmax(axis=1) == text)
+        assert score.is_greedy == (text is written)
+
+
 def _sampled(backend, original, prompt):
     """Ids that the sampler draws from the stock framework's logits."""
     context, ids = list(prompt), []

@@ -1,0 +1,86 @@
+"""Scores of texts through :class:`vt_core.Model`. Their values are held against the stock frameworks in
+``test_architectures``.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from benchmarks import stock
+from tests.conftest import backend_params
+from tests.tiny import KINDS
+from vt_core import load
+from vt_core.errors import BackendError, PromptError
+
+
+@pytest.fixture(scope="module", params=backend_params())
+def model(request, tiny):
+    return load(tiny("llama")[1], backend=request.param, device="cpu", dtype="float32")
+
+
+def test_what_greedy_decoding_writes_is_greedy_and_nothing_else_is(model):
+    prompt = "the cat sat"
+    written = model.generate(prompt, max_tokens=8).token_ids
+    score = model.score(prompt, written)
+    assert score.token_ids == written and len(score.log_probs) == 8
+    assert score.is_greedy and score.log_prob == sum(score.log_probs) < 0
+    other = model.score(prompt, [*written[:3], 5, *written[4:]])
+    assert other.greedy[:4] == (True, True, True, False) and not other.is_greedy
+    assert other.log_probs[:3] == pytest.approx(score.log_probs[:3], abs=1e-5)
+    assert other.log_probs[3] < score.log_probs[3]
+
+
+def test_text_is_encoded_by_itself_behind_the_prompt(model):
+    ids = model.tokenizer.encode("on a mat", special=False).tolist()
+    for options in ({}, {"raw": True}, {"system": "be brief"}):
+        by_ids = model.score(model.encode("the cat sat ", **options).tolist(), ids)
+        assert model.score("the cat sat ", "on a mat", **options).log_probs == by_ids.log_probs
+
+
+def test_head_and_store_do_not_change_a_score(model, tiny):
+    expected = model.score([5, 6, 7], [8, 9]).log_probs
+    for options in ({"head": "full"}, {"store": "ram"}, {"head": "split", "tile_bytes": 3000}):
+        other = load(tiny("llama")[1], backend=model.backend, device="cpu", dtype="float32", **options)
+        assert other.score([5, 6, 7], [8, 9]).log_probs == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_score_in_bfloat16_differs_from_the_stock_frameworks_by_rounding(model, kind, tiny):
+    source, directory = tiny(kind, "bfloat16")
+    prompt, text = list(range(20, 45)), [7, 900, 12]
+    logits = stock.text_logits(model.backend, stock.LOAD[model.backend](source, "bfloat16"), prompt, text)
+    expected = stock.log_softmax(logits)[range(3), text]
+    ours = load(directory, backend=model.backend, device="cpu", dtype="bfloat16").score(prompt, text)
+    # A unit in the last place of the logits and of what they come from.
+    assert ours.log_probs == pytest.approx(expected, abs=3 * float(np.abs(logits).max()) * 2**-8)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "continuation", "message"),
+    [
+        ([], [5], "the prompt to score is empty"),
+        ([5], [], "the continuation to score is empty"),
+        ([5], "", "the continuation to score is empty"),
+        ([5], [6, 10**6], "holds token id 1000000"),
+        ([5, -1], [6], "holds token id -1"),
+        (
+            [5] * 10,
+            [6] * 504,
+            "the prompt has 10 tokens and its continuation 504, more than the context of 512",
+        ),
+    ],
+)
+def test_what_cannot_be_scored_is_refused(model, prompt, continuation, message):
+    with pytest.raises(PromptError, match=message):
+        model.score(prompt, continuation)
+    assert len(model.score([5] * 9, [6] * 504).log_probs) == 504  # as before, and just short enough
+
+
+def test_one_request_at_a_time(model):
+    scores = model.score_each([([5], [6]), ([7], [8] * 300), ([9], [3])])
+    next(scores)
+    with pytest.raises(BackendError, match="in the middle of a request"):
+        model.score([5], [6])
+    scores.close()
+    assert model.score([5], [6]).token_ids == (6,)
