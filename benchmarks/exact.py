@@ -12,22 +12,23 @@ Exits with 1 when an exact id is not the full head's.
 from __future__ import annotations
 
 import json
-import platform
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import click
 import numpy as np
 
 from benchmarks import stock
+from benchmarks.decoder_memory import run
 from benchmarks.generation import TASKS, read_prompts, ulps
-from benchmarks.runs import median, run
 from vt_core import load
 from vt_core.backend import BACKENDS
+from vt_core.bench.machine import command_text, machine
 from vt_core.learning import Learned
 from vt_core.model import Model
 from vt_core.sampling import Sampler, SamplerSettings, gumbel
@@ -60,7 +61,7 @@ ROUNDING = 1e-3
     "--work",
     type=click.Path(path_type=Path),
     required=True,
-    help="Where task vocabularies and the stock framework's copy are kept.",
+    help="Where task vocabularies are kept.",
 )
 @click.option("--task", "tasks", multiple=True, type=click.Choice(list(TASKS)), help="Default: all.")
 @click.option("--rows", default=8, show_default=True, help="Evaluation rows of each task.")
@@ -106,14 +107,14 @@ def main(
             trio.use(always_active(trio.reduced), *(vocabulary.ids for vocabulary in vocabularies))
             entries.append(trio.run(f"math, {name}", "greedy", prompts["math"][:hostile_rows], {}))
     report = {
-        "command": sys.argv,
-        "machine": {"system": platform.platform(), "processor": platform.machine()},
+        "command": command_text("benchmarks.exact", sys.argv[1:]),
+        "machine": machine(),
         "model": model.name,
         "dtype": dtype,
         "memory": memory(backend, model, dtype, prompts, max_tokens),
     }
     if reference:
-        copy = stock.export(model, work / f"{model.name}-stock")
+        copy = stock.export(model)
         report["reference"] = check_with_stock(trio, stock.LOAD[backend](copy, dtype), entries)
         click.echo(f"reference {json.dumps(report['reference'])}")
     report["entries"] = [
@@ -292,7 +293,6 @@ def memory(
         "max_tokens": max_tokens,
         "dtype": dtype,
         "static": list(range(8192)),
-        "variant": "decoder",
     }
     found = run(job)
     need = sum(found["parts"].values())

@@ -1,31 +1,31 @@
-"""Reduced heads, approximate and exact, against the stock framework: ids, memory, speed, time to the first
-token.
+"""Reduced heads and exact decoding on real models: the ids of the stock framework?
 
-    python -m benchmarks.generation --backend torch --model MODEL_DIR --data DATA_DIR --work DIR --out
-    FILE.json
+    python -m benchmarks.generation --backend torch --model MODEL_DIR --data DATA_DIR --out FILE.json
 
 takes the first row of an evaluation file of each of five tasks, generates greedily with every variant, each
 in a process of its own, and prints what is equal and what is not. Exits with 1 when ids differ beyond
-rounding.
+rounding. Speed and memory are what the command ``bench`` measures.
 """
 
 from __future__ import annotations
 
 import json
-import platform
-import subprocess
 import sys
-from importlib.metadata import version
+from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import click
 import numpy as np
 
 from benchmarks import stock
-from benchmarks.runs import median, run
 from vt_core.backend import BACKENDS
+from vt_core.bench.machine import command_text, machine, versions
+from vt_core.bench.processes import Worker
+from vt_core.bench.variants import parse_variant
 from vt_core.model_dir import ModelDirectory
+from vt_core.task import TaskVocabulary
 from vt_core.tokenizer import Tokenizer
 
 TASKS = {
@@ -46,59 +46,30 @@ REDUCED = ("prealloc", "split", "rebuild")
 @click.option(
     "--data", type=click.Path(path_type=Path, exists=True), required=True, help="Folder of the five tasks."
 )
-@click.option(
-    "--work",
-    type=click.Path(path_type=Path),
-    required=True,
-    help="Where the stock framework's copy is written.",
-)
 @click.option("--most-prompt-tokens", type=int, help="Take the first row of a task that is no longer.")
 @click.option("--dtype", default="float32", show_default=True)
 @click.option("--max-tokens", default=32, show_default=True)
-@click.option("--repeat", default=3, show_default=True, help="Timed rounds over the variants.")
 @click.option("--out", type=click.Path(path_type=Path), required=True)
 def main(
     backend: str,
     model: Path,
     data: Path,
-    work: Path,
     most_prompt_tokens: int | None,
     dtype: str,
     max_tokens: int,
-    repeat: int,
     out: Path,
 ) -> None:
     prompts = [
         ids for task in read_prompts(model, data, most_tokens=most_prompt_tokens).values() for ids in task
     ]
-    job = {
-        "backend": backend,
-        "model": str(model),
-        "stock": str(stock.export(model, work / f"{model.name}-stock")),
-        "prompts": prompts,
-        "max_tokens": max_tokens,
-        "dtype": dtype,
-        "static": None,
-    }
-    rounds = [
-        {variant: run(job | {"variant": variant}) for variant in ("stock", "full", *REDUCED, "exact")}
-        for _ in range(repeat)
-    ]
     report = {
-        "command": sys.argv,
-        "machine": {"system": platform.platform(), "processor": platform.machine()},
-        "commit": subprocess.run(
-            ["git", "describe", "--always", "--dirty"], capture_output=True, text=True
-        ).stdout.strip(),
-        "versions": {
-            name: version(name) for name in ("transformers", "torch", "mlx", "mlx-lm", "numpy", "lmdb")
-        },
+        "command": command_text("benchmarks.generation", sys.argv[1:]),
+        "machine": machine(),
+        "versions": versions(backend),
         "model": model.name,
         "dtype": dtype,
         "prompt_tokens": [len(ids) for ids in prompts],
-        "rounds": rounds,
-        "equal": equalities(job, rounds[0], ModelDirectory.open(model).manifest.vocab_rows),
-        "ratios": ratios(rounds),
+        "equal": Comparison(backend, model, dtype, prompts, max_tokens).equalities(),
     }
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(report, indent=1) + "\n")
@@ -131,51 +102,83 @@ def read_prompts(
     return prompts
 
 
-def equalities(job: dict[str, Any], measured: dict[str, Any], rows: int) -> dict[str, Any]:
-    """Which variants give which ids; each entry has ``ok`` and what was compared."""
-    original = measured["stock"]["ids"]
-    output = sorted({token for ids in original for token in ids})
-    prompt = {token for ids in job["prompts"] for token in ids}
-    found = {"full = stock": compare(job, original, measured["full"]["ids"])}
-    found["exact = full, default vocabulary"] = {"ok": measured["exact"]["ids"] == measured["full"]["ids"]}
-    for head in REDUCED[1:]:
-        same = measured[head]["ids"] == measured[REDUCED[0]]["ids"]
-        found[f"{head} = {REDUCED[0]}, default vocabulary"] = {"ok": same}
-    filler = [token for token in range(0, rows, 11) if token not in prompt]
-    small = sorted({*output, *filler})
-    for head in REDUCED:
-        for name, static in (("small", small), ("whole", list(range(rows)))):
-            if name == "whole" and head != REDUCED[0]:
+class Comparison:
+    """Variants of one model on the same prompts."""
+
+    def __init__(
+        self, backend: str, model: Path, dtype: str, prompts: Sequence[list[int]], max_tokens: int
+    ) -> None:
+        self.directory = ModelDirectory.open(model)
+        self.copy = stock.export(model)
+        self.backend, self.dtype, self.prompts, self.max_tokens = backend, dtype, prompts, max_tokens
+        self._stock: Any = None
+
+    def ids(self, name: str, static: Sequence[int] | None = None) -> list[list[int]]:
+        """What a variant writes; ``static`` in place of the default vocabulary."""
+        variant = parse_variant(name)
+        job = {
+            "name": name,
+            "backend": self.backend,
+            "model": str(self.directory.path),
+            "stock": str(self.copy),
+            "head": variant.head,
+            "exact": variant.exact,
+            "store": variant.store,
+            "task": [],
+            "device": None,
+            "dtype": self.dtype,
+        }
+        with TemporaryDirectory() as scratch:
+            if static is not None:
+                manifest, ids = self.directory.manifest, np.array(static, np.int64)
+                file = Path(scratch) / "static.vt.json"
+                TaskVocabulary(
+                    "static", manifest.tokenizer_digest, manifest.vocab_rows, ids, np.zeros_like(ids)
+                ).save(file)
+                job["task"] = [str(file)]
+            with Worker(job) as worker:
+                return [worker.request(prompt, self.max_tokens)["token_ids"] for prompt in self.prompts]
+
+    def equalities(self) -> dict[str, Any]:
+        """Which variants give which ids; each entry has ``ok`` and what was compared."""
+        original, full = self.ids("stock"), self.ids("full")
+        first, *others = (f"{head}-approximate" for head in REDUCED)
+        reduced = self.ids(first)
+        found = {"full = stock": self.compare(original, full)}
+        found["exact = full, default vocabulary"] = {"ok": self.ids("prealloc") == full}
+        for name in others:
+            found[f"{name} = {first}, default vocabulary"] = {"ok": self.ids(name) == reduced}
+        rows = self.directory.manifest.vocab_rows
+        output = {token for ids in original for token in ids}
+        prompt = {token for ids in self.prompts for token in ids}
+        small = sorted(output.union(token for token in range(0, rows, 11) if token not in prompt))
+        for name in (first, *others):
+            entry = self.compare(original, self.ids(name, small))
+            found[f"{name} = stock, small vocabulary"] = entry | {"active_share": len(small) / rows}
+        whole = self.ids(first, range(rows))
+        found[f"{first} = stock, whole vocabulary"] = self.compare(original, whole)
+        return found
+
+    def compare(self, original: list[list[int]], ids: list[list[int]]) -> dict[str, Any]:
+        """Where ids differ, both logits of the stock framework, and how many units in the last place lie
+        between them.
+        """
+        differences = []
+        for prompt, expected, got in zip(self.prompts, original, ids, strict=True):
+            pairs = enumerate(zip(expected, got, strict=False))
+            at = next((index for index, pair in pairs if pair[0] != pair[1]), None)
+            if at is None and len(expected) == len(got):
                 continue
-            ids = run(job | {"variant": head, "static": static})["ids"]
-            entry = compare(job, original, ids)
-            found[f"{head} = stock, {name} vocabulary"] = entry | {"active_share": len(static) / rows}
-    return found
-
-
-def compare(job: dict[str, Any], original: list[list[int]], ids: list[list[int]]) -> dict[str, Any]:
-    """Where ids differ, both logits of the stock framework, and how many units in the last place lie between
-    them.
-    """
-    differences = []
-    model = None
-    for prompt, expected, got in zip(job["prompts"], original, ids, strict=True):
-        at = next((i for i, pair in enumerate(zip(expected, got, strict=False)) if pair[0] != pair[1]), None)
-        if at is None and len(expected) == len(got):
-            continue
-        at = min(len(expected), len(got)) - 1 if at is None else at
-        model = model or stock.LOAD[job["backend"]](job["stock"], job["dtype"])
-        logits = stock.next_logits(job["backend"], model, [*prompt, *expected[:at]])
-        pair = [float(logits[expected[at]]), float(logits[got[at]])]
-        differences.append(
-            {
-                "position": at,
-                "ids": [expected[at], got[at]],
-                "logits": pair,
-                "ulps": ulps(*pair, job["dtype"]),
-            }
-        )
-    return {"ok": all(d["ulps"] <= 1 for d in differences), "prompts": len(ids), "differences": differences}
+            at = min(len(expected), len(got)) - 1 if at is None else at
+            self._stock = self._stock or stock.LOAD[self.backend](self.copy, self.dtype)
+            logits = self._stock.next_logits([*prompt, *expected[:at]])
+            pair = [float(logits[expected[at]]), float(logits[got[at]])]
+            apart = ulps(*pair, self.dtype)
+            differences.append(
+                {"position": at, "ids": [expected[at], got[at]], "logits": pair, "ulps": apart}
+            )
+        ok = all(difference["ulps"] <= 1 for difference in differences)
+        return {"ok": ok, "prompts": len(ids), "differences": differences}
 
 
 def ulps(a: float, b: float, dtype: str) -> float:
@@ -185,67 +188,13 @@ def ulps(a: float, b: float, dtype: str) -> float:
     return float(abs(a - b) / 2.0 ** (int(exponent) - 1 - digits))
 
 
-def ratios(rounds: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Every variant to stock, the median of the rounds; ``ttft`` of the second and later requests, to
-    ``full``.
-    """
-
-    def speed(result: dict[str, Any]) -> float:
-        return median(result["tokens_per_s"])
-
-    def later(result: dict[str, Any]) -> float:
-        return sum(result["ttft_s"][1:])
-
-    found: dict[str, dict[str, float]] = {}
-    for variant in rounds[0]:
-        pairs = [(each[variant], each["stock"], each["full"]) for each in rounds]
-        entry = {
-            "tokens_per_s": median([speed(own) / speed(base) for own, base, _ in pairs]),
-            "peak": median([own["peak_bytes"] / base["peak_bytes"] for own, base, _ in pairs]),
-            "peak_above_idle": median(
-                [
-                    (own["peak_bytes"] - own["idle_bytes"]) / (base["peak_bytes"] - base["idle_bytes"])
-                    for own, base, _ in pairs
-                ]
-            ),
-            "ttft_to_full": median([later(own) / later(full) for own, _, full in pairs]),
-        }
-        if rounds[0][variant]["allocator_bytes"]:
-            entry["allocator"] = median(
-                [own["allocator_bytes"] / base["allocator_bytes"] for own, base, _ in pairs]
-            )
-        found[variant] = entry
-    return found
-
-
-COLUMNS = "variant|tokens/s|to stock|peak MB|to stock|above idle|allocator MB|to stock|TTFT to full"
-
-
 def summary(report: dict[str, Any]) -> str:
-    """The report as text: what is equal, and a table in Markdown."""
+    """The report as text: what is equal."""
     lines = [f"{report['model']} {report['dtype']}", ""]
     for name, entry in report["equal"].items():
         differences = entry.get("differences", [])
         verdict = "DIFFERS" if not entry["ok"] else "rounding" if differences else "equal"
         lines += [f"{verdict}: {name}", *(f"    {difference}" for difference in differences)]
-    columns = COLUMNS.split("|")
-    lines += ["", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
-    for variant, ratio in report["ratios"].items():
-        own = report["rounds"][0][variant]
-        allocator = ("–", "–")
-        if "allocator" in ratio:
-            allocator = (f"{own['allocator_bytes'] / 1e6:.0f}", f"{ratio['allocator']:.2f}")
-        cells = [
-            variant,
-            f"{median(own['tokens_per_s']):.1f}",
-            f"{ratio['tokens_per_s']:.2f}",
-            f"{own['peak_bytes'] / 1e6:.0f}",
-            f"{ratio['peak']:.2f}",
-            f"{ratio['peak_above_idle']:.2f}",
-            *allocator,
-            f"{ratio['ttft_to_full']:.2f}",
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -6,7 +6,8 @@ import importlib
 import importlib.util
 import platform
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -120,6 +121,38 @@ class Backend(Protocol):
         """
 
 
+class Stock(Protocol):
+    """The stock framework on a plain Hugging Face directory, as shipped: what vt is compared with. Greedy."""
+
+    device: str
+    dtype: str
+
+    def generate(
+        self, prompt: Sequence[int], max_tokens: int, eos_ids: Collection[int], on_token: Callable[[], object]
+    ) -> list[int]:
+        """Full ids that the framework writes after a prompt; calls ``on_token`` as each one comes out."""
+
+    def next_logits(self, context: Sequence[int]) -> npt.NDArray[np.float32]:
+        """Full logits after a context, float32 ``[V]``, computed as generation would."""
+
+    def text_logits(self, prompt: Sequence[int], text: Sequence[int]) -> npt.NDArray[np.float32]:
+        """Full logits that each id of a text was to be chosen from, float32 ``[len(text), V]``, in one
+        pass.
+        """
+
+    def peak_memory(self) -> int | None:
+        """As :meth:`Decoder.peak_memory`."""
+
+
+class StockBackend(Protocol):
+    """The module ``stock`` of a backend."""
+
+    def load_stock(self, path: Path, *, device: str | None, dtype: str | None, stored: str) -> Stock:
+        """The framework's own model of a plain Hugging Face directory whose tensors are ``stored`` in that
+        float type.
+        """
+
+
 def default_backend() -> str:
     """``mlx`` on Apple Silicon, else ``torch``; whichever is installed where only one is."""
     apple = sys.platform == "darwin" and platform.machine() == "arm64"
@@ -147,4 +180,11 @@ def backend(name: str) -> Backend:
             f"install it with: pip install 'vt[{name}]'"
         ) from error
     module: Any = importlib.import_module(package)
+    return module
+
+
+def stock_backend(name: str) -> StockBackend:
+    """The runner of that backend's stock framework, imported now; raises as :func:`backend`."""
+    backend(name)
+    module: Any = importlib.import_module(f"{BACKENDS[name][0]}.stock")
     return module

@@ -211,10 +211,7 @@ class Model:
     @property
     def context(self) -> int | None:
         """Tokens that fit the model's context, where its configuration says so."""
-        config = self.directory.config
-        return config.get("max_position_embeddings") or config.get("text_config", {}).get(
-            "max_position_embeddings"
-        )
+        return self.directory.context
 
     def _check_prompt(self, ids: Ids, max_tokens: int) -> None:
         if len(ids) == 0:

@@ -205,6 +205,12 @@ class ModelDirectory:
         path = self.path / "generation_config.json"
         return read_json_object(path) if path.exists() else {}
 
+    @property
+    def context(self) -> int | None:
+        """Tokens that fit the model's context, where its configuration says so."""
+        nested = self.config.get("text_config", {})
+        return self.config.get("max_position_embeddings") or nested.get("max_position_embeddings")
+
     def open_store(self) -> Store:
         """Open the row store and check its tables against the manifest. Raises StoreError where they
         differ."""

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from vt_core import __version__
+from vt_core.cli.bench import bench
 from vt_core.cli.convert import convert
 from vt_core.cli.generate import generate
 from vt_core.cli.inspect import inspect
@@ -50,7 +51,7 @@ def build(backend: str) -> click.Group:
     def group() -> None:
         """Low-memory generation for small language models, with the vocabulary tables on disk."""
 
-    for command in (generate, convert, profile, inspect):
+    for command in (generate, convert, profile, inspect, bench):
         own = copy.copy(command)
         # Help texts are written for one of the two names; examples must be right to paste for both.
         own.help = (command.help or "").replace("vt-torch", f"vt-{backend}")

@@ -1,0 +1,100 @@
+"""What was measured on, and with what: said beside every figure."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("transformers", "torch", "mlx", "mlx-lm", "numpy", "lmdb")
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores, memory in bytes, system, and how busy it is: the load average of the last minute."""
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "memory_bytes": physical_memory(),
+        "system": f"{platform.system()} {platform.release()}",
+        "load": round(os.getloadavg()[0], 2),
+    }
+
+
+def machine_text(machine: dict[str, Any]) -> str:
+    """The same in a few words."""
+    return (
+        f"{machine['processor']}, {machine['cores']} cores, {machine['memory_bytes'] / 2**30:.0f} GiB, "
+        f"{machine['system']}"
+    )
+
+
+def physical_memory() -> int:
+    """Bytes of the machine's memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def versions(backend: str) -> dict[str, str]:
+    """Versions of the package, with its commit where it is a clone, and of what it runs on."""
+    from vt_core import __version__
+
+    found = {"vt": __version__, "python": platform.python_version()}
+    other = {"torch"} if backend == "mlx" else {"mlx", "mlx-lm"}
+    for package in PACKAGES:
+        if package not in other:
+            try:
+                found[package] = importlib.metadata.version(package)
+            except importlib.metadata.PackageNotFoundError:
+                continue
+    commit = _commit(Path(__file__).parents[2])
+    return found | ({"commit": commit} if commit else {})
+
+
+def command_text(program: str, arguments: Sequence[str]) -> str:
+    """The command line; of files outside the working directory only the names, which others can use."""
+    return shlex.join([program, *map(_short, arguments)])
+
+
+def _short(argument: str) -> str:
+    path = Path(argument)
+    if not (path.is_absolute() or argument.startswith(("..", "~"))):
+        return argument
+    if path.is_absolute() and path.is_relative_to(Path.cwd()):
+        return str(path.relative_to(Path.cwd()))
+    return path.name
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    if sys.platform == "darwin":
+        done = subprocess.run(
+            ["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True, check=False
+        )
+        if done.returncode == 0:
+            return done.stdout.strip()
+    return platform.processor() or platform.machine()
+
+
+def _commit(directory: Path) -> str | None:
+    if not (directory / ".git").exists():
+        return None
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(directory), "describe", "--always", "--dirty", "--exclude", "*"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    except OSError:
+        return None
+    return done.stdout.strip() or None

@@ -1,0 +1,51 @@
+"""The files of a benchmark."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vt_core.bench.report import report
+from vt_core.errors import DataError, OptionError
+from vt_core.json_fields import write_atomically
+
+RESULTS, REPORT = "results.json", "report.md"
+
+
+def write(results: Mapping[str, Any], out: Path) -> None:
+    """Write the results and what is made of them into a folder; raises OptionError where that fails."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OptionError(f"{out}: cannot be made a folder ({error.strerror}).") from error
+    write_atomically(out / RESULTS, dump(results).encode())
+    write_atomically(out / REPORT, report(results).encode())
+
+
+def dump(results: Mapping[str, Any]) -> str:
+    """JSON with a line for each variant's field: long lists stay together, and a change shows as one line."""
+    rows = ",\n".join(
+        "  {\n"
+        + ",\n".join(f"   {json.dumps(key)}: {json.dumps(value)}" for key, value in row.items())
+        + "\n  }"
+        for row in results["rows"]
+    )
+    head = [
+        f" {json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}"
+        for key, value in results.items()
+        if key != "rows"
+    ]
+    return "{\n" + ",\n".join(head) + ',\n "rows": [\n' + rows + "\n ]\n}\n"
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Results from a file; raises DataError."""
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read as results of a benchmark ({error}).") from error
+    if not isinstance(results, dict):
+        raise DataError(f"{path}: holds no results of a benchmark.")
+    return results

@@ -1,0 +1,192 @@
+"""``bench``: variants of a model in turn on the same prompts, as tables and pictures."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from vt_core.bench.variants import DEFAULT, STOCK, Variant, parse_variants
+from vt_core.errors import OptionError
+
+if TYPE_CHECKING:
+    from vt_core.bench.prompts import Prompts
+    from vt_core.model_dir import ModelDirectory
+
+
+@click.command()
+@click.option(
+    "--model",
+    metavar="PATH|ID",
+    help="Model directory, Hugging Face directory or hub id, or GGUF file. Default: SmolLM2-135M-Instruct.",
+)
+@click.option("--revision", metavar="REV", help="Branch, tag or commit of a hub id.")
+@click.option("--task", multiple=True, metavar="FILE", help="Task vocabulary; repeatable, the union is used.")
+@click.option(
+    "--data",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Rows with the prompts: .jsonl, .json, .csv, .tsv or .parquet, also .gz and .zst; repeatable.",
+)
+@click.option("--preset", help="Fields and prompt of a task: code, math, qa, summarization or translation.")
+@click.option("--input-field", metavar="NAME", help="Field of the input; a dot leads into tables.")
+@click.option("--template", metavar="TEXT", help="Prompt around {input}.")
+@click.option("--raw", is_flag=True, help="Give prompts to the model without the chat template.")
+@click.option(
+    "--limit", type=click.IntRange(1), default=20, show_default=True, help="Prompts to measure with."
+)
+@click.option(
+    "--max-tokens", type=click.IntRange(2), default=64, show_default=True, help="Tokens to generate at most."
+)
+@click.option(
+    "--variants",
+    default=DEFAULT,
+    metavar="LIST",
+    help="What to compare, with commas: stock, full, and rebuild, split or prealloc, with -approximate, -ram "
+    f"and @ROWS behind it; or all. Default: {DEFAULT}.",
+)
+@click.option(
+    "--sizes", default="", metavar="LIST", help="Numbers of static rows to try prealloc with besides."
+)
+@click.option(
+    "--memory-limit-search",
+    "limited",
+    default="",
+    metavar="LIST",
+    help="Variants whose smallest memory at 80 % of the speed is to be found. Linux, as root: it makes "
+    "control groups and empties the page cache.",
+)
+@click.option("--seed", default=0, show_default=True, help="Of the order of the variants.")
+@click.option(
+    "--minimum",
+    type=click.IntRange(1),
+    default=20,
+    show_default=True,
+    help="Prompts that a claim needs; rows with fewer make none.",
+)
+@click.option(
+    "--together",
+    type=click.IntRange(1),
+    help="Variants in memory at a time. Default: as many as it is likely to hold.",
+)
+@click.option("--device", help="Device of the backend, such as cpu or cuda. Default: the best there is.")
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16", "float16"]),
+    help="Float type to run in. Default: what the device runs well.",
+)
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the results.")
+@click.pass_obj
+def bench(backend: str, out: Path, **options: Any) -> None:
+    """Measure a model with its stock framework and with vt, on the same prompts.
+
+    Each variant runs in a process of its own, each prompt with all variants in turn. OUT gets results.json
+    and report.md.
+
+    \b
+    Examples:
+      vt-torch bench --data gsm8k.jsonl --preset math --out smollm2
+      vt-torch bench --model qwen-vt --task math.vt.json --data gsm8k.jsonl --sizes 2048,4096,8192 --out qwen
+      vt-torch bench --data gsm8k.jsonl --variants stock,full,prealloc --limit 100 --out smollm2
+    """
+    from tempfile import TemporaryDirectory
+
+    from tqdm import tqdm
+
+    from vt_core.backend import backend as import_backend
+    from vt_core.bench.machine import command_text
+    from vt_core.bench.output import write
+    from vt_core.bench.run import Benchmark, run
+
+    variants = parse_variants(options["variants"], options["sizes"])
+    limited = _limited(options["limited"], variants)
+    import_backend(backend)
+    with TemporaryDirectory(prefix="vt-bench-") as scratch:
+        directory = _model(options)
+        prompts = _prompts(directory, options)
+        benchmark = Benchmark(
+            backend=backend,
+            directory=directory,
+            stock=_stock_copy(directory, variants),
+            variants=variants,
+            tasks=_tasks(directory, variants, options["task"], Path(scratch)),
+            prompts=prompts,
+            command=command_text(f"vt-{backend}", sys.argv[1:]),
+            limited=limited,
+            **{name: options[name] for name in ("max_tokens", "seed", "minimum", "together")},
+            **{name: options[name] for name in ("device", "dtype")},
+        )
+        with tqdm(total=benchmark.steps, unit="run", disable=None, desc="loading") as bar:
+
+            def watch(text: str) -> None:
+                bar.set_description_str(text)
+                bar.update()
+
+            results = run(benchmark, watch)
+    write(results, out)
+    click.echo(f"{out / 'report.md'}")
+
+
+def _limited(text: str, variants: list[Variant]) -> list[str]:
+    names = [variant.name for variant in variants]
+    asked = names if text == "all" else [name for name in (part.strip() for part in text.split(",")) if name]
+    for name in asked:
+        if name not in names:
+            raise OptionError(f"--memory-limit-search names {name!r}, which is not among --variants")
+    return asked
+
+
+def _model(options: dict[str, Any]) -> ModelDirectory:
+    from converters.cache import resolve
+    from vt_core.model_dir import ModelDirectory
+
+    return ModelDirectory.open(
+        resolve(options["model"], revision=options["revision"], progress=sys.stderr.isatty())
+    )
+
+
+def _stock_copy(directory: ModelDirectory, variants: list[Variant]) -> Path | None:
+    if all(variant.name != STOCK for variant in variants):
+        return None
+    from converters.export import stock_copy
+
+    return stock_copy(directory)
+
+
+def _prompts(directory: ModelDirectory, options: dict[str, Any]) -> Prompts:
+    from vt_core.bench.prompts import read_prompts
+    from vt_core.profile import make_layout
+    from vt_core.tokenizer import Tokenizer
+
+    if not options["data"]:
+        raise OptionError("There are no prompts to measure with; give --data FILE.")
+    layout = make_layout(options["preset"], options["input_field"], None, options["template"])
+    context = directory.context
+    return read_prompts(
+        options["data"],
+        layout,
+        Tokenizer(directory.path),
+        limit=options["limit"],
+        most_tokens=None if context is None else context - options["max_tokens"],
+        raw=options["raw"],
+    )
+
+
+def _tasks(
+    directory: ModelDirectory, variants: list[Variant], files: tuple[str, ...], scratch: Path
+) -> dict[str, list[str]]:
+    """The task-vocabulary files of each variant: those given, or one of the size that it asks for."""
+    from vt_core.bench.sizes import write_sized
+    from vt_core.task import TaskVocabulary
+
+    tasks = [TaskVocabulary.load(file, directory.tokenizer_path) for file in files]
+    for task in tasks:
+        task.check(directory.manifest.tokenizer_digest, directory.manifest.vocab_rows)
+    sizes = {variant.rows for variant in variants if variant.rows is not None}
+    sized = {rows: str(write_sized(directory, tasks, rows, scratch)) for rows in sizes}
+    return {
+        variant.name: list(files) if variant.rows is None else [sized[variant.rows]] for variant in variants
+    }
