@@ -38,7 +38,8 @@ class Request:
     """One request. However it ends, also when the caller stops listening, the decoder is left as it was
     before.
 
-    ``policy`` decides the blocks of an exact request; None believes every token.
+    ``policy`` decides the blocks of an exact request; None believes every token. Without ``dynamic`` the
+    prompt brings no rows.
     """
 
     decoder: Decoder
@@ -47,19 +48,21 @@ class Request:
     eos_ids: Collection[int]
     policy: BlockPolicy | None = None
     clock: Clock = time.perf_counter
+    dynamic: bool = True
     checks: Checks = field(default_factory=Checks)
 
     def run(self, prompt: Ids) -> Iterator[int]:
         """Generate up to ``max_tokens`` full ids; an id of ``eos_ids`` is the last one yielded.
 
-        The ids of the prompt are made active for this request.
+        The ids of the prompt are made active for this request, where that is wanted.
         """
         self.sampler.extend(prompt)
         self.decoder.begin()
         try:
             if self.policy is not None:
                 self.policy.begin()
-            self.decoder.head.add(np.concatenate([prompt, self.sampler.biased]))
+            if self.dynamic:
+                self.decoder.head.add(np.concatenate([prompt, self.sampler.biased]))
             step = self.decoder.prefill(prompt)
             done = 0
             while True:

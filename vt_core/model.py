@@ -66,6 +66,12 @@ class Model:
             self.decoder.head.set_learned(self._learned.ids)
         self._memory.sample()
 
+    def forget_learned(self) -> None:
+        """Begin anew with learning: rows that earlier requests brought are dropped; a file keeps its own."""
+        with self._busy_with_one():
+            self._learned = Learned()
+            self.decoder.head.set_learned(())
+
     def generate(self, prompt: Prompt, **options: Any) -> Generation:
         """Generate a whole answer; takes what :meth:`stream` takes."""
         result = None
@@ -83,6 +89,7 @@ class Model:
         system: str | None = None,
         raw: bool = False,
         approximate: bool = False,
+        dynamic: bool = True,
         template_arguments: dict[str, Any] | None = None,
         **sampling: Any,
     ) -> Iterator[Chunk]:
@@ -97,6 +104,7 @@ class Model:
             raw: give text to the model without the chat template.
             approximate: believe the reduced head, as the published method does. Otherwise every token is the
                 full head's choice.
+            dynamic: whether the rows of the prompt's tokens join the head; without them it is static only.
             template_arguments: passed on to the chat template, such as ``{"enable_thinking": False}``.
             sampling: fields of :class:`~vt_core.sampling.SamplerSettings`.
 
@@ -118,6 +126,7 @@ class Model:
             self.eos_ids,
             self._policy if exact else None,
             self._clock,
+            dynamic,
         )
         return self._run(request, ids, StopMatcher([stop] if isinstance(stop, str) else list(stop)))
 

@@ -26,9 +26,11 @@ TURN_ENDS = (
 class Tokenizer:
     """The tokenizer of a model directory."""
 
-    def __init__(self, directory: Path) -> None:
-        """Raises TokenizerError when the files cannot be read."""
-        self.path = directory / "tokenizer.json"
+    def __init__(self, directory: Path, tokenizer_json: Path | None = None) -> None:
+        """With `tokenizer_json` in place of the directory's own. Raises TokenizerError when the files cannot
+        be read.
+        """
+        self.path = directory / "tokenizer.json" if tokenizer_json is None else tokenizer_json
         try:
             self._fast = FastTokenizer.from_file(str(self.path))
         except Exception as error:  # the library raises plain Exception for every fault

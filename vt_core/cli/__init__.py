@@ -12,6 +12,7 @@ import click
 from vt_core import __version__
 from vt_core.cli.bench import bench
 from vt_core.cli.convert import convert
+from vt_core.cli.eval import evaluate
 from vt_core.cli.generate import generate
 from vt_core.cli.inspect import inspect
 from vt_core.cli.profile import profile
@@ -51,7 +52,7 @@ def build(backend: str) -> click.Group:
     def group() -> None:
         """Low-memory generation for small language models, with the vocabulary tables on disk."""
 
-    for command in (generate, convert, profile, inspect, bench):
+    for command in (generate, convert, profile, inspect, bench, evaluate):
         own = copy.copy(command)
         # Help texts are written for one of the two names; examples must be right to paste for both.
         own.help = (command.help or "").replace("vt-torch", f"vt-{backend}")

@@ -51,6 +51,17 @@ class Layout:
                 return _NAME.sub(lambda match: texts[match[1]], template)  # noqa: B023
         raise BadRow(f"lacks the input, {' or '.join(self.inputs)}")
 
+    def references(self, row: object) -> tuple[str, ...]:
+        """Every output that a row holds: of a field that leads to the first of a list, all of the list.
+
+        Raises BadRow.
+        """
+        for name in self.outputs:
+            if _find(row, name) is not None:
+                listed = _find(row, name.removesuffix(".0")) if name.endswith(".0") else [_find(row, name)]
+                return tuple(_text(name, value) for value in listed)
+        raise BadRow(f"lacks the output, {' or '.join(self.outputs)}")
+
     def _output(self, row: object) -> str:
         for name in self.outputs:
             if (value := _find(row, name)) is not None:

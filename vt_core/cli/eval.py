@@ -1,0 +1,158 @@
+"""``eval``: quality of the original head, static pruning, approximate and exact decoding."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from vt_core.errors import OptionError
+
+if TYPE_CHECKING:
+    from vt_core.model import Model
+
+
+@click.command("eval")
+@click.option(
+    "--model",
+    metavar="PATH|ID",
+    help="Model directory, Hugging Face directory or hub id, or GGUF file. Default: SmolLM2-135M-Instruct.",
+)
+@click.option("--revision", help="Revision of a hub id.")
+@click.option(
+    "--preset",
+    type=click.Choice(["code", "math", "qa", "summarization", "translation"]),
+    required=True,
+    help="The task: it says where the fields are, how the prompt is put, and what is measured.",
+)
+@click.option(
+    "--data",
+    multiple=True,
+    required=True,
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Rows to answer; repeatable.",
+)
+@click.option("--task", multiple=True, metavar="FILE", help="Task vocabulary; repeatable, the union is used.")
+@click.option(
+    "--profile-data",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Corpus that static pruning is cut to, and, without --task, the task is profiled from; repeatable.",
+)
+@click.option("--input-field", metavar="NAME", help="Field of the input. Default: the preset's.")
+@click.option("--output-field", metavar="NAME", help="Field of the expected output. Default: the preset's.")
+@click.option("--template", metavar="TEXT", help="Prompt around {input}. Default: the preset's.")
+@click.option(
+    "--test-field",
+    metavar="NAME",
+    help="With --preset code: field of the unit tests. What the model writes is then run, in a sandbox.",
+)
+@click.option(
+    "--entry-field",
+    metavar="NAME",
+    default="entry_point",
+    show_default=True,
+    help="With --test-field: field that names the function which the tests check.",
+)
+@click.option("--limit", type=click.IntRange(1), help="Rows to answer. Default: all.")
+@click.option("--max-tokens", default=256, show_default=True, help="Tokens to generate at the most.")
+@click.option("--stop", multiple=True, metavar="TEXT", help="Text that ends an answer; repeatable.")
+@click.option("--system", metavar="TEXT", help="System message.")
+@click.option("--raw", is_flag=True, help="Give prompts to the model as they are, without the chat template.")
+@click.option(
+    "--variants",
+    metavar="LIST",
+    help="Of original, pruned, approximate, exact, static-only, dynamic-only. Default: the first four.",
+)
+@click.option(
+    "--tokenize", metavar="NAME", help="sacreBLEU's tokenizer. Default: zh for Chinese references, else 13a."
+)
+@click.option("--seed", default=0, show_default=True, help="Of the bootstrap.")
+@click.option(
+    "--minimum",
+    type=click.IntRange(2),
+    default=20,
+    show_default=True,
+    help="Examples below which no interval is given.",
+)
+@click.option("--device", help="Device of the backend. Default: the best there is.")
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]))
+@click.option("--json", "as_json", is_flag=True, help="Print the results instead of the report.")
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Directory for predictions.jsonl, results.json and report.md. The same command goes on there.",
+)
+@click.pass_obj
+def evaluate(backend: str, **options: Any) -> None:
+    """Measure what a reduced vocabulary does to the quality of answers.
+
+    The original head, static pruning, approximate and exact decoding answer the same rows, greedily. The
+    report gives the vocabulary kept, the task's metrics with their 95 % intervals, and the paired differences
+    to the original head.
+
+    \b
+    Examples:
+      vt-torch eval --model qwen-vt --preset math --profile-data train.jsonl --data test.jsonl --out math
+      vt-torch eval --preset qa --task qa.vt.json --data test.jsonl --variants original,exact --out qa
+      vt-torch eval --preset code --data humaneval.jsonl --test-field test --limit 50 --out code
+    """
+    from tqdm import tqdm
+
+    from vt_core.evaluation.examples import TestFields, read_examples, task_layout
+    from vt_core.evaluation.report import report, write
+    from vt_core.evaluation.run import Plan
+    from vt_core.evaluation.run import evaluate as run
+    from vt_core.evaluation.variants import parse_variants
+    from vt_core.task import TaskVocabulary
+
+    if options["test_field"] is not None and options["preset"] != "code":
+        raise OptionError("--test-field goes with --preset code.")
+    layout = task_layout(*(options[key] for key in ("preset", "input_field", "output_field", "template")))
+    variants = parse_variants(options["variants"], bool(options["profile_data"]))
+    fields = None
+    if options["test_field"] is not None:
+        fields = TestFields(options["test_field"], options["entry_field"])
+    examples = read_examples(options["data"], layout, limit=options["limit"], test_fields=fields)
+    generation = {"max_tokens": options["max_tokens"], "stop": list(options["stop"]), "raw": options["raw"]}
+    if options["system"] is not None:
+        generation["system"] = options["system"]
+    plan = Plan(
+        preset=options["preset"],
+        layout=layout,
+        data=options["data"],
+        variants=variants,
+        out=options["out"],
+        tasks=tuple(TaskVocabulary.load(path) for path in options["task"]),
+        profile_data=options["profile_data"],
+        generation=generation,
+        tokenize=options["tokenize"],
+        seed=options["seed"],
+        minimum=options["minimum"],
+        command=(f"vt-{backend}", *sys.argv[1:]),
+    )
+
+    def load_model(full: bool) -> Model:
+        from vt_core import load
+
+        return load(
+            options["model"],
+            backend=backend,
+            revision=options["revision"],
+            head="full" if full else "prealloc",
+            device=options["device"],
+            dtype=options["dtype"],
+            progress=sys.stderr.isatty(),
+        )
+
+    # None: no bar where stderr is no terminal.
+    with tqdm(total=len(variants) * len(examples), unit=" answers", disable=None) as bar:
+        results = run(plan, examples, load_model, bar.update)
+    write(results, options["out"])
+    click.echo(json.dumps(results, ensure_ascii=False) if options["as_json"] else report([results]))

@@ -1,0 +1,1 @@
+"""Quality of the original head, static pruning, approximate and exact decoding on the five tasks."""

@@ -1,0 +1,119 @@
+"""What is asked of every variant: the rows of evaluation files, and the five tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from vt_core.errors import DataError, OptionError
+from vt_core.profile.layout import PRESETS, BadRow, Layout, make_layout
+from vt_core.profile.readers import read_chunks
+from vt_core.profile.tally import is_blank, parsed
+
+PROMPTS = {
+    "code": "Complete this function. Answer with the code alone.\n\n{input}",
+    "math": "Solve step by step. End with #### and the number that is the answer.\n\n{input}",
+    "qa": "{input}\n\nAnswer with as few words of the text as possible.",
+    "summarization": "{input}\n\nSummarize the article in one sentence.",
+    "translation": None,
+}
+"""Prompts of the tasks for models that follow instructions. A translation has to name its language."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row: what is asked, and what the answer is held against."""
+
+    row: int
+    """Number of the row in its files, from 0."""
+    prompt: str
+    input: str
+    references: tuple[str, ...]
+    tests: str | None = None
+    """Code that fails where the answer is wrong."""
+
+
+@dataclass(frozen=True)
+class TestFields:
+    """Where a row holds its unit tests, and the name of the function that they call `candidate`."""
+
+    tests: str
+    entry_point: str = "entry_point"
+
+    def program(self, row: Any) -> str:
+        """The tests of a row as one program; raises BadRow."""
+        tests = row.get(self.tests)
+        if isinstance(tests, list) and all(isinstance(line, str) for line in tests):
+            tests = "\n".join(tests)
+        if not isinstance(tests, str) or not tests.strip():
+            raise BadRow(f"field '{self.tests}' holds no unit tests")
+        entry = row.get(self.entry_point)
+        if entry is None:
+            return tests
+        if not isinstance(entry, str) or not entry.isidentifier():
+            raise BadRow(f"field '{self.entry_point}' holds {entry!r}, not the name of a function")
+        return f"{tests}\n\ncheck({entry})"
+
+
+def task_layout(
+    preset: str, input_field: str | None, output_field: str | None, template: str | None
+) -> Layout:
+    """Fields of a task's rows and its prompt; raises OptionError."""
+    layout = make_layout(preset, input_field, output_field, template)
+    if template is not None:
+        return layout
+    prompt = PROMPTS[preset]
+    if prompt is None:
+        raise OptionError(
+            f"A {preset} needs to say into which language; "
+            "give for example --template 'Translate into Italian: {input}'."
+        )
+    return replace(layout, prompt=prompt)
+
+
+def read_examples(
+    files: Sequence[str | Path],
+    layout: Layout,
+    *,
+    limit: int | None = None,
+    test_fields: TestFields | None = None,
+) -> list[Example]:
+    """The first `limit` rows of evaluation files.
+
+    Raises DataError for a file or row that cannot be used, and where there is no row.
+    """
+    found: list[Example] = []
+    for example in _examples(files, layout, test_fields):
+        if limit is not None and len(found) == limit:
+            break
+        found.append(example)
+    if not found:
+        raise DataError(f"{', '.join(map(str, files))}: there is no row to evaluate.")
+    return found
+
+
+def _examples(files: Sequence[str | Path], layout: Layout, fields: TestFields | None) -> Iterator[Example]:
+    bare = replace(layout, prompt="{input}")
+    number = 0
+    for file in files:
+        for chunk in read_chunks(file):
+            for index, row in enumerate(chunk.rows):
+                if is_blank(row):
+                    continue
+                try:
+                    values = parsed(row)
+                    yield Example(
+                        row=number,
+                        prompt=layout.prompt_text(values),
+                        input=bare.prompt_text(values),
+                        references=layout.references(values),
+                        tests=None if fields is None else fields.program(values),
+                    )
+                except BadRow as error:
+                    raise DataError(f"{chunk.where(index)}: {error}.") from None
+                number += 1
+
+
+assert PROMPTS.keys() == PRESETS.keys(), "every task has a prompt"
