@@ -30,7 +30,7 @@ DTYPES = ["float32", "float16", "bfloat16", "uint32", "uint8"]
 
 def small_regions():
     """Make a few rows of a small table take every path that thousands of a large one take."""
-    return mock.patch.multiple(mapped, _REGION_BYTES=96, _DENSE_ROWS=3, _READ_BYTES=64)
+    return mock.patch.multiple(mapped, _REGION_BYTES=96, _SCRATCH_BYTES=40, _DENSE_ROWS=3, _READ_BYTES=64)
 
 
 def scanned(table: RowTable, max_bytes: int = reader.TILE_BYTES) -> np.ndarray:
