@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from vt_core.bench import SCHEMA
 from vt_core.bench.variants import FULL, STOCK
+from vt_core.dtypes import item_size
 from vt_core.errors import DataError
 
 _RESAMPLES = 2000
@@ -215,6 +216,25 @@ class Figures:
         """A figure of a row to the base's; None where either has none."""
         own, base = figure(row), figure(self.base)
         return own / base if own is not None and base else None
+
+    def peak(self, row: Row) -> int:
+        """Peak bytes of the device's allocator, where all rows have one, else of the process."""
+        return row.peak_bytes if row.allocator_bytes is None else row.allocator_bytes
+
+    def memory_parts(self, row: Row) -> dict[str, int]:
+        """What the peak is made of, in bytes: sizes that are known, and the rest (caches, activations, tiles,
+        copies).
+
+        Weights that are mapped from a file and not all touched can make the known ones add up to more.
+        """
+        model = self.results["model"]
+        widened = item_size(row.data["dtype"]) / item_size(model["stored_dtype"])
+        parts = {"weights": int(model["body_bytes"] * widened), "vocabulary": row.resident_bytes}
+        if row.allocator_bytes is None:
+            parts = {"frameworks": int(row.data["memory"]["idle_bytes"]), **parts}
+            if row.host_bytes:
+                parts["tables in host memory"] = row.host_bytes
+        return parts | {"rest": max(0, self.peak(row) - sum(parts.values()))}
 
     def speed_interval(self, row: Row) -> tuple[float, float] | None:
         """Between which values 95 of 100 ratios of tokens/s lie when prompts are drawn again, in pairs."""

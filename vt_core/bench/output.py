@@ -2,26 +2,37 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from vt_core.bench.page import page
+from vt_core.bench.plots import draw
 from vt_core.bench.report import report
 from vt_core.errors import DataError, OptionError
 from vt_core.json_fields import write_atomically
 
-RESULTS, REPORT = "results.json", "report.md"
+RESULTS, REPORT, PAGE = "results.json", "report.md", "report.html"
 
 
 def write(results: Mapping[str, Any], out: Path) -> None:
-    """Write the results and what is made of them into a folder; raises OptionError where that fails."""
+    """Write the results and what is made of them into a folder: a report in Markdown and one in HTML, and
+    pictures where matplotlib is installed.
+
+    Raises OptionError or VocabularyError where a file cannot be written.
+    """
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OptionError(f"{out}: cannot be made a folder ({error.strerror}).") from error
     write_atomically(out / RESULTS, dump(results).encode())
     write_atomically(out / REPORT, report(results).encode())
+    pictures = draw(results) if importlib.util.find_spec("matplotlib") else []
+    for picture in pictures:
+        write_atomically(out / f"{picture.name}.png", picture.light)
+    write_atomically(out / PAGE, page(results, pictures).encode())
 
 
 def dump(results: Mapping[str, Any]) -> str:

@@ -82,6 +82,27 @@ def facts(figures: Figures) -> list[tuple[str, str]]:
     ]
 
 
+def cards(figures: Figures) -> list[tuple[str, str]]:
+    """The few figures of exact decoding with the default head that a reader wants first, where they hold."""
+    row = figures.row("prealloc")
+    if row is None or row is figures.base or not figures.suffices(row):
+        return []
+    base = figures.base.name
+    found = [
+        (f"{ratio:.2f} ×", f"{what} of {base}")
+        for what, figure in (
+            ("tokens/s", _speed),
+            ("peak memory of the process", _peak),
+            ("allocator peak", _allocator),
+            ("bytes of the vocabulary", _resident),
+        )
+        if (ratio := figures.ratio(row, figure)) is not None
+    ]
+    if row.same_texts is not None and not figures.random_weights:
+        found.append((f"{row.same_texts} / {row.n}", "texts are the full head's"))
+    return found
+
+
 def claims(figures: Figures) -> list[str]:
     """A sentence for each variant that others are compared with the base in; or why there is none."""
     return [_claim(figures, row) for row in figures.rows if row is not figures.base]
@@ -92,7 +113,7 @@ def _claim(figures: Figures, row: Row) -> str:
     if not figures.suffices(row):
         return f"`{row.name}`: {TOO_FEW} ({row.n}, and a claim needs {figures.minimum})."
     parts = []
-    speed = figures.ratio(row, lambda each: each.tokens_per_s)
+    speed = figures.ratio(row, _speed)
     if speed is not None:
         interval = figures.speed_interval(row)
         spread = "" if interval is None else f" ({interval[0]:.2f} to {interval[1]:.2f})"
@@ -101,8 +122,8 @@ def _claim(figures: Figures, row: Row) -> str:
         f"{ratio:.2f} × its {what}"
         for what, figure in (
             ("time to the first token", lambda each: _mean(each.ttft)),
-            ("peak memory", lambda each: each.peak_bytes),
-            ("allocator peak", lambda each: each.allocator_bytes),
+            ("peak memory", _peak),
+            ("allocator peak", _allocator),
         )
         if (ratio := figures.ratio(row, figure)) is not None
     ]
@@ -153,7 +174,7 @@ def _throughput(figures: Figures) -> Table:
                 row.name,
                 str(row.n),
                 _number(row.tokens_per_s),
-                _ratio(figures, row, lambda each: each.tokens_per_s),
+                _ratio(figures, row, _speed),
                 interval(row),
                 _number(row.requests_per_s),
                 _ratio(figures, row, lambda each: each.requests_per_s),
@@ -207,7 +228,7 @@ def _vocabulary(figures: Figures) -> Table:
                 f"{row.dynamic_rows:.0f}" if row.static_rows < whole else NONE,
                 f"{min(1, (row.static_rows + row.dynamic_rows) / whole):.2%}",
                 _megabytes(row.resident_bytes),
-                _ratio(figures, row, lambda each: each.resident_bytes, always=True),
+                _ratio(figures, row, _resident, always=True),
                 _megabytes(row.host_bytes),
             ]
             for row in figures.rows
@@ -250,6 +271,14 @@ def _exactness(figures: Figures) -> Table:
 
 def _mean(latency: Latency | None) -> float | None:
     return None if latency is None else latency.mean
+
+
+def _speed(row: Row) -> float | None:
+    return row.tokens_per_s
+
+
+def _resident(row: Row) -> int:
+    return row.resident_bytes
 
 
 def _peak(row: Row) -> int:

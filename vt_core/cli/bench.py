@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,8 +84,8 @@ if TYPE_CHECKING:
 def bench(backend: str, out: Path, **options: Any) -> None:
     """Measure a model with its stock framework and with vt, on the same prompts.
 
-    Each variant runs in a process of its own, each prompt with all variants in turn. OUT gets results.json
-    and report.md.
+    Each variant runs in a process of its own, each prompt with all variants in turn. OUT gets results.json,
+    report.md, report.html and pictures.
 
     \b
     Examples:
@@ -127,7 +128,9 @@ def bench(backend: str, out: Path, **options: Any) -> None:
 
             results = run(benchmark, watch)
     write(results, out)
-    click.echo(f"{out / 'report.md'}")
+    if not find_spec("matplotlib"):
+        click.echo("no pictures: they need matplotlib; install it with: pip install 'vt[plot]'", err=True)
+    click.echo(f"{out / 'report.html'}")
 
 
 def _limited(text: str, variants: list[Variant]) -> list[str]:
