@@ -99,7 +99,7 @@ class Model:
             prompt: text (through the chat template, unless ``raw`` or the model has none), chat messages, or
                 full ids.
             max_tokens: how many tokens at the most.
-            stop: texts that end the answer; they are not part of it.
+            stop: texts that end the answer; they are not part of it. A special token is one, too.
             system: a system message before a text prompt.
             raw: give text to the model without the chat template.
             approximate: believe the reduced head, as the published method does. Otherwise every token is the
@@ -118,17 +118,18 @@ class Model:
             raise OptionError(f"max_tokens is {max_tokens}, but it must be at least 1")
         ids = self.encode(prompt, system=system, raw=raw, template_arguments=template_arguments)
         self._check_prompt(ids, max_tokens)
+        stops = [stop] if isinstance(stop, str) else list(stop)
         exact = not approximate and self.decoder.head.name != "full"
         request = Request(
             self.decoder,
             Sampler(settings, self.rows),
             max_tokens,
-            self.eos_ids,
+            self.eos_ids | self.tokenizer.special_ids(stops),
             self._policy if exact else None,
             self._clock,
             dynamic,
         )
-        return self._run(request, ids, StopMatcher([stop] if isinstance(stop, str) else list(stop)))
+        return self._run(request, ids, StopMatcher(stops))
 
     def score(
         self,
@@ -271,7 +272,7 @@ class Model:
                     # Taken here: the rows of the request are gone once its last token is out.
                     dynamic_rows, resident = head.vocabulary.dynamic_size, head.nbytes
                     generated.append(token)
-                    last = token in self.eos_ids
+                    last = token in request.eos_ids
                     piece = "" if last else stops.push(text.push(token))
                     shown += piece
                     yield Chunk(piece, token)

@@ -55,6 +55,13 @@ class Tokenizer:
         Raises:
             PromptError: the model has no template, or the template refuses these messages.
         """
+        # The template writes BOS itself where the model wants one, so the tokenizer must not add a second.
+        return self.encode(self.render_chat(messages, **template_arguments), special=False)
+
+    def render_chat(
+        self, messages: Sequence[Message], *, add_generation_prompt: bool = True, **template_arguments: Any
+    ) -> str:
+        """The text that the chat template makes of a conversation; raises as :meth:`encode_chat`."""
         if self.chat_template is None:
             raise PromptError(
                 f"{self.path.parent} has no chat template; give the prompt as text, or use --raw"
@@ -67,7 +74,7 @@ class Tokenizer:
             rendered = render_jinja_template(
                 conversations=[[dict(message) for message in messages]],
                 chat_template=self.chat_template,
-                add_generation_prompt=True,
+                add_generation_prompt=add_generation_prompt,
                 **{name: token for name, token in specials.items() if token is not None},
                 **template_arguments,
             )
@@ -75,10 +82,8 @@ class Tokenizer:
             raise PromptError(
                 f"the chat template of {self.path.parent} refuses these messages ({error})"
             ) from error
-        # The template writes BOS itself where the model wants one, so the tokenizer must not add a second.
-        return np.array(
-            self._fast.encode(_encodable(rendered[0][0]), add_special_tokens=False).ids, dtype=np.int64
-        )
+        text: str = rendered[0][0]
+        return text
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of full ids, special tokens left out."""
@@ -90,6 +95,20 @@ class Tokenizer:
 
     def id_of(self, token: str) -> int | None:
         return self._fast.token_to_id(token)
+
+    def token_of(self, token_id: int) -> str:
+        """The token of an id as the tokenizer's file has it; empty where it has none."""
+        return self._fast.id_to_token(token_id) or ""
+
+    def named_id(self, name: str) -> int | None:
+        """Id of what tokenizer_config.json calls ``bos_token``, ``eos_token`` …, if there is one."""
+        token = _content(self._config.get(name))
+        return None if token is None else self.id_of(token)
+
+    def special_ids(self, texts: Iterable[str]) -> frozenset[int]:
+        """Ids of those texts that are special tokens, which decoded text does not show."""
+        ids = {token_id for text in texts if (token_id := self.id_of(text)) is not None}
+        return frozenset(token_id for token_id in ids if not self.decode([token_id]))
 
     def eos_ids(self, rows: int) -> frozenset[int]:
         """Ids below ``rows`` that end a text: those of the configurations, the tokenizer's, and the ends of a
