@@ -84,3 +84,14 @@ def test_one_request_at_a_time(model):
         model.score([5], [6])
     scores.close()
     assert model.score([5], [6]).token_ids == (6,)
+
+
+def test_a_special_token_ends_a_text_where_it_is_asked_for(model):
+    """Decoded text does not show it, so it is known by its id. Here one comes because it is made likely."""
+    options = {"logit_bias": {1: 1000.0}, "max_tokens": 4}
+    assert 1 not in model.eos_ids
+    for exact in (True, False):
+        free = model.generate([5, 6], approximate=not exact, **options)
+        assert (free.text, free.token_ids, free.finish_reason) == ("", (1, 1, 1, 1), "length")
+        stopped = model.generate([5, 6], approximate=not exact, stop=["<|im_start|>", "x"], **options)
+        assert (stopped.text, stopped.token_ids, stopped.finish_reason) == ("", (1,), "stop")

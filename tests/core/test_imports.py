@@ -10,7 +10,8 @@ import pytest
 BLOCK = "import sys; sys.modules.update(dict.fromkeys({names}, None)); "
 MODULES = (
     "import importlib, pkgutil, {package}; "
-    "[importlib.import_module(m.name) for m in pkgutil.walk_packages({package}.__path__, '{package}.')]; "
+    "[importlib.import_module(m.name) for m in pkgutil.walk_packages({package}.__path__, '{package}.')"
+    " if 'harness' not in m.name or importlib.util.find_spec('lm_eval')]; "
 )
 
 
