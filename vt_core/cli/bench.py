@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from vt_core.bench.geometry import GEOMETRIES
 from vt_core.bench.variants import DEFAULT, STOCK, Variant, parse_variants
 from vt_core.errors import OptionError
 
@@ -24,6 +25,11 @@ if TYPE_CHECKING:
     help="Model directory, Hugging Face directory or hub id, or GGUF file. Default: SmolLM2-135M-Instruct.",
 )
 @click.option("--revision", metavar="REV", help="Branch, tag or commit of a hub id.")
+@click.option(
+    "--geometry",
+    type=click.Choice(list(GEOMETRIES)),
+    help="In place of a model: random weights of these shapes and random prompts, for speed and memory only.",
+)
 @click.option("--task", multiple=True, metavar="FILE", help="Task vocabulary; repeatable, the union is used.")
 @click.option(
     "--data",
@@ -60,7 +66,9 @@ if TYPE_CHECKING:
     help="Variants whose smallest memory at 80 % of the speed is to be found. Linux, as root: it makes "
     "control groups and empties the page cache.",
 )
-@click.option("--seed", default=0, show_default=True, help="Of the order of the variants.")
+@click.option(
+    "--seed", default=0, show_default=True, help="Of the order of the variants, and of random prompts."
+)
 @click.option(
     "--minimum",
     type=click.IntRange(1),
@@ -92,6 +100,7 @@ def bench(backend: str, out: Path, **options: Any) -> None:
       vt-torch bench --data gsm8k.jsonl --preset math --out smollm2
       vt-torch bench --model qwen-vt --task math.vt.json --data gsm8k.jsonl --sizes 2048,4096,8192 --out qwen
       vt-torch bench --data gsm8k.jsonl --variants stock,full,prealloc --limit 100 --out smollm2
+      vt-torch bench --geometry qwen3-0.6b --out qwen3-geometry
     """
     from tempfile import TemporaryDirectory
 
@@ -116,6 +125,7 @@ def bench(backend: str, out: Path, **options: Any) -> None:
             tasks=_tasks(directory, variants, options["task"], Path(scratch)),
             prompts=prompts,
             command=command_text(f"vt-{backend}", sys.argv[1:]),
+            geometry=options["geometry"],
             limited=limited,
             **{name: options[name] for name in ("max_tokens", "seed", "minimum", "together")},
             **{name: options[name] for name in ("device", "dtype")},
@@ -130,7 +140,7 @@ def bench(backend: str, out: Path, **options: Any) -> None:
     write(results, out)
     if not find_spec("matplotlib"):
         click.echo("no pictures: they need matplotlib; install it with: pip install 'vt[plot]'", err=True)
-    click.echo(f"{out / 'report.html'}")
+    click.echo(f"{out / 'report.html'}" + (" (random weights)" if options["geometry"] else ""))
 
 
 def _limited(text: str, variants: list[Variant]) -> list[str]:
@@ -144,11 +154,19 @@ def _limited(text: str, variants: list[Variant]) -> list[str]:
 
 def _model(options: dict[str, Any]) -> ModelDirectory:
     from converters.cache import resolve
+    from vt_core.bench.geometry import geometry_model
     from vt_core.model_dir import ModelDirectory
 
-    return ModelDirectory.open(
-        resolve(options["model"], revision=options["revision"], progress=sys.stderr.isatty())
-    )
+    progress = sys.stderr.isatty()
+    if options["geometry"] is None:
+        return ModelDirectory.open(resolve(options["model"], revision=options["revision"], progress=progress))
+    for name in ("model", "revision", "task", "data", "preset", "input_field", "template", "raw"):
+        if options[name]:
+            flag = name.replace("_", "-")
+            raise OptionError(
+                f"--geometry brings its own weights and prompts; leave --{flag} out, or --geometry"
+            )
+    return geometry_model(options["geometry"], progress)
 
 
 def _stock_copy(directory: ModelDirectory, variants: list[Variant]) -> Path | None:
@@ -160,10 +178,15 @@ def _stock_copy(directory: ModelDirectory, variants: list[Variant]) -> Path | No
 
 
 def _prompts(directory: ModelDirectory, options: dict[str, Any]) -> Prompts:
-    from vt_core.bench.prompts import read_prompts
+    from vt_core.bench.prompts import random_prompts, read_prompts
     from vt_core.profile import make_layout
+    from vt_core.token_bytes import TokenTable
     from vt_core.tokenizer import Tokenizer
 
+    if options["geometry"] is not None:
+        table = TokenTable.load(directory.tokenizer_path)
+        ids = table.ordinary_ids().tolist()
+        return random_prompts(ids, limit=options["limit"], seed=options["seed"])
     if not options["data"]:
         raise OptionError("There are no prompts to measure with; give --data FILE.")
     layout = make_layout(options["preset"], options["input_field"], None, options["template"])
