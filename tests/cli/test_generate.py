@@ -217,7 +217,7 @@ def test_help_shows_examples(backend):
     assert f"vt-{backend} generate" in CliRunner().invoke(build(backend), ["generate", "--help"]).output
 
 
-def start(backend, model):
+def start(backend, model, **options):
     code = f"import sys; from vt_core.cli import {backend}; {backend}()"
     command = [
         sys.executable,
@@ -239,11 +239,32 @@ def start(backend, model):
         stderr=subprocess.PIPE,
         # Where the tests run in the background, SIGINT is ignored, and a child inherits that.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        **options,
     )
 
 
 def test_an_interrupt_ends_quietly_with_130(backend, model):
     with start(backend, model) as process:
+        process.stdout.read(1)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors.decode().strip()) == (130, "")
+
+
+def test_an_interrupt_while_the_framework_is_imported_ends_quietly_too(backend, model, tmp_path):
+    # As torch does: what it is made of cannot stand an exception.
+    slow = """
+import os, time
+try:
+    os.write(1, b"importing")
+    time.sleep(60)
+except BaseException:
+    os.abort()
+"""
+    framework = {"torch": "torch", "mlx": "mlx_lm"}[backend]
+    (tmp_path / f"{framework}.py").write_text(slow)
+    paths = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    with start(backend, model, env={**os.environ, "PYTHONPATH": paths}) as process:
         process.stdout.read(1)
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=60)

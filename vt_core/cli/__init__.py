@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import copy
 import os
+import signal
 import sys
+from types import FrameType
 from typing import Any
 
 import click
 
 from vt_core import __version__
-from vt_core.cli.bench import bench
-from vt_core.cli.convert import convert
-from vt_core.cli.eval import evaluate
-from vt_core.cli.generate import generate
-from vt_core.cli.inspect import inspect
-from vt_core.cli.profile import profile
 from vt_core.errors import VtError
 
 
@@ -46,6 +42,12 @@ class Commands(click.Group):
 
 def build(backend: str) -> click.Group:
     """The command group of a backend, ``mlx`` or ``torch``."""
+    from vt_core.cli.bench import bench
+    from vt_core.cli.convert import convert
+    from vt_core.cli.eval import evaluate
+    from vt_core.cli.generate import generate
+    from vt_core.cli.inspect import inspect
+    from vt_core.cli.profile import profile
 
     @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "obj": backend})
     @click.version_option(__version__, prog_name=f"vt-{backend}")
@@ -62,9 +64,27 @@ def build(backend: str) -> click.Group:
 
 def mlx() -> None:
     """Entry point of ``vt-mlx``."""
-    build("mlx")(prog_name="vt-mlx")
+    _run("mlx")
 
 
 def torch() -> None:
     """Entry point of ``vt-torch``."""
-    build("torch")(prog_name="vt-torch")
+    _run("torch")
+
+
+def _run(backend: str) -> None:
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _interrupted)
+    build(backend)(prog_name=f"vt-{backend}")
+
+
+def _interrupted(_signal: int, frame: FrameType | None) -> None:
+    """What Ctrl-C does: an exception, but the end at once while modules are being imported.
+
+    Frameworks abort the process, with a message, when an exception comes out of what they import.
+    """
+    while frame is not None:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            os._exit(130)
+        frame = frame.f_back
+    raise KeyboardInterrupt
