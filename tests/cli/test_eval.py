@@ -55,7 +55,7 @@ def test_every_variant_answers_and_the_report_follows_from_the_results(backend, 
     entries = {entry["name"]: entry for entry in results["variants"]}
     assert tuple(entries) == names and all(entry["n"] == 3 for entry in entries.values())
     assert set(entries["exact"]["metrics"]) == {"accuracy"}
-    assert results["machine"]["backend"] == backend and results["versions"]["numpy"]
+    assert results["settings"]["backend"] == backend and results["versions"]["numpy"]
 
     texts = {name: [predictions(out)[name, row]["token_ids"] for row in range(3)] for name in names}
     assert texts["exact"] == texts["original"] and entries["exact"]["same_text"] == 3
@@ -95,10 +95,10 @@ def test_few_rows_claim_nothing(backend, setting):
     arguments, out = setting
     run(backend, arguments, "--variants", "original,exact")
     text = (out / "report.md").read_text()
-    assert "too few" in text and "3 \\*" in text and "Fewer than 20 rows" in text
+    assert "too few" in text and "3, too few rows" in text and "3, fewer than 20" in text
     run(backend, arguments, "--variants", "original,exact", "--minimum", "3")
     text = (out / "report.md").read_text()
-    assert "too few" not in text and "\\*" not in text and "| 0.00 to 0.00 |" in text
+    assert "too few" not in text.lower() and "| 0.00 to 0.00 |" in text
 
 
 def test_prompts_that_do_not_fit_are_left_out_for_every_variant(backend, setting, tmp_path):
@@ -126,7 +126,7 @@ def test_unit_tests_run_in_the_sandbox(backend, setting, tmp_path):
     (entry,) = results["variants"]
     # A model of random weights writes no Python: what it puts behind the function does not even parse.
     assert entry["metrics"]["pass@1"]["value"] == 0 and results["sandbox"] is not None
-    assert "Unit tests ran in a sandbox" in (out / "report.md").read_text()
+    assert "unit tests ran shut in: " in (out / "report.md").read_text()
 
 
 @pytest.mark.parametrize(

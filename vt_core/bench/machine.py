@@ -39,13 +39,13 @@ def physical_memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def versions(backend: str) -> dict[str, str]:
-    """Versions of the package, with its commit where it is a clone, and of what it runs on."""
+def versions(backend: str, more: Sequence[str] = ()) -> dict[str, str]:
+    """Versions of the package, with its commit where it is a clone, of what it runs on, and of `more`."""
     from vt_core import __version__
 
     found = {"vt": __version__, "python": platform.python_version()}
     other = {"torch"} if backend == "mlx" else {"mlx", "mlx-lm"}
-    for package in PACKAGES:
+    for package in (*PACKAGES, *more):
         if package not in other:
             try:
                 found[package] = importlib.metadata.version(package)

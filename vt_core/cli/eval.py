@@ -36,7 +36,13 @@ if TYPE_CHECKING:
     metavar="FILE",
     help="Rows to answer; repeatable.",
 )
-@click.option("--task", multiple=True, metavar="FILE", help="Task vocabulary; repeatable, the union is used.")
+@click.option(
+    "--task",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Task vocabulary; repeatable, the union is used.",
+)
 @click.option(
     "--profile-data",
     multiple=True,
@@ -105,12 +111,12 @@ def evaluate(backend: str, **options: Any) -> None:
     """
     from tqdm import tqdm
 
+    from vt_core.bench.machine import command_text
     from vt_core.evaluation.examples import TestFields, read_examples, task_layout
     from vt_core.evaluation.report import report, write
     from vt_core.evaluation.run import Plan
     from vt_core.evaluation.run import evaluate as run
     from vt_core.evaluation.variants import parse_variants
-    from vt_core.task import TaskVocabulary
 
     if options["test_field"] is not None and options["preset"] != "code":
         raise OptionError("--test-field goes with --preset code.")
@@ -129,13 +135,13 @@ def evaluate(backend: str, **options: Any) -> None:
         data=options["data"],
         variants=variants,
         out=options["out"],
-        tasks=tuple(TaskVocabulary.load(path) for path in options["task"]),
+        tasks=options["task"],
         profile_data=options["profile_data"],
         generation=generation,
         tokenize=options["tokenize"],
         seed=options["seed"],
         minimum=options["minimum"],
-        command=(f"vt-{backend}", *sys.argv[1:]),
+        command=command_text(f"vt-{backend}", sys.argv[1:]),
     )
 
     def load_model(full: bool) -> Model:

@@ -15,7 +15,7 @@ Record = Mapping[str, Any]
 
 
 class Predictions:
-    """`predictions.jsonl`: the settings in the first line, then a line for each variant and row."""
+    """`predictions.jsonl` of a folder: settings in the first line, then a line for each variant and row."""
 
     def __init__(self, directory: Path, settings: Mapping[str, Any]) -> None:
         """Takes over what an earlier run with the same settings wrote.
@@ -25,7 +25,6 @@ class Predictions:
         self.path = directory / NAME
         self._records: dict[tuple[str, int], Record] = {}
         try:
-            directory.mkdir(parents=True, exist_ok=True)
             content = self.path.read_bytes() if self.path.exists() else b""
             # Nothing after the last line end: a run that was killed may have written half a line.
             lines = content[: content.rfind(b"\n") + 1].splitlines()

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import platform
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from vt_core import __version__
-from vt_core.errors import DataError
+from vt_core.bench.machine import machine, versions
+from vt_core.errors import DataError, OptionError
 from vt_core.evaluation.examples import Example
 from vt_core.evaluation.metrics import metrics_of
 from vt_core.evaluation.predictions import Predictions
@@ -30,7 +28,7 @@ from vt_core.profile.tally import is_blank, load_tokenizer, parsed
 from vt_core.task import TaskVocabulary
 
 PRUNED_TOKENIZER = "pruned-tokenizer.json"
-LIBRARIES = ("torch", "transformers", "mlx", "mlx-lm", "numpy", "tokenizers", "sacrebleu", "rouge-score")
+LIBRARIES = ("tokenizers", "sacrebleu", "rouge-score")
 
 LoadModel = Callable[[bool], Model]
 """A model with its full head, or with a reduced one."""
@@ -45,13 +43,13 @@ class Plan:
     data: tuple[Path, ...]
     variants: tuple[str, ...]
     out: Path
-    tasks: tuple[TaskVocabulary, ...] = ()
+    tasks: tuple[Path, ...] = ()
     profile_data: tuple[Path, ...] = ()
     generation: dict[str, Any] = field(default_factory=dict)
     tokenize: str | None = None
     seed: int = 0
     minimum: int = 20
-    command: tuple[str, ...] = ()
+    command: str = ""
 
 
 def evaluate(
@@ -62,7 +60,10 @@ def evaluate(
     Raises OptionError, DataError or another VtError for what cannot be used.
     """
     metrics = metrics_of(plan.preset, examples, plan.tokenize)
-    plan.out.mkdir(parents=True, exist_ok=True)
+    try:
+        plan.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OptionError(f"{plan.out}: cannot be made a folder ({error.strerror}).") from error
     model = load(False)
     vocabularies, about = prepare(plan, model)
     settings = {
@@ -78,7 +79,6 @@ def evaluate(
         reduced = [name for name in plan.variants if not VARIANTS[name].full]
         for name in reduced:
             answer_all(name, model, *arguments)
-        machine = {"backend": model.backend, "device": model.decoder.device, "dtype": model.decoder.dtype}
         del model  # two models need not be in memory at once
         if len(reduced) < len(plan.variants):
             answer_all(plan.variants[0], load(True), *arguments)
@@ -87,14 +87,9 @@ def evaluate(
         raise DataError(f"The model refused every prompt: {_refusal(predictions, plan, examples)}")
     return {
         "format": FORMAT,
-        "command": list(plan.command),
-        "machine": {
-            "system": platform.platform(),
-            "processor": platform.machine(),
-            "python": platform.python_version(),
-            **machine,
-        },
-        "versions": {"vt": __version__, **_versions()},
+        "command": plan.command,
+        "machine": machine(),
+        "versions": versions(settings["backend"], LIBRARIES),
         "model": about["model"],
         "vocab_rows": about["vocab_rows"],
         "task": plan.preset,
@@ -116,7 +111,7 @@ def evaluate(
 def prepare(plan: Plan, model: Model) -> tuple[Vocabularies, dict[str, Any]]:
     """The vocabularies of a plan, and what is said of them and of the model."""
     manifest = model.directory.manifest
-    tasks = plan.tasks
+    tasks = tuple(TaskVocabulary.load(path, model.tokenizer.path) for path in plan.tasks)
     if plan.profile_data and not tasks:
         tasks = (_profiled(plan, model),)
     corpus, pruned, pruning = None, None, None
@@ -131,7 +126,7 @@ def prepare(plan: Plan, model: Model) -> tuple[Vocabularies, dict[str, Any]]:
     about = {
         "model": f"{manifest.source.name} ({manifest.model_type})",
         "vocab_rows": manifest.vocab_rows,
-        "vocabulary": "rank prior" if union is None else {"name": union.name, "source": list(union.source)},
+        "vocabulary": None if union is None else _told(union),
         "pruning": pruning,
         "settings": {
             "model": [asdict(info)["checksum"] for info in manifest.tables.values()],
@@ -143,6 +138,10 @@ def prepare(plan: Plan, model: Model) -> tuple[Vocabularies, dict[str, Any]]:
         },
     }
     return Vocabularies(tasks, corpus, pruned), about
+
+
+def _told(task: TaskVocabulary) -> dict[str, Any]:
+    return {"name": task.name, "ids": len(task.ids), "source": [dict(entry) for entry in task.source]}
 
 
 def _profiled(plan: Plan, model: Model) -> TaskVocabulary:
@@ -174,16 +173,6 @@ def corpus_ids(plan: Plan, model: Model) -> list[int]:
 def _refusal(predictions: Predictions, plan: Plan, examples: Sequence[Example]) -> str:
     records = (predictions.get(name, example.row) for name in plan.variants for example in examples)
     return next(record["refused"] for record in records if record is not None and "refused" in record)
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in LIBRARIES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def _digest(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from decimal import Decimal
 from math import exp
 
@@ -124,6 +125,18 @@ def test_a_program_is_the_input_the_answer_and_the_tests():
 def test_unit_tests_are_a_metric_of_rows_that_carry_them():
     rows = [Example(0, "p", "def f(x):\n", ("",), "assert f(1) == 2")] * 2
     assert scores("code", ["    return 2", "    return 3"], rows) == {"exact match": 0, "pass@1": 50}
+
+
+def test_missing_libraries_are_named(monkeypatch):
+    for preset, library, module in (
+        ("translation", "sacrebleu", "sacrebleu.metrics"),
+        ("summarization", "rouge_score", "rouge_score.rouge_scorer"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setitem(sys.modules, library, None)
+            patch.delitem(sys.modules, module, raising=False)
+            with pytest.raises(OptionError, match=rf"{library}.*; install it with pip install 'vt\[eval\]'"):
+                metrics_of(preset, examples("a"))
 
 
 def test_statistics_have_a_row_for_every_example():

@@ -18,13 +18,13 @@ def record(variant: str, row: int) -> dict:
 
 
 def test_what_was_written_is_there_again(tmp_path):
-    with closing(Predictions(tmp_path / "out", SETTINGS)) as first:
+    with closing(Predictions(tmp_path, SETTINGS)) as first:
         first.add(record("exact", 0))
         assert first.get("exact", 0) == record("exact", 0) and first.get("exact", 1) is None
-    with closing(Predictions(tmp_path / "out", SETTINGS)) as second:
+    with closing(Predictions(tmp_path, SETTINGS)) as second:
         assert second.get("exact", 0) == record("exact", 0)
         second.add(record("exact", 1))
-    lines = (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()
+    lines = (tmp_path / "predictions.jsonl").read_text().splitlines()
     assert [json.loads(line).get("row") for line in lines] == [None, 0, 1]
 
 
