@@ -14,9 +14,12 @@ def written_config(config: dict[str, Any], *, tied: bool, dtype: str | None) -> 
 
     `dtype`: the storage dtype of all floats, where the conversion chose one. What changes: whether embedding
     and head are tied is said, as is `dtype`; rotary parameters, which transformers 5 nests, also stand where
-    mlx-lm looks.
+    mlx-lm looks; mlx-lm's quantisation is said once.
     """
     written = copy.deepcopy(config)
+    if written.get("quantization"):
+        # mlx-lm says it twice, and transformers takes this one for a method of its own.
+        written.pop("quantization_config", None)
     parts = [written] if text_config(written) is written else [written, text_config(written)]
     for part in parts:
         part["tie_word_embeddings"] = tied

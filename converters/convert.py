@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from converters.config import written_config
 from converters.output import check_free_space, locked, new_directory, refuse_existing
+from converters.packed import packed_rows
 from converters.safetensors_io import tensor_bytes, write_file
 from converters.source import Source, TensorInfo, reading
 from converters.tables import Tables, find_tables
@@ -25,10 +27,13 @@ from vt_core.model_dir import (
     TableInfo,
     is_model_directory,
 )
+from vt_core.quantisation import Quantisation
 
 if TYPE_CHECKING:
     import numpy as np
     from tqdm import tqdm
+
+    from vt_core.store import TableSpec
 
 FLOAT_DTYPES = ("float32", "bfloat16", "float16")
 SHARD_BYTES = 2_000_000_000
@@ -139,7 +144,7 @@ class Plan:
     def tables(self) -> Tables:
         tables = find_tables(self.source.config, self.source.tensors())
         for copy in tables.dropped:
-            if not _same_values(self.source, tables.embedding, copy):
+            if not _same_values(self.source, tables, copy):
                 raise ModelError(
                     f"{self.source.name}: config.json ties head and embedding, but {copy.name} and "
                     f"{tables.embedding.name} differ. Say with tie_word_embeddings there which holds."
@@ -147,20 +152,43 @@ class Plan:
         return tables
 
     @cached_property
-    def table_specs(self) -> dict[str, tuple[TensorInfo, str]]:
-        """Tensor and storage dtype of each table of the store, by the table's name."""
+    def table_infos(self) -> dict[str, TensorInfo]:
+        """What each table of the store holds, by the table's name: a tensor of values with its float type."""
         parts = {
             "embedding": self.tables.embedding,
             "head": self.tables.head,
             "head_bias": self.tables.head_bias,
         }
-        specs = {name: (info, self.target(info)) for name, info in parts.items() if info is not None}
-        for info, dtype in specs.values():
-            if dtype not in FLOAT_DTYPES:
+        infos = {
+            name: TensorInfo(info.name, self.target(info), info.shape)
+            for name, info in parts.items()
+            if info is not None
+        }
+        for info in infos.values():
+            if info.dtype not in FLOAT_DTYPES:
                 raise ModelError(
-                    f"{self.source.name}: the table {info.name} is {dtype}, which vt does not store."
+                    f"{self.source.name}: the table {info.name} is {info.dtype}, which vt does not store."
                 )
-        return specs
+        return infos
+
+    @cached_property
+    def quantisation(self) -> dict[str, Quantisation]:
+        """How the quantised ones among the tables are packed."""
+        return {
+            name: replace(self.tables.packed[info.name].how, dtype=info.dtype)
+            for name, info in self.table_infos.items()
+            if info.name in self.tables.packed
+        }
+
+    def table_spec(self, name: str) -> TableSpec:
+        """Rows, columns and storage dtype of a table as the store will hold it."""
+        from vt_core.store import TableSpec
+
+        info = self.table_infos[name]
+        columns = math.prod(info.shape[1:])
+        if name in self.quantisation:
+            return TableSpec(name, info.shape[0], self.quantisation[name].columns(columns), "uint32")
+        return TableSpec(name, info.shape[0], columns, info.dtype)
 
     @cached_property
     def body(self) -> list[TensorInfo]:
@@ -177,17 +205,13 @@ class Plan:
 
     @property
     def output_bytes(self) -> int:
-        tables = sum(table_bytes(info, dtype) for info, dtype in self.table_specs.values())
-        return tables + sum(map(tensor_bytes, self.body))
+        specs = map(self.table_spec, self.table_infos)
+        return sum(spec.rows * spec.row_bytes for spec in specs) + sum(map(tensor_bytes, self.body))
 
     def target(self, info: TensorInfo) -> str:
         """The storage dtype in which a tensor will be written."""
         is_float = info.dtype in (*FLOAT_DTYPES, "float64")
         return self.dtype if self.dtype is not None and is_float else info.dtype
-
-
-def table_bytes(info: TensorInfo, dtype: str) -> int:
-    return tensor_bytes(TensorInfo(info.name, dtype, info.shape))
 
 
 def shards(infos: Iterable[TensorInfo], limit: int) -> list[list[TensorInfo]]:
@@ -204,17 +228,15 @@ def shards(infos: Iterable[TensorInfo], limit: int) -> list[list[TensorInfo]]:
 
 
 def _write_tables(plan: Plan, path: Path, bar: tqdm) -> dict[str, TableInfo]:
-    from vt_core.store import StoreWriter, TableSpec
+    from vt_core.store import StoreWriter
 
     written = {}
     with StoreWriter(path) as writer:
-        for name, (info, dtype) in plan.table_specs.items():
-            rows, columns = info.shape[0], (info.shape[1] if len(info.shape) > 1 else 1)
-            chunks = (
-                chunk.reshape(-1, columns) for chunk in _watched(plan.source.chunks(info.name, dtype), bar)
-            )
-            checksum = writer.add_table(TableSpec(name, rows, columns, dtype), chunks)
-            written[name] = TableInfo(rows, columns, dtype, checksum)
+        for name, info in plan.table_infos.items():
+            spec = plan.table_spec(name)
+            rows = _watched(_table_rows(plan.source, plan.tables, info), bar)
+            checksum = writer.add_table(spec, (chunk.reshape(-1, spec.columns) for chunk in rows))
+            written[name] = TableInfo(spec.rows, spec.columns, spec.dtype, checksum)
     return written
 
 
@@ -243,12 +265,13 @@ def shard_names(count: int) -> Sequence[str]:
 
 
 def _manifest(plan: Plan, path: Path, tables: dict[str, TableInfo], tokenizer_digest: str) -> Manifest:
-    embedding = tables["embedding"]
+    embedding = plan.table_infos["embedding"]
+    rows, hidden = embedding.shape
     return Manifest(
         source=SourceInfo(plan.source.kind, plan.source.name, plan.source.fingerprint()),
         model_type=str(plan.config.get("model_type", "")),
-        vocab_rows=embedding.rows,
-        hidden=embedding.columns,
+        vocab_rows=rows,
+        hidden=hidden,
         dtype=embedding.dtype,
         tied=plan.tables.tied,
         head_bias="head_bias" in tables,
@@ -260,6 +283,7 @@ def _manifest(plan: Plan, path: Path, tables: dict[str, TableInfo], tokenizer_di
             if file.is_file() and file.name != "lock.mdb"
         },
         tokenizer_digest=tokenizer_digest,
+        quantization=plan.quantisation or None,
     )
 
 
@@ -272,11 +296,18 @@ def _verify(path: Path, out: Path) -> None:
         ) from error
 
 
-def _same_values(source: Source, one: TensorInfo, other: TensorInfo) -> bool:
+def _table_rows(source: Source, tables: Tables, info: TensorInfo) -> Iterator[np.ndarray]:
+    """A table's rows as the store holds them, floats as `info` says: chunks of whole rows."""
+    if info.name in tables.packed:
+        return packed_rows(source, tables.packed[info.name], info.dtype)
+    return source.chunks(info.name, info.dtype)
+
+
+def _same_values(source: Source, tables: Tables, copy: TensorInfo) -> bool:
     digests = []
-    for info in (one, other):
+    for info in (tables.embedding, copy):
         digest = hashlib.sha256(info.dtype.encode())
-        for chunk in source.chunks(info.name, info.dtype):
+        for chunk in _table_rows(source, tables, info):
             digest.update(chunk.data)
         digests.append(digest.digest())
     return digests[0] == digests[1]

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
+from converters.packed import refuse_foreign_quantisation
 from converters.safetensors_io import ITEM_BYTES, Entry, read_chunks, read_header
 from converters.source import CHUNK_BYTES, TensorInfo, fingerprint_files
 from vt_core.errors import ModelError, TokenizerError
@@ -43,7 +44,8 @@ class HuggingFaceSource:
         """Open `path`; `name` and `fingerprint` are given for a download, whose commit says more than its
         files.
 
-        Raises ModelError when the directory is no such model, has no safetensors weights, or is quantised.
+        Raises ModelError when the directory is no such model, has no safetensors weights, or is quantised in
+        a format that vt does not read.
         """
         self.path = path
         self.name = name or path.resolve().name
@@ -77,17 +79,12 @@ class HuggingFaceSource:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """config.json of a model directory. Raises ModelError where it is missing or describes a quantised
-    model."""
+    """config.json of a model directory. Raises ModelError where it is missing or describes weights in a
+    quantised format that vt does not read."""
     if not (path / "config.json").is_file():
         raise ModelError(f"{path} is not a Hugging Face model: it holds no config.json.")
     config = read_json_object(path / "config.json")
-    for key in ("quantization_config", "quantization"):
-        if config.get(key):
-            raise ModelError(
-                f"{path} holds a quantised model ({key} in config.json), which vt cannot convert yet. "
-                "Use the original weights, or a GGUF file."
-            )
+    refuse_foreign_quantisation(path, config)
     return config
 
 

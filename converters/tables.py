@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+from converters.packed import Packed, find_packed
 from converters.source import TensorInfo
 from vt_core.errors import ModelError
 
@@ -56,12 +57,14 @@ class Tables:
     bias.
 
     `dropped` are tensors that a tied model stores besides: copies of the embedding under the head's name.
+    `packed` holds, by the name of its weight, each of these that is quantised; the others describe values.
     """
 
     embedding: TensorInfo
     head: TensorInfo | None
     head_bias: TensorInfo | None
     dropped: tuple[TensorInfo, ...] = ()
+    packed: Mapping[str, Packed] = field(default_factory=dict)
 
     @property
     def tied(self) -> bool:
@@ -71,16 +74,21 @@ class Tables:
     def names(self) -> frozenset[str]:
         """Names of the tensors that do not belong to the body."""
         parts = (self.embedding, self.head, self.head_bias, *self.dropped)
-        return frozenset(part.name for part in parts if part is not None)
+        names = frozenset(part.name for part in parts if part is not None)
+        return names.union(*(packed.names for packed in self.packed.values()))
 
 
 def find_tables(config: dict[str, Any], tensors: Iterable[TensorInfo]) -> Tables:
     """The tables among a model's tensors.
 
     Raises ModelError when there is no embedding or more than one, no head where the configuration promises
-    one, or when the shapes do not agree with each other and the configuration's `vocab_size`.
+    one, when the shapes do not agree with each other and the configuration's `vocab_size`, or when a table
+    is quantised in another format than MLX's affine one.
     """
     by_name = {info.name: info for info in tensors}
+    candidates = [name for name in (*EMBEDDING_NAMES, *HEAD_NAMES) if name in by_name]
+    packed = {name: found for name in candidates if (found := find_packed(config, by_name, name)) is not None}
+    by_name |= {name: found.values for name, found in packed.items()}
     embedding = _one_of(by_name, EMBEDDING_NAMES, "embedding")
     if embedding is None:
         raise ModelError(
@@ -97,14 +105,14 @@ def find_tables(config: dict[str, Any], tensors: Iterable[TensorInfo]) -> Tables
         )
     bias = _bias(by_name, head, embedding)
     if is_tied(config):
-        return Tables(embedding, None, bias, (head,) if head else ())
+        return Tables(embedding, None, bias, (head,) if head else (), packed)
     if head is None:
         raise ModelError(
             f"The model ({config.get('model_type')}) has no head ({HEAD_NAMES[0]}), and its config.json does "
             "not say "
             'that the embedding serves as one. If it does, add "tie_word_embeddings": true to config.json.'
         )
-    return Tables(embedding, head, bias)
+    return Tables(embedding, head, bias, packed=packed)
 
 
 def is_tied(config: dict[str, Any]) -> bool:

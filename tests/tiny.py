@@ -1,8 +1,12 @@
-"""Tiny models with random weights, as Hugging Face directories, made when a test asks for them."""
+"""Tiny models with random weights, as Hugging Face directories, made when a test asks for them.
+
+A quantised one is in mlx-lm's layout, beside a directory of floats: the values that its weights stand for.
+"""
 
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
@@ -45,7 +49,67 @@ def write_tokenizer(directory: Path, words: int = 2000) -> int:
 
 
 def write_model(directory: Path, kind: str, dtype: str = "float32", seed: int = 0) -> Path:
-    """A random model of one of the :data:`KINDS` or :data:`ARCHITECTURES`, with its tokenizer."""
+    """A random model of one of the :data:`KINDS` or :data:`ARCHITECTURES`, with its tokenizer; those of
+    :data:`QUANTISED` are quantised.
+    """
+    _write_floats(directory, kind, dtype, seed)
+    if kind in QUANTISED:
+        quantise(directory, *QUANTISED[kind])
+    return directory
+
+
+def stock_source(source: Path, backend: str) -> Path:
+    """The directory that a stock framework loads for a model that :func:`write_model` wrote: transformers
+    reads no quantised weights of MLX's.
+    """
+    floats = floats_of(source)
+    return floats if backend == "torch" and floats.exists() else source
+
+
+def floats_of(source: Path) -> Path:
+    return source.with_name(f"{source.name}-floats")
+
+
+def quantise(source: Path, bits: int, group_size: int, tables: tuple[int, int] | None = None) -> None:
+    """Quantise the matrices of a model, tables included, in place; ``tables``: bits of embedding and head."""
+    from safetensors.torch import load_file, save_file
+
+    floats = floats_of(source)
+    shutil.copytree(source, floats)
+    packed, values = {}, {}
+    settings = {"bits": bits, "group_size": group_size, "mode": "affine"}
+    for name, tensor in load_file(source / "model.safetensors").items():
+        packed[name] = values[name] = tensor
+        if not name.endswith(".weight") or tensor.dim() != 2 or tensor.shape[1] % group_size:
+            continue
+        module = name.removesuffix(".weight")
+        own = bits
+        if tables is not None and module in ("model.embed_tokens", "lm_head"):
+            own = tables[module == "lm_head"]
+            settings[module] = {"bits": own, "group_size": group_size}
+        parts, values[name] = _quantised(tensor, own, group_size)
+        packed |= {f"{module}.{part}": tensor for part, tensor in parts.items()}
+    save_file(packed, source / "model.safetensors", {"format": "mlx"})
+    save_file(values, floats / "model.safetensors", {"format": "pt"})
+    config = json.loads((source / "config.json").read_text())
+    config |= {"quantization": settings, "quantization_config": settings}
+    (source / "config.json").write_text(json.dumps(config))
+
+
+def _quantised(tensor, bits: int, group_size: int):
+    """The three tensors that a matrix becomes, and the values that they stand for, in its dtype."""
+    import torch
+
+    from vt_core import packing
+
+    words, scales, biases = packing.quantise(tensor.float().numpy(), bits, group_size)
+    floats = [torch.from_numpy(part).to(tensor.dtype) for part in (scales, biases)]
+    values = packing.expand(words, *(part.float().numpy() for part in floats), bits)
+    parts = {"weight": torch.from_numpy(words), "scales": floats[0], "biases": floats[1]}
+    return parts, torch.from_numpy(values).to(tensor.dtype)
+
+
+def _write_floats(directory: Path, kind: str, dtype: str, seed: int) -> None:
     import torch
     import transformers
     from safetensors.torch import load_file, save_file
@@ -81,7 +145,6 @@ def write_model(directory: Path, kind: str, dtype: str = "float32", seed: int = 
     older = ({"rope_theta": theta} if theta else {}) | OLDER_NAMES.get(kind, {})
     (directory / "config.json").write_text(json.dumps(saved | older))
     (directory / "generation_config.json").write_text(json.dumps({"eos_token_id": [0, 2]}))
-    return directory
 
 
 SIZES = {
@@ -95,6 +158,7 @@ SIZES = {
     "eos_token_id": 0,
     "pad_token_id": None,
 }
+_WIDE = {"hidden_size": 64, "intermediate_size": 128}
 #: Configuration class of transformers and what is particular.
 KINDS = {
     "llama": ("LlamaConfig", {"tie_word_embeddings": True, "head_dim": 12}),
@@ -110,7 +174,12 @@ KINDS = {
             "query_pre_attn_scalar": 16,
         },
     ),
+    # Wide enough for groups.
+    "llama-4bit": ("LlamaConfig", {"tie_word_embeddings": True, **_WIDE}),
+    "qwen2-8bit": ("Qwen2Config", {"tie_word_embeddings": False, **_WIDE}),
 }
+#: Bits, group size, and bits of embedding and head where those are others.
+QUANTISED: dict[str, tuple] = {"llama-4bit": (4, 32), "qwen2-8bit": (8, 64, (5, 6))}
 
 _GEMMA3_TEXT = {key: value for key, value in KINDS["gemma3"][1].items() if key != "tie_word_embeddings"}
 

@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from vt_core.errors import ModelError, StoreError
+from vt_core.quantisation import Quantisation
 
 if TYPE_CHECKING:
     from vt_core.store import Store
@@ -50,12 +51,11 @@ class TableInfo:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Content of vt.json. `vocab_rows` is V, `hidden` the width of a row, `dtype` the embedding's storage
-    dtype.
+    """Content of vt.json. `vocab_rows` is V, `hidden` the width of a row, `dtype` the embedding's float type.
 
     `tables` holds "embedding", "head" where untied and "head_bias" (one column) where the head has one;
-    `files` gives the length in bytes of every file that the model needs, by its path relative to the
-    directory.
+    `quantization` says how those of them that are quantised are packed; `files` gives the length in bytes of
+    every file that the model needs, by its path relative to the directory.
     """
 
     source: SourceInfo
@@ -68,7 +68,7 @@ class Manifest:
     tables: dict[str, TableInfo]
     files: dict[str, int]
     tokenizer_digest: str
-    quantization: None = None
+    quantization: dict[str, Quantisation] | None = None
     format_version: int = FORMAT_VERSION
 
     def to_json(self) -> str:
@@ -85,7 +85,6 @@ class Manifest:
                 f"{path} has the format version {version}, this vt reads version {FORMAT_VERSION}. "
                 "Convert the model again, or install the vt that wrote it."
             )
-        fields.require_null("quantization", "this vt reads no quantised tables")
         source = fields.part("source")
         manifest = cls(
             source=SourceInfo(source.text("kind"), source.text("name"), source.text("fingerprint")),
@@ -98,6 +97,7 @@ class Manifest:
             tables={name: _table(part) for name, part in fields.parts("tables")},
             files=fields.sizes("files"),
             tokenizer_digest=fields.text("tokenizer_digest"),
+            quantization=_quantization(fields),
         )
         manifest._check(path)
         return manifest
@@ -133,6 +133,13 @@ class Manifest:
             raise ModelError(
                 f"{path}: tables are {sorted(self.tables)}, a model like this has {sorted(expected)}."
             )
+        for name, how in (self.quantization or {}).items():
+            if name not in expected or self.tables[name].dtype != "uint32":
+                raise ModelError(f"{path}: the table {name!r} cannot be quantised as quantization says.")
+            try:
+                expected[name] = how.columns(expected[name])
+            except ModelError as error:
+                raise ModelError(f"{path}: {error}") from error
         for name, columns in expected.items():
             table = self.tables[name]
             if table.rows != self.vocab_rows:
@@ -306,6 +313,19 @@ def _table(fields: _Fields) -> TableInfo:
     )
 
 
+def _quantization(fields: _Fields) -> dict[str, Quantisation] | None:
+    if fields.values.get("quantization") is None:
+        return None
+    tables = {
+        name: (part.whole("bits"), part.whole("group_size"), part.text("dtype"), part.text("mode"))
+        for name, part in fields.parts("quantization")
+    }
+    try:
+        return {name: Quantisation(*values) for name, values in tables.items()}
+    except ModelError as error:
+        raise ModelError(f"{fields.path}: {error}") from error
+
+
 @dataclass(frozen=True)
 class _Fields:
     """The fields of a JSON object, each checked as it is read."""
@@ -345,10 +365,6 @@ class _Fields:
     def sizes(self, name: str) -> dict[str, int]:
         part = self.part(name)
         return {key: part.whole(key) for key in part.values}
-
-    def require_null(self, name: str, reason: str) -> None:
-        if self.values.get(name) is not None:
-            raise self._wrong(name, f"null: {reason}")
 
     def _wrong(self, name: str, expected: str) -> ModelError:
         return ModelError(

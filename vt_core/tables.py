@@ -10,7 +10,9 @@ import numpy as np
 from vt_core.dtypes import from_float32, to_float32
 from vt_core.errors import OptionError
 from vt_core.model_dir import ModelDirectory
-from vt_core.store import RowTable, TableSpec, Tile
+from vt_core.packing import dequantise
+from vt_core.quantisation import Quantisation
+from vt_core.store import TableSpec, Tile
 from vt_core.vocabulary import Ids
 
 
@@ -34,7 +36,7 @@ class Table(Protocol):
 class MemoryTable:
     """A whole table in host memory, in storage dtype."""
 
-    def __init__(self, table: RowTable) -> None:
+    def __init__(self, table: Table) -> None:
         self.spec = table.spec
         self.bytes_read = 0
         first = next(iter(table.tiles(table.spec.columns)))
@@ -81,11 +83,38 @@ class ScaledTable:
         return from_float32(to_float32(rows, dtype) * self._factor, dtype)
 
 
-def open_tables(directory: ModelDirectory, store: str) -> Mapping[str, Table]:
+class DequantisedTable:
+    """A packed table as values: rows ``[n, hidden]`` in float32."""
+
+    #: A scan gives its values in pieces of this size, which stay in a processor's cache.
+    PIECE_BYTES = 2 << 20
+
+    def __init__(self, table: Table, how: Quantisation) -> None:
+        packed = table.spec
+        self.spec = TableSpec(packed.name, packed.rows, how.values(packed.columns), "float32")
+        self._table, self._how = table, how
+
+    @property
+    def bytes_read(self) -> int:
+        return self._table.bytes_read
+
+    def read(self, ids: Ids) -> np.ndarray:
+        return dequantise(self._table.read(ids), self._how)
+
+    def tiles(self, max_bytes: int = PIECE_BYTES) -> Iterator[Tile]:
+        step = max(1, min(max_bytes, self.PIECE_BYTES) // self.spec.row_bytes)
+        for tile in self._table.tiles():
+            for start in range(0, len(tile.rows), step):
+                yield Tile(tile.start + start, dequantise(tile.rows[start : start + step], self._how))
+
+
+def open_tables(directory: ModelDirectory, store: str, *, packed: bool = False) -> Mapping[str, Table]:
     """The tables ``embedding``, ``head`` (untied models) and ``head_bias`` (where there is one).
 
     Args:
         store: ``lmdb``: rows are read from disk; ``ram``: the tables are held in host memory.
+        packed: leave quantised tables packed, as the manifest says; otherwise they are dequantised as they
+            are read.
 
     Raises:
         OptionError: another value.
@@ -93,5 +122,13 @@ def open_tables(directory: ModelDirectory, store: str) -> Mapping[str, Table]:
     """
     if store not in ("lmdb", "ram"):
         raise OptionError(f"unknown store {store!r}: choose one of lmdb, ram")
-    tables = directory.open_store().tables
-    return tables if store == "lmdb" else {name: MemoryTable(table) for name, table in tables.items()}
+    tables: Mapping[str, Table] = directory.open_store().tables
+    if store == "ram":
+        tables = {name: MemoryTable(table) for name, table in tables.items()}
+    if packed or directory.manifest.quantization is None:
+        return tables
+    packed_tables = directory.manifest.quantization
+    return {
+        name: DequantisedTable(table, packed_tables[name]) if name in packed_tables else table
+        for name, table in tables.items()
+    }

@@ -13,6 +13,7 @@ from mlx_lm.utils import _get_classes, load_model
 
 from vt_core.errors import ModelError
 from vt_core.heads import Head
+from vt_mlx.rows import PackedMatrix
 
 EMBEDDINGS = ("embed_tokens", "wte", "embed_in", "embeddings", "word_embeddings", "tok_embeddings")
 HEADS = ("lm_head", "embed_out", "output")
@@ -29,9 +30,9 @@ class RowEmbedding(nn.Module):
         super().__init__()
         # Behind an underscore, so that neither counts as a parameter.
         self._head = head
-        self._table: list[mx.array] = []
+        self._table: list[mx.array | PackedMatrix] = []
 
-    def set_table(self, table: mx.array) -> None:
+    def set_table(self, table: mx.array | PackedMatrix) -> None:
         """``table``: ``[n, hidden]``."""
         self._table = [table]
 
@@ -142,6 +143,9 @@ def _tableless(
             self._probes = {"embedding": _replace(self, nn.Embedding, EMBEDDINGS, embedding)}
             if any(name in HEADS for _, name, _ in _modules(self, nn.Linear)):
                 self._probes["head"] = _replace(self, nn.Linear, HEADS, head)
+            for path in self._probes.values():
+                # How it is packed is the rows' business: there is no layer here that could be quantised.
+                (config.get("quantization") or {}).pop(path, None)
 
         def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
             if not hasattr(base, "sanitize"):

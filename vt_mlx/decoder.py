@@ -23,7 +23,7 @@ from vt_core.vocabulary import Ids
 from vt_mlx.body import RowEmbedding, RowHead, load_body
 from vt_mlx.caches import CacheLog
 from vt_mlx.device import peak_memory, pick_device, pick_dtype, reset_peak
-from vt_mlx.rows import MlxRows, greedy
+from vt_mlx.rows import MlxRows, PackedMatrix, greedy
 from vt_mlx.verification import HeadScan, logit_transform
 
 PREFILL_TOKENS = 2048  #: tokens of a prompt that run at once; bounds the memory of attention scores
@@ -95,14 +95,14 @@ class MlxDecoder:
     def step(self, token: int) -> Step:
         if self._tied:
             rows, index = self.head.locate(int(self.head.vocabulary.local([token])[0]))
-            table = rows.weight
+            table = self._rows.as_embedding(rows)
         else:
             table, index = self._rows.embed(np.array([token])), 0
         return self._forward(table, mx.array([[index]]))
 
     def follow(self, step: Step) -> Step:
         (rows,) = self.head.pieces
-        return self._forward(rows.weight, step.local[None])
+        return self._forward(self._rows.as_embedding(rows), step.local[None])
 
     def poll(self, step: Step) -> int:
         return int(step.token.item())
@@ -139,15 +139,7 @@ class MlxDecoder:
                 "so it can neither check nor score texts; generate with --approximate or --head full"
             )
         if self._scan is None:
-            rows = self._rows
-            self._scan = HeadScan(
-                rows.head_table,
-                rows.whole_bias(),
-                self._transform,
-                self.device,
-                hidden.dtype,
-                self._tile_bytes,
-            )
+            self._scan = HeadScan(self._rows, self._transform, self.device, hidden.dtype, self._tile_bytes)
         return self._scan.tiles(hidden)
 
     def rewind(self, count: int) -> None:
@@ -195,12 +187,12 @@ class MlxDecoder:
         mx.eval([layer.state for layer in self._cache])
         mx.clear_cache()
 
-    def _run(self, table: mx.array, index: mx.array) -> mx.array:
+    def _run(self, table: mx.array | PackedMatrix, index: mx.array) -> mx.array:
         """Logits ``[1, n]`` of the active rows for the last of some tokens."""
         self._embedding.set_table(table)
         return self._model(index, cache=self._cache)[0]
 
-    def _forward(self, table: mx.array, index: mx.array) -> Step:
+    def _forward(self, table: mx.array | PackedMatrix, index: mx.array) -> Step:
         self._log.record()
         logits = self._run(table, index)
         pieces = [piece.ids for piece in self.head.pieces]
@@ -230,11 +222,17 @@ def load_decoder(
     run_dtype = pick_dtype(dtype, manifest.dtype, target)
     reset_peak(target)
     body = load_body(directory.path, run_dtype)
-    tables: dict[str, Table] = dict(open_tables(directory, store))
+    quantised = manifest.quantization or {}
+    tables: dict[str, Table] = dict(open_tables(directory, store, packed=True))
     for name, factor in body.factors.items():
+        if factor != 1 and name in quantised:
+            raise ModelError(
+                f"mlx-lm multiplies the {name} of a {manifest.model_type} model while it loads, which vt "
+                "cannot do to a quantised one; convert the original weights"
+            )
         if factor != 1:
             tables[name] = ScaledTable(tables[name], factor)
-    rows = MlxRows(tables, manifest.tied, target, run_dtype)
+    rows = MlxRows(tables, quantised, manifest.tied, target, run_dtype)
     return MlxDecoder(
         body.model,
         body.embedding,

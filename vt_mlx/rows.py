@@ -8,6 +8,8 @@ from typing import NamedTuple
 import mlx.core as mx
 import numpy as np
 
+from vt_core.packing import split
+from vt_core.quantisation import Quantisation
 from vt_core.tables import Table
 from vt_core.vocabulary import Ids
 from vt_mlx.device import DTYPES
@@ -17,41 +19,80 @@ CHUNK_BYTES = (
 )  #: rows are read and converted in pieces of this size, so that no second copy of a table exists
 NO_ID = np.iinfo(np.int32).max
 
+#: A GPU multiplies packed rows by another kernel, which adds up in another order, where their number is no
+#: multiple of this.
+KERNEL_ROWS = 8
+
 
 class Rows(NamedTuple):
-    """Parallel device arrays: weight ``[n, hidden]``, full ids ``[n]`` int32, bias ``[n]`` or None."""
+    """Parallel device arrays: weight ``[n, hidden]``, full ids ``[n]`` int32, bias ``[n]`` or None.
+
+    Of a quantised table the weight is packed, ``[n, words]`` uint32, with scales and biases ``[n, groups]``
+    in the run's dtype.
+    """
 
     weight: mx.array
     ids: mx.array
     bias: mx.array | None
+    scales: mx.array | None = None
+    biases: mx.array | None = None
+
+
+class PackedMatrix:
+    """Packed rows, indexed like a matrix of floats."""
+
+    def __init__(self, weight: mx.array, scales: mx.array, biases: mx.array, how: Quantisation) -> None:
+        self._parts = (weight, scales, biases)
+        self._how = how
+
+    def __getitem__(self, ids: mx.array | slice) -> mx.array:
+        parts = (part[ids] for part in self._parts)
+        return mx.dequantize(*parts, group_size=self._how.group_size, bits=self._how.bits)
 
 
 class MlxRows:
     """:class:`vt_core.heads.RowOps` for MLX."""
 
-    def __init__(self, tables: Mapping[str, Table], tied: bool, device: mx.Device, dtype: mx.Dtype) -> None:
-        self.embedding = tables["embedding"]
-        self._head = self.embedding if tied else tables["head"]
+    def __init__(
+        self,
+        tables: Mapping[str, Table],
+        quantised: Mapping[str, Quantisation],
+        tied: bool,
+        device: mx.Device,
+        dtype: mx.Dtype,
+    ) -> None:
+        """``tables``: as stored; ``quantised``: how those among them that are quantised are packed."""
+        head = "embedding" if tied else "head"
+        self.embedding, self.head_table = tables["embedding"], tables[head]
+        self.embedding_how, self.head_how = quantised.get("embedding"), quantised.get(head)
         self._bias = tables.get("head_bias")
         self._device, self._dtype = device, dtype
 
     def embed(self, ids: Ids) -> mx.array:
         """Embedding rows ``[n, hidden]`` of full ids, not scaled."""
-        return self._read(self.embedding, ids)
+        weight, *packed = self._read(self.embedding, self.embedding_how, ids)
+        return PackedMatrix(weight, *packed, self.embedding_how)[:] if packed else weight
 
-    @property
-    def head_table(self) -> Table:
-        return self._head
+    def as_embedding(self, rows: Rows) -> mx.array | PackedMatrix:
+        """Head rows of a tied model as what ids are looked up in."""
+        if rows.scales is None:
+            return rows.weight
+        return PackedMatrix(rows.weight, rows.scales, rows.biases, self.head_how)
 
     def whole_bias(self) -> mx.array | None:
         """The bias of every row, ``[V]``, where the head has one."""
-        if self._bias is None:
-            return None
-        return self._read(self._bias, np.arange(self._bias.spec.rows)).flatten()
+        return None if self._bias is None else self._read_bias(np.arange(self._bias.spec.rows))
 
     def read(self, ids: Ids) -> Rows:
-        bias = None if self._bias is None else self._read(self._bias, ids).flatten()
-        return Rows(self._read(self._head, ids), mx.array(ids.astype(np.int32)), bias)
+        bias = None if self._bias is None else self._read_bias(ids)
+        weight, *packed = self._read(self.head_table, self.head_how, ids)
+        return Rows(weight, mx.array(ids.astype(np.int32)), bias, *packed)
+
+    def tile(self, start: int, stored: np.ndarray, bias: mx.array | None) -> Rows:
+        """Stored head rows from ``start`` on, on the device; ``bias`` is that of every row."""
+        weight, *packed = self._send(stored, self.head_table.spec.dtype, self.head_how)
+        end = start + len(stored)
+        return Rows(weight, mx.arange(start, end), None if bias is None else bias[start:end], *packed)
 
     def reserve(self, rows: Rows, capacity: int) -> Rows:
         return _map(lambda part: _grown(part, capacity), rows)
@@ -69,34 +110,60 @@ class MlxRows:
         return _map(lambda part: part[:count], rows)
 
     def concatenate(self, first: Rows, second: Rows) -> Rows:
-        bias = None if first.bias is None else mx.concatenate([first.bias, second.bias])
-        joined = Rows(
-            mx.concatenate([first.weight, second.weight]), mx.concatenate([first.ids, second.ids]), bias
-        )
+        joined = _map(lambda *parts: mx.concatenate(parts), first, second)
         mx.eval([part for part in joined if part is not None])
         return joined
 
     def product(self, hidden: mx.array, rows: Rows) -> mx.array:
-        logits = hidden @ rows.weight.T
+        logits = hidden @ rows.weight.T if rows.scales is None else self._packed_product(hidden, rows)
         return logits if rows.bias is None else logits + rows.bias
 
     def join(self, logits: list[mx.array]) -> mx.array:
         return mx.concatenate(logits, axis=-1)
 
     def nbytes(self, rows: Rows) -> int:
-        return rows.weight.nbytes + (0 if rows.bias is None else rows.bias.nbytes)
+        return sum(part.nbytes for part in rows if part is not None) - rows.ids.nbytes
 
-    def _read(self, table: Table, ids: Ids) -> mx.array:
+    def _packed_product(self, hidden: mx.array, rows: Rows) -> mx.array:
+        parts = (rows.weight, rows.scales, rows.biases)
+        odd = len(rows.weight) % KERNEL_ROWS if self._device.type == mx.DeviceType.gpu else 0
+        if odd == 0:
+            return self._multiply(hidden, *parts)
+        even = len(rows.weight) - odd
+        rest = (mx.pad(part[even:], ((0, KERNEL_ROWS - odd), (0, 0))) for part in parts)
+        logits = [self._multiply(hidden, *(part[:even] for part in parts)), self._multiply(hidden, *rest)]
+        return mx.concatenate(logits, axis=-1)[..., : len(rows.weight)]
+
+    def _multiply(self, hidden: mx.array, weight: mx.array, scales: mx.array, biases: mx.array) -> mx.array:
+        how = self.head_how
+        return mx.quantized_matmul(
+            hidden, weight, scales, biases, transpose=True, group_size=how.group_size, bits=how.bits
+        )
+
+    def _read_bias(self, ids: Ids) -> mx.array:
+        return self._read(self._bias, None, ids)[0].flatten()
+
+    def _read(self, table: Table, how: Quantisation | None, ids: Ids) -> list[mx.array]:
+        """Rows ``[n, hidden]``; of a quantised table words, scales and biases."""
+
+        def piece(ids: Ids) -> list[mx.array]:
+            return self._send(table.read(ids), table.spec.dtype, how)
+
         step = max(1, CHUNK_BYTES // (table.spec.columns * 4))
         if len(ids) <= step:
-            return as_array(table.read(ids), table.spec.dtype).astype(self._dtype)
-        out = mx.zeros((len(ids), table.spec.columns), dtype=self._dtype)
-        for start in range(0, len(ids), step):
-            out[start : start + step] = as_array(
-                table.read(ids[start : start + step]), table.spec.dtype
-            ).astype(self._dtype)
-            mx.eval(out)
-        return out
+            return piece(ids)
+        wholes = [_grown(part, len(ids)) for part in piece(ids[:step])]
+        for start in range(step, len(ids), step):
+            for whole, part in zip(wholes, piece(ids[start : start + step]), strict=True):
+                whole[start : start + step] = part
+            mx.eval(wholes)
+        return wholes
+
+    def _send(self, stored: np.ndarray, dtype: str, how: Quantisation | None) -> list[mx.array]:
+        if how is None:
+            return [as_array(stored, dtype).astype(self._dtype)]
+        words, *floats = split(stored, how)
+        return [mx.array(words), *(as_array(part, how.dtype).astype(self._dtype) for part in floats)]
 
 
 def as_array(array: np.ndarray, dtype: str) -> mx.array:
@@ -111,8 +178,8 @@ def greedy(logits: mx.array, ids: mx.array) -> tuple[mx.array, mx.array]:
     return ids[local], local
 
 
-def _map(function, rows: Rows) -> Rows:  # type: ignore[no-untyped-def]
-    return Rows(*(None if part is None else function(part) for part in rows))
+def _map(function, *rows: Rows) -> Rows:  # type: ignore[no-untyped-def]
+    return Rows(*(None if parts[0] is None else function(*parts) for parts in zip(*rows, strict=True)))
 
 
 def _grown(part: mx.array, capacity: int) -> mx.array:

@@ -18,6 +18,8 @@ from transformers.utils import logging as transformers_logging
 
 from vt_core.errors import ModelError
 from vt_core.heads import Head
+from vt_core.model_dir import ModelDirectory
+from vt_torch.packed import dequantised
 
 
 class RowEmbedding(nn.Module):
@@ -66,15 +68,16 @@ class RowHead(nn.Module):
         return self.logits[None]
 
 
-def load_body(path: Path, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
+def load_body(directory: ModelDirectory, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
     """The model of a model directory with :class:`RowEmbedding` and :class:`RowHead` in place of its tables.
 
-    Neither table is ever made, not while loading either.
+    Neither table is ever made, not while loading either. Quantised weights are dequantised.
 
     Raises:
         ModelError: transformers does not have this model, or its tables are used in a way that cannot be
         replaced.
     """
+    path = directory.path
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
         base = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
@@ -89,7 +92,7 @@ def load_body(path: Path, device: torch.device, dtype: torch.dtype) -> PreTraine
         model, report = body.from_pretrained(
             None,
             config=config,
-            state_dict=_weights(path, device, dtype),
+            state_dict=dequantised(directory, _weights(path, device, dtype)),
             dtype=dtype,
             output_loading_info=True,
             # Only accelerators: placing on the CPU is what happens anyway, and needs no accelerate.

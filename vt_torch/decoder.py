@@ -221,7 +221,7 @@ def load_decoder(
     run_dtype = pick_dtype(dtype, manifest.dtype, target)
     reset_peak(target)
     rows = TorchRows(open_tables(directory, store), manifest.tied, target, run_dtype)
-    model = load_body(directory.path, target, run_dtype)
+    model = load_body(directory, target, run_dtype)
     return TorchDecoder(
         model,
         rows,

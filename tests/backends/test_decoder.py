@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks import stock
 from tests.conftest import backend_params
-from tests.tiny import KINDS
+from tests.tiny import KINDS, stock_source
 from vt_core import load
 from vt_core.heads import HEADS
 
@@ -29,7 +29,9 @@ def stock_model(tiny):
 
     def load_stock(backend, kind, dtype="float32"):
         if (backend, kind, dtype) not in models:
-            models[backend, kind, dtype] = stock.LOAD[backend](tiny(kind, dtype)[0], dtype)
+            models[backend, kind, dtype] = stock.LOAD[backend](
+                stock_source(tiny(kind, dtype)[0], backend), dtype
+            )
         return models[backend, kind, dtype]
 
     return load_stock
@@ -154,11 +156,17 @@ def test_loading_and_generating_reads_only_the_rows_that_are_needed(backend, kin
     model = load(tiny(kind)[1], backend=backend, head=head, device="cpu")
     rows = model.decoder._rows
     static = list(range(3, 60))
-    before = rows._head.bytes_read + (0 if rows.embedding is rows._head else rows.embedding.bytes_read)
+    tables = {rows.embedding, rows.head_table}
+
+    def bytes_read():
+        return sum(table.bytes_read for table in tables)
+
+    before = bytes_read()
     model.decoder.head.set_static(static)
     result = model.generate(PROMPT, max_tokens=6, approximate=True)
-    read = rows._head.bytes_read + (0 if rows.embedding is rows._head else rows.embedding.bytes_read) - before
-    row = model.directory.manifest.hidden * 4
+    read = bytes_read() - before
+    manifest = model.directory.manifest
+    row = max(manifest.tables[table.spec.name].columns for table in tables) * 4
     untied = not model.directory.manifest.tied
     prompt = len(set(PROMPT))
     # Static rows once; the prompt's as embeddings (MLX reads the last token's again, for it goes alone), and

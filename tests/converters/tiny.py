@@ -17,6 +17,7 @@ CODES = {
     "float32": "F32",
     "float16": "F16",
     "uint16": "BF16",
+    "uint32": "U32",
     "int64": "I64",
     "float64": "F64",
     "bool": "BOOL",

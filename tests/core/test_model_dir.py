@@ -19,6 +19,7 @@ from vt_core.model_dir import (
     TableInfo,
     is_model_directory,
 )
+from vt_core.quantisation import Quantisation
 
 TABLE = TableInfo(10, 4, "bfloat16", "sha256:ab")
 MANIFEST = Manifest(
@@ -68,6 +69,7 @@ def test_sizes() -> None:
     assert MANIFEST.table_bytes_of(3) == 3 * 4 * 2 * 2 + 3 * 4
 
 
+PACKED = {"bits": 4, "group_size": 32, "dtype": "bfloat16", "mode": "affine"}
 WRONG: dict[str, tuple[tuple[str, ...], Any, str]] = {
     "version of tomorrow": (("format_version",), 2, "has the format version 2, this vt reads version 1"),
     "version as a text": (("format_version",), "1", "format_version is '1' and should be a whole number"),
@@ -81,7 +83,18 @@ WRONG: dict[str, tuple[tuple[str, ...], Any, str]] = {
     "huge rows": (("vocab_rows",), 1 << 63, "vocab_rows is 9223372036854775808"),
     "hidden": (("hidden",), 4.0, r"hidden is 4\.0"),
     "tied": (("tied",), 1, "tied is 1 and should be true or false"),
-    "quantised": (("quantization",), {"bits": 4}, "quantization is .* this vt reads no quantised tables"),
+    "quantised": (("quantization",), 4, "quantization is 4 and should be an object"),
+    "packed how": (("quantization",), {"head": 4}, "quantization.head is 4 and should be an object"),
+    "bits": (("quantization",), {"head": PACKED | {"bits": 7}}, "7 bits in groups of 32 with scales in"),
+    "groups": (("quantization",), {"head": PACKED | {"group_size": 8}}, "4 bits in groups of 8"),
+    "scales": (("quantization",), {"head": PACKED | {"dtype": "uint8"}}, "scales in 'uint8'"),
+    "mode": (
+        ("quantization",),
+        {"head": PACKED | {"mode": "mxfp4"}},
+        "the quantisation 'mxfp4' is not known",
+    ),
+    "packed table missing": (("quantization",), {"x": PACKED}, "'x' cannot be quantised as"),
+    "packed floats": (("quantization",), {"head": PACKED}, "'head' cannot be quantised as quantization says"),
     "digest": (("tokenizer_digest",), 7, "tokenizer_digest is 7"),
     "tables": (("tables",), [], r"tables is \[\] and should be an object"),
     "a table": (("tables", "head"), 5, "tables.head is 5 and should be an object"),
@@ -99,6 +112,24 @@ WRONG: dict[str, tuple[tuple[str, ...], Any, str]] = {
     "outside": (("files", "../x"), 1, "'../x' leads outside"),
     "absolute": (("files", "/etc/passwd"), 1, "'/etc/passwd' leads outside"),
 }
+
+
+def test_a_quantised_table_is_as_wide_as_its_packing_makes_it() -> None:
+    values = json.loads(MANIFEST.to_json()) | {"hidden": 64, "quantization": {"head": PACKED}}
+    values["tables"]["embedding"]["columns"] = 64
+    values["tables"]["head"] |= {"dtype": "uint32", "columns": 8 + 2}
+    manifest = Manifest.from_json(json.dumps(values), path=Path("vt.json"))
+    assert manifest.quantization == {"head": Quantisation(4, 32, "bfloat16")}
+    assert manifest.table_bytes_of(1) == 64 * 2 + 10 * 4 + 4
+    assert Manifest.from_json(manifest.to_json(), path=Path("vt.json")) == manifest
+    for columns, hidden, sentence in (
+        (9, 64, "9 columns and should have 10"),
+        (10, 40, "a row of 40 values"),
+    ):
+        values["tables"]["head"]["columns"], values["hidden"] = columns, hidden
+        values["tables"]["embedding"]["columns"] = hidden
+        with pytest.raises(ModelError, match=sentence):
+            Manifest.from_json(json.dumps(values), path=Path("vt.json"))
 
 
 @pytest.mark.parametrize(("keys", "value", "sentence"), WRONG.values(), ids=WRONG)

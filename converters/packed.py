@@ -1,0 +1,152 @@
+"""Weights that are quantised already, in the layout of mlx-lm: NAME.weight, NAME.scales, NAME.biases.
+
+config.json says how under "quantization": bits and group size of all layers, and of single ones by NAME. The
+tensors of the body are copied as they are. The tables' go into the store, where a row holds all three.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from converters.source import Source, TensorInfo
+from vt_core.errors import ModelError
+from vt_core.quantisation import WORD_BITS, Quantisation
+
+if TYPE_CHECKING:
+    import numpy as np
+
+_HIDDEN = ("hidden_size", "n_embd", "d_model", "dim")
+"""What configurations call the width of the embedding."""
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A quantised matrix `[rows, values]`: its three tensors, and how they are packed."""
+
+    words: TensorInfo
+    scales: TensorInfo
+    biases: TensorInfo
+    how: Quantisation
+
+    @property
+    def values(self) -> TensorInfo:
+        """What it holds, as one tensor of floats."""
+        return TensorInfo(self.words.name, self.how.dtype, (self.words.shape[0], self._columns))
+
+    @property
+    def names(self) -> frozenset[str]:
+        return frozenset(info.name for info in (self.words, self.scales, self.biases))
+
+    @property
+    def _columns(self) -> int:
+        return self.scales.shape[1] * self.how.group_size
+
+
+def refuse_foreign_quantisation(path: Path, config: dict[str, Any]) -> None:
+    """Raise ModelError where a configuration describes weights quantised in another way than mlx-lm's.
+
+    Of a model in mlx-lm's layout, only the tables must be in a format that vt reads: see `find_packed`.
+    """
+    settings = config.get("quantization")
+    if settings:
+        if not isinstance(settings, dict) or not {"bits", "group_size"} <= settings.keys():
+            raise ModelError(
+                f"{path} holds a quantised model (quantization in config.json), and not in mlx-lm's layout, "
+                "which gives bits and group_size. Use the original weights, or a GGUF file."
+            )
+    elif config.get("quantization_config"):
+        raise ModelError(
+            f"{path} holds a quantised model (quantization_config in config.json), which vt cannot convert "
+            "yet. Use the original weights, a GGUF file, or weights in MLX's affine format."
+        )
+
+
+def find_packed(config: dict[str, Any], tensors: Mapping[str, TensorInfo], weight: str) -> Packed | None:
+    """The quantised matrix whose words are the tensor `weight`; None where that holds floats.
+
+    Raises ModelError, by name, for another format than MLX's affine one, and for tensors that do not fit it.
+    """
+    module = weight.removesuffix(".weight")
+    words, scales = tensors[weight], tensors.get(f"{module}.scales")
+    if scales is None:
+        return None
+    biases = tensors.get(f"{module}.biases")
+    settings = config.get("quantization")
+    settings = settings if isinstance(settings, dict) else {}
+    particular = settings.get(module)
+    particular = particular if isinstance(particular, dict) else {}
+    mode = particular.get("mode") or settings.get("mode") or "affine"
+    if mode != "affine" or biases is None:
+        raise ModelError(
+            f"{weight} is quantised in the mode {mode!r}{'' if biases else ', without biases'}; vt reads "
+            "vocabulary tables in floats or in MLX's affine format. Convert the original weights."
+        )
+    two_dimensional = all(len(info.shape) == 2 for info in (words, scales, biases))
+    if not two_dimensional or scales.shape != biases.shape or words.shape[0] != scales.shape[0]:
+        raise _unfit(weight, "their shapes do not belong together")
+    if words.dtype != "uint32" or scales.dtype != biases.dtype:
+        raise _unfit(weight, f"they hold {words.dtype}, {scales.dtype} and {biases.dtype}")
+    how = _how(config, particular or settings, words, scales)
+    if how.words(scales.shape[1] * how.group_size) != words.shape[1]:
+        raise _unfit(weight, f"{how.bits} bits in groups of {how.group_size} give rows of another length")
+    return Packed(words, scales, biases, how)
+
+
+def packed_rows(source: Source, packed: Packed, dtype: str) -> Iterator[np.ndarray]:
+    """The rows as the store keeps them, uint32 `[n, columns]`, scales and biases as the storage dtype
+    `dtype`.
+    """
+    from vt_core.packing import join
+
+    parts = [
+        _in_rows(source.chunks(info.name, info.dtype if info is packed.words else dtype), info.shape[1])
+        for info in (packed.words, packed.scales, packed.biases)
+    ]
+    yield from (join(*rows) for rows in _together(parts))
+
+
+def _how(
+    config: dict[str, Any], settings: dict[str, Any], words: TensorInfo, scales: TensorInfo
+) -> Quantisation:
+    text = config.get("text_config")
+    hidden = next(
+        (part[key] for part in (config, text) if isinstance(part, dict) for key in _HIDDEN if key in part),
+        None,
+    )
+    bits, group_size = settings.get("bits", 0), settings.get("group_size", 0)
+    # Files name the layers that differ, but not all of them do: the shapes know better.
+    if isinstance(hidden, int) and hidden > 0 and scales.shape[1]:
+        bits, group_size = words.shape[1] * WORD_BITS // hidden, hidden // scales.shape[1]
+    try:
+        return Quantisation(bits, group_size, scales.dtype)
+    except ModelError as error:
+        raise ModelError(f"{words.name}: {error}") from error
+
+
+def _unfit(weight: str, reason: str) -> ModelError:
+    module = weight.removesuffix(".weight")
+    return ModelError(
+        f"{weight}, {module}.scales and {module}.biases are no matrix in MLX's affine format: {reason}."
+    )
+
+
+def _in_rows(chunks: Iterator[np.ndarray], columns: int) -> Iterator[np.ndarray]:
+    return (chunk.reshape(-1, columns) for chunk in chunks)
+
+
+def _together(parts: list[Iterator[np.ndarray]]) -> Iterator[list[np.ndarray]]:
+    """Arrays of as many rows from each part, whatever chunks the parts come in."""
+    try:
+        rest = [next(part) for part in parts]
+        while True:
+            count = min(map(len, rest))
+            yield [rows[:count] for rows in rest]
+            rest = [
+                rows[count:] if len(rows) > count else next(part)
+                for rows, part in zip(rest, parts, strict=True)
+            ]
+    except StopIteration:
+        return
