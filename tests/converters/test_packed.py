@@ -94,7 +94,7 @@ def test_a_tied_model_may_hold_its_table_twice(tmp_path):
     assert directory.manifest.tied and set(directory.manifest.quantization) == {"embedding"}
     assert not any("lm_head" in name for name in read_header(directory.path / "model.safetensors"))
     copies[f"{HEAD}.biases"] = copies[f"{HEAD}.biases"][::-1].copy()
-    with pytest.raises(ModelError, match="ties head and embedding, but .* differ"):
+    with pytest.raises(ModelError, match=r"ties head and embedding, but .* differ"):
         convert(write(tmp_path / "other", parts | copies, True), tmp_path / "none")
 
 
