@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks import stock
 from tests.conftest import backend_params
-from tests.tiny import KINDS
+from tests.tiny import KINDS, stock_source
 from vt_core import load
 from vt_core.errors import BackendError, PromptError
 
@@ -49,7 +49,8 @@ def test_head_and_store_do_not_change_a_score(model, tiny):
 def test_a_score_in_bfloat16_differs_from_the_stock_frameworks_by_rounding(model, kind, tiny):
     source, directory = tiny(kind, "bfloat16")
     prompt, text = list(range(20, 45)), [7, 900, 12]
-    logits = stock.text_logits(model.backend, stock.LOAD[model.backend](source, "bfloat16"), prompt, text)
+    original = stock.LOAD[model.backend](stock_source(source, model.backend), "bfloat16")
+    logits = stock.text_logits(model.backend, original, prompt, text)
     expected = stock.log_softmax(logits)[range(3), text]
     ours = load(directory, backend=model.backend, device="cpu", dtype="bfloat16").score(prompt, text)
     # A unit in the last place of the logits and of what they come from.
