@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,8 @@ from converters.output import check_free_space, locked, new_directory
 from converters.safetensors_io import read_chunks, read_header, write_file
 from converters.source import CHUNK_BYTES, TensorInfo
 from vt_core.errors import ModelError
-from vt_core.model_dir import MANIFEST_NAME, ModelDirectory
+from vt_core.model_dir import MANIFEST_NAME, Manifest, ModelDirectory
+from vt_core.quantisation import Quantisation
 
 if TYPE_CHECKING:
     import numpy as np
@@ -69,29 +71,55 @@ def export(directory: ModelDirectory, out: Path) -> None:
         name: (path, entry) for path in directory.weight_paths for name, entry in read_header(path).items()
     }
     names = table_names(manifest.model_type, bodies)
-    infos = {
-        names[table]: TensorInfo(names[table], info.dtype, (info.rows, info.columns))
-        for table, info in manifest.tables.items()
+    tables = {
+        part.info.name: part for table in manifest.tables for part in _parts(names[table], table, manifest)
     }
-    if "head_bias" in manifest.tables:
-        bias = infos[names["head_bias"]]
-        infos[bias.name] = TensorInfo(bias.name, bias.dtype, bias.shape[:1])
     check_free_space(out.parent, manifest.total_bytes)
     with directory.open_store() as store, new_directory(out) as partial:
-        tables = {names[table]: store.tables[table] for table in manifest.tables}
 
         def chunks(info: TensorInfo) -> Iterator[np.ndarray]:
             import numpy as np
 
             if info.name in tables:
-                return (np.ascontiguousarray(tile.rows) for tile in tables[info.name].tiles())
+                part = tables[info.name]
+                return (np.ascontiguousarray(part.of(tile.rows)) for tile in store.tables[part.table].tiles())
             return read_chunks(*bodies[info.name], CHUNK_BYTES)
 
         for name in manifest.files:
             if Path(name).suffix in (".json", ".jinja") and name != _INDEX_NAME:
                 shutil.copyfile(directory.path / name, partial / name)
-        everything = [*infos.values(), *(entry.info for _, entry in bodies.values())]
+        everything = [part.info for part in tables.values()]
+        everything += [entry.info for _, entry in bodies.values()]
         write_file(partial / WEIGHTS_NAME, everything, chunks, {"format": "pt"})
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A tensor that a table becomes: all of it, or of a packed one words, scales or biases."""
+
+    info: TensorInfo
+    table: str
+    how: Quantisation | None
+    place: int
+
+    def of(self, rows: np.ndarray) -> np.ndarray:
+        from vt_core.packing import split
+
+        return rows if self.how is None else split(rows, self.how)[self.place]
+
+
+def _parts(name: str, table: str, manifest: Manifest) -> Iterator[_Part]:
+    info = manifest.tables[table]
+    how = (manifest.quantization or {}).get(table)
+    if how is None:
+        shape = (info.rows,) if table == "head_bias" else (info.rows, info.columns)
+        yield _Part(TensorInfo(name, info.dtype, shape), table, None, 0)
+        return
+    columns = (how.words(manifest.hidden), how.groups(manifest.hidden), how.groups(manifest.hidden))
+    for place, kind in enumerate(("weight", "scales", "biases")):
+        part = f"{name.removesuffix('weight')}{kind}"
+        dtype = how.dtype if place else info.dtype
+        yield _Part(TensorInfo(part, dtype, (info.rows, columns[place])), table, how, place)
 
 
 def table_names(model_type: str, body: Iterable[str]) -> dict[str, str]:

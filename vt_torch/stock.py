@@ -10,6 +10,8 @@ import numpy.typing as npt
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from vt_core.errors import BackendError
+from vt_core.model_dir import read_json_object
 from vt_torch.device import peak_memory, pick_device, pick_dtype, reset_peak
 
 
@@ -78,6 +80,11 @@ def load_stock(path: Path, *, device: str | None, dtype: str | None, stored: str
     """See :meth:`vt_core.backend.StockBackend.load_stock`."""
     target = pick_device(device)
     run_dtype = pick_dtype(dtype, stored, target)
+    if read_json_object(path / "config.json").get("quantization"):
+        raise BackendError(
+            f"transformers reads no weights in MLX's affine format, which {path} holds; leave the stock "
+            "framework out, or compare with vt-mlx"
+        )
     reset_peak(target)
     model = AutoModelForCausalLM.from_pretrained(path, dtype=run_dtype).eval().to(target)
     return TorchStock(model, target, run_dtype)

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from benchmarks import stock
 from converters import convert
 from tests.conftest import backend_params
-from tests.tiny import ARCHITECTURES, KINDS, NEUTRAL, write_model
+from tests.tiny import ARCHITECTURES, KINDS, NEUTRAL, stock_source, write_model
 from vt_core import load
 from vt_core.sampling import Sampler, SamplerSettings
 
@@ -40,7 +40,7 @@ def models(tmp_path_factory):
         if (backend, kind) == ("mlx", "gpt_oss"):
             _lay_out_for_mlx(source / "model.safetensors")
         directory = convert(source, root / "vt", progress=False)
-        return stock.LOAD[backend](source, "float32"), directory
+        return stock.LOAD[backend](stock_source(source, backend), "float32"), directory
 
     return make
 
