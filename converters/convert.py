@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from converters.config import written_config
 from converters.output import check_free_space, locked, new_directory, refuse_existing
 from converters.packed import packed_rows
+from converters.quantise import FLOAT_DTYPES, QuantisedSource, check_quantisation
 from converters.safetensors_io import tensor_bytes, write_file
 from converters.source import Source, TensorInfo, reading
 from converters.tables import Tables, find_tables
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
 
     from vt_core.store import TableSpec
 
-FLOAT_DTYPES = ("float32", "bfloat16", "float16")
 SHARD_BYTES = 2_000_000_000
 TOKENIZER_BYTES = 64 << 20
 """Room for tokenizer files, whose size is known only once they are written; the largest in use take 35 MB."""
@@ -46,6 +46,8 @@ def convert(
     out: str | Path,
     *,
     dtype: str | None = None,
+    quantize: int | None = None,
+    group_size: int = 64,
     revision: str | None = None,
     force: bool = False,
     progress: bool = True,
@@ -54,16 +56,21 @@ def convert(
 
     `source` is a Hugging Face directory, a hub id (`revision`: branch, tag or commit) or a GGUF file. `dtype`
     is the storage dtype of all floats, one of FLOAT_DTYPES; None keeps what a Hugging Face model has, tensor
-    by tensor, and takes a GGUF file's default. `out` appears at once and whole, or not at all. With `force`
+    by tensor, and takes a GGUF file's default. `quantize` packs matrices in MLX's affine format with so many
+    bits, in groups of `group_size`. `out` appears at once and whole, or not at all. With `force`
     it replaces a model directory that stands there. Progress is shown on stderr where that is a terminal.
 
     Raises ModelError for a source that cannot be converted, an `out` that is taken and a disk that is full;
-    OptionError for another dtype.
+    OptionError for another dtype, bits or group size.
     """
     check_dtype(dtype)
+    if quantize is not None:
+        check_quantisation(quantize, group_size)
     out = Path(out).expanduser().resolve()
     refuse_existing(out, force=force)
     opened = open_source(source, revision)
+    if quantize is not None:
+        opened = QuantisedSource(opened, quantize, group_size, dtype)
     with locked(out, announce=progress):
         refuse_existing(out, force=force)
         write_model(opened, out, dtype=dtype, progress=progress)

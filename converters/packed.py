@@ -90,8 +90,6 @@ def find_packed(config: dict[str, Any], tensors: Mapping[str, TensorInfo], weigh
     if words.dtype != "uint32" or scales.dtype != biases.dtype:
         raise _unfit(weight, f"they hold {words.dtype}, {scales.dtype} and {biases.dtype}")
     how = _how(config, particular or settings, words, scales)
-    if how.words(scales.shape[1] * how.group_size) != words.shape[1]:
-        raise _unfit(weight, f"{how.bits} bits in groups of {how.group_size} give rows of another length")
     return Packed(words, scales, biases, how)
 
 
@@ -117,13 +115,19 @@ def _how(
         None,
     )
     bits, group_size = settings.get("bits", 0), settings.get("group_size", 0)
+    groups = scales.shape[1]
+    candidates = [(bits, group_size)]
     # Files name the layers that differ, but not all of them do: the shapes know better.
-    if isinstance(hidden, int) and hidden > 0 and scales.shape[1]:
-        bits, group_size = words.shape[1] * WORD_BITS // hidden, hidden // scales.shape[1]
-    try:
-        return Quantisation(bits, group_size, scales.dtype)
-    except ModelError as error:
-        raise ModelError(f"{words.name}: {error}") from error
+    if isinstance(hidden, int) and hidden > 0 and groups > 0:
+        candidates.insert(0, (words.shape[1] * WORD_BITS // hidden, hidden // groups))
+    for candidate in candidates:
+        try:
+            how = Quantisation(*candidate, scales.dtype)
+            if how.words(groups * how.group_size) == words.shape[1]:
+                return how
+        except ModelError:
+            continue
+    raise _unfit(words.name, f"{bits} bits in groups of {group_size} give rows of another length")
 
 
 def _unfit(weight: str, reason: str) -> ModelError:

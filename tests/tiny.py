@@ -48,11 +48,11 @@ def write_tokenizer(directory: Path, words: int = 2000) -> int:
     return tokenizer.get_vocab_size()
 
 
-def write_model(directory: Path, kind: str, dtype: str = "float32", seed: int = 0) -> Path:
+def write_model(directory: Path, kind: str, dtype: str = "float32", seed: int = 0, **changes: object) -> Path:
     """A random model of one of the :data:`KINDS` or :data:`ARCHITECTURES`, with its tokenizer; those of
-    :data:`QUANTISED` are quantised.
+    :data:`QUANTISED` are quantised. ``changes`` go into its configuration.
     """
-    _write_floats(directory, kind, dtype, seed)
+    _write_floats(directory, kind, dtype, seed, changes)
     if kind in QUANTISED:
         quantise(directory, *QUANTISED[kind])
     return directory
@@ -109,7 +109,7 @@ def _quantised(tensor, bits: int, group_size: int):
     return parts, torch.from_numpy(values).to(tensor.dtype)
 
 
-def _write_floats(directory: Path, kind: str, dtype: str, seed: int) -> None:
+def _write_floats(directory: Path, kind: str, dtype: str, seed: int, changes: dict) -> None:
     import torch
     import transformers
     from safetensors.torch import load_file, save_file
@@ -117,7 +117,7 @@ def _write_floats(directory: Path, kind: str, dtype: str, seed: int) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     rows = write_tokenizer(directory) + PADDING_ROWS
     config_class, particular = {**KINDS, **ARCHITECTURES}[kind]
-    options = SIZES | {"vocab_size": rows} | particular
+    options = SIZES | {"vocab_size": rows} | particular | changes
     text = options.pop("text_config", None)
     if text is not None:
         text = SIZES | {"vocab_size": rows} | text

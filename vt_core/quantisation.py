@@ -19,7 +19,7 @@ WORD_BITS = 32
 #: packed others can read, and the other way round. Of the rest some are renamed, turned, joined or scaled.
 # fmt: off
 PUBLISHED_LAYOUT = frozenset({
-    "cohere", "gemma", "gemma2", "gemma3_text", "granite", "llama", "mistral", "olmo2", "phi", "phi3",
+    "cohere", "gemma2", "gemma3_text", "granite", "llama", "mistral", "olmo2", "phi", "phi3",
     "qwen2", "qwen3", "smollm3", "starcoder2",
 })
 # fmt: on

@@ -475,13 +475,14 @@ import numpy, ml_dtypes, lmdb, tqdm, filelock
 from converters import convert, resolve
 import converters.huggingface, converters.gguf, converters.tokenizer_json, vt_core.store
 idle = peak()
-convert(sys.argv[1], sys.argv[2], dtype=sys.argv[3] or None, progress=False)
+bits = int(sys.argv[4]) or None
+convert(sys.argv[1], sys.argv[2], dtype=sys.argv[3] or None, quantize=bits, progress=False)
 print(peak() - idle)
 """
 
 
-@pytest.mark.parametrize("dtype", ["", "float16"])
-def test_memory_does_not_grow_with_the_model(tmp_path: Path, dtype: str) -> None:
+@pytest.mark.parametrize(("dtype", "bits"), [("", 0), ("float16", 0), ("", 8)])
+def test_memory_does_not_grow_with_the_model(tmp_path: Path, dtype: str, bits: int) -> None:
     rows, columns = 200_000, 512
     path = tiny.write_model(tmp_path / "s", vocab_size=rows)
     embedding, hidden = rows * columns * 2, 96 << 20
@@ -496,8 +497,9 @@ def test_memory_does_not_grow_with_the_model(tmp_path: Path, dtype: str) -> None
     content = tiny.raw_safetensors(header)
     (path / "model.safetensors").write_bytes(content)
     os.truncate(path / "model.safetensors", len(content) + embedding + hidden)  # zeros that take no room
-    used = int(run(PEAK, path, tmp_path / "out", dtype))
-    assert (tmp_path / "out" / "vocab.lmdb" / "data.mdb").stat().st_size > embedding > 190 << 20
+    used = int(run(PEAK, path, tmp_path / "out", dtype, bits))
+    stored = embedding * (bits or 16) // 16
+    assert (tmp_path / "out" / "vocab.lmdb" / "data.mdb").stat().st_size > stored and embedding > 190 << 20
     assert used < 128 << 20
     shutil.rmtree(tmp_path / "out")
 

@@ -108,7 +108,7 @@ def test_a_tied_model_may_hold_its_table_twice(tmp_path):
         ),
         ({"quantization": {"bits": 4}}, "not in mlx-lm's layout"),
         ({"hidden_size": ..., "quantization": {"bits": 8, "group_size": 32}}, "rows of another length"),
-        ({"hidden_size": 48}, "3 bits|affine format"),
+        ({"hidden_size": 48, "quantization": {"bits": 7, "group_size": 32}}, "rows of another length"),
     ],
 )
 def test_other_formats_are_refused_by_name(changes, sentence, tmp_path):
@@ -120,9 +120,15 @@ def test_other_formats_are_refused_by_name(changes, sentence, tmp_path):
 
 def test_the_width_may_be_what_the_settings_make_it(tmp_path):
     settings = {"bits": 4, "group_size": 32, HEAD: {"bits": 5, "group_size": 64}}
-    source = write(tmp_path / "in", tensors((4, 32), (5, 64)), hidden_size=..., quantization=settings)
-    manifest = ModelDirectory.open(convert(source, tmp_path / "out")).manifest
-    assert manifest.hidden == HIDDEN and manifest.quantization["head"].bits == 5
+    for number, hidden in enumerate((..., 48)):
+        source = write(
+            tmp_path / f"in{number}",
+            tensors((4, 32), (5, 64)),
+            hidden_size=hidden,
+            quantization=settings,
+        )
+        manifest = ModelDirectory.open(convert(source, tmp_path / f"out{number}")).manifest
+        assert manifest.hidden == HIDDEN and manifest.quantization["head"].bits == 5
 
 
 def test_tensors_that_are_no_packed_matrix_are_refused(tmp_path):

@@ -98,12 +98,16 @@ def _model_report(directory: ModelDirectory) -> tuple[dict[str, Any], list[tuple
         "example_table_bytes": reduced,
         "example_saved_bytes": tables - reduced,
     }
+    quantisation = _quantisation(directory)
+    if quantisation is not None:
+        report["quantization"] = quantisation
     joined = "embedding and head are one table" if manifest.tied else "separate embedding and head"
     lines = [
         ("model", f"{manifest.model_type}, from {manifest.source.name} ({manifest.source.kind})"),
         ("vocabulary", f"{manifest.vocab_rows:,} rows of {manifest.hidden:,} {manifest.dtype}, {joined}"),
         ("tables", f"{size_text(tables)}, {tables / (tables + body):.0%} of the model"),
         ("rest", size_text(body)),
+        *_quantised_lines(quantisation),
         ("on disk", size_text(manifest.total_bytes)),
         ("tokenizer", manifest.tokenizer_digest),
         (
@@ -112,6 +116,33 @@ def _model_report(directory: ModelDirectory) -> tuple[dict[str, Any], list[tuple
         ),
     ]
     return report, lines
+
+
+def _quantisation(directory: ModelDirectory) -> dict[str, Any] | None:
+    """How the weights are packed: those of the body as config.json says, each table as vt.json says."""
+    settings = directory.config.get("quantization")
+    if not settings:
+        return None
+    return {
+        "bits": settings["bits"],
+        "group_size": settings["group_size"],
+        "mode": settings.get("mode") or "affine",
+        "tables": {
+            name: {"bits": how.bits, "group_size": how.group_size}
+            for name, how in (directory.manifest.quantization or {}).items()
+        },
+    }
+
+
+def _quantised_lines(quantisation: dict[str, Any] | None) -> list[tuple[str, str]]:
+    if quantisation is None:
+        return []
+    text = f"{quantisation['bits']} bits in groups of {quantisation['group_size']}"
+    tables = [
+        f"the {name} in {how['bits']} bits in groups of {how['group_size']}"
+        for name, how in quantisation["tables"].items()
+    ]
+    return [("quantised", f"{text}; {' and '.join(tables) if tables else 'the tables are not'}")]
 
 
 def _speed_report(directory: ModelDirectory, backend: str) -> tuple[dict[str, Any], list[tuple[str, str]]]:
