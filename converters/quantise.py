@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     import numpy as np
 
 BITS = (4, 5, 6, 8)
+PIECE_VALUES = 1 << 19
+"""Values that are packed at once: what is computed on the way stays in a processor's cache."""
 FLOAT_DTYPES = ("float32", "bfloat16", "float16")
 
 _EIGHT_BITS = {"granite": ("self_attn.o_proj", "mlp.down_proj", "lm_head")}
@@ -97,15 +99,17 @@ class QuantisedSource:
         from vt_core import packing
         from vt_core.dtypes import from_float32, to_float32
 
-        how = piece.how
+        how, columns = piece.how, piece.matrix.shape[1]
+        step = max(1, PIECE_VALUES // columns)
         for chunk in self._source.chunks(piece.matrix.name, how.dtype):
-            values = to_float32(chunk, how.dtype)
-            if piece.kind == "weight":
-                yield packing.quantise(values, how.bits, how.group_size)[0]
-                continue
-            groups = values.reshape(len(values), -1, how.group_size)
-            scales, biases = packing.scales_and_biases(groups, how.bits)
-            yield from_float32(scales if piece.kind == "scales" else biases, dtype)
+            for start in range(0, len(chunk), step):
+                values = to_float32(chunk[start : start + step], how.dtype)
+                if piece.kind == "weight":
+                    yield packing.quantise(values, how.bits, how.group_size)[0]
+                    continue
+                groups = values.reshape(len(values), -1, how.group_size)
+                scales, biases = packing.scales_and_biases(groups, how.bits)
+                yield from_float32(scales if piece.kind == "scales" else biases, dtype)
 
 
 def check_quantisation(bits: int, group_size: int) -> None:
