@@ -118,6 +118,10 @@ def test_a_program_is_the_input_the_answer_and_the_tests():
     body = program_of("    return x + 1", example)
     for program in (whole, body):
         exec(compile(program, "program", "exec"), {})
+    described = Example(0, "p", "Write a function f that adds 1.", ("",), "assert f(1) == 2")
+    for answer in ("def f(x):\n    return x + 1", "```\nf = lambda x: x + 1\n```"):
+        exec(compile(program_of(answer, described), "program", "exec"), {})
+    assert program_of("(" * 10000, described).startswith("(((")  # too deep for the parser
     with pytest.raises(AssertionError):
         exec(compile(program_of("    return x", example), "program", "exec"), {})
 
