@@ -112,7 +112,7 @@ def test_prompts_that_do_not_fit_are_left_out_for_every_variant(backend, setting
     assert "1 left out, too long for the model" in (out / "report.md").read_text()
     (tmp_path / "data.jsonl").write_text(json.dumps({"input": "z" * 2000, "output": "#### 1"}) + "\n")
     done = run(backend, arguments, "--out", tmp_path / "none")
-    assert done.exit_code == 2 and "The model refused every prompt: the prompt has" in done.stderr
+    assert done.exit_code == 2 and "No row could be asked of every variant: the prompt has" in done.stderr
 
 
 def test_unit_tests_run_in_the_sandbox(backend, setting, tmp_path):

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from vt_core.errors import DataError
-from vt_core.profile.layout import BadRow, Layout
-from vt_core.profile.readers import read_chunks
-from vt_core.profile.tally import is_blank, parsed
+from vt_core.profile.layout import Layout
+from vt_core.profile.tally import each_row
 from vt_core.tokenizer import Tokenizer
 
 #: Lengths of random prompts: a sentence to translate in a chat template has some 40 to 120 tokens.
@@ -47,7 +46,7 @@ def read_prompts(
     plain = raw or tokenizer.chat_template is None
     found: list[tuple[int, ...]] = []
     too_long = 0
-    for text in _texts(files, layout):
+    for text in each_row(files, layout.prompt_text):
         encoded = tokenizer.encode(text) if plain else tokenizer.encode_chat(_message(text))
         if most_tokens is not None and len(encoded) > most_tokens:
             too_long += 1
@@ -70,18 +69,6 @@ def random_prompts(ids: Sequence[int], *, limit: int, seed: int) -> Prompts:
         for _ in range(limit + 1)
     ]
     return Prompts(tuple(drawn[:limit]), drawn[-1], f"random ids, {low} to {high} of them, seed {seed}")
-
-
-def _texts(files: Sequence[Path], layout: Layout) -> Iterator[str]:
-    for path in files:
-        for chunk in read_chunks(path):
-            for index, row in enumerate(chunk.rows):
-                if is_blank(row):
-                    continue
-                try:
-                    yield layout.prompt_text(parsed(row))
-                except BadRow as error:
-                    raise DataError(f"{chunk.where(index)}: {error}.") from None
 
 
 def _message(text: str) -> list[dict[str, str]]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
 from vt_core.errors import DataError, OptionError
 from vt_core.profile.layout import PRESETS, BadRow, Layout, make_layout
-from vt_core.profile.readers import read_chunks
-from vt_core.profile.tally import is_blank, parsed
+from vt_core.profile.tally import each_row
 
 PROMPTS = {
     "code": "Complete this function. Answer with the code alone.\n\n{input}",
@@ -84,11 +84,7 @@ def read_examples(
 
     Raises DataError for a file or row that cannot be used, and where there is no row.
     """
-    found: list[Example] = []
-    for example in _examples(files, layout, test_fields):
-        if limit is not None and len(found) == limit:
-            break
-        found.append(example)
+    found = list(islice(_examples(files, layout, test_fields), limit))
     if not found:
         raise DataError(f"{', '.join(map(str, files))}: there is no row to evaluate.")
     return found
@@ -96,24 +92,18 @@ def read_examples(
 
 def _examples(files: Sequence[str | Path], layout: Layout, fields: TestFields | None) -> Iterator[Example]:
     bare = replace(layout, prompt="{input}")
-    number = 0
-    for file in files:
-        for chunk in read_chunks(file):
-            for index, row in enumerate(chunk.rows):
-                if is_blank(row):
-                    continue
-                try:
-                    values = parsed(row)
-                    yield Example(
-                        row=number,
-                        prompt=layout.prompt_text(values),
-                        input=bare.prompt_text(values),
-                        references=layout.references(values),
-                        tests=None if fields is None else fields.program(values),
-                    )
-                except BadRow as error:
-                    raise DataError(f"{chunk.where(index)}: {error}.") from None
-                number += 1
+    numbers = count()
+
+    def example(row: Any) -> Example:
+        return Example(
+            row=next(numbers),
+            prompt=layout.prompt_text(row),
+            input=bare.prompt_text(row),
+            references=layout.references(row),
+            tests=None if fields is None else fields.program(row),
+        )
+
+    return each_row(files, example)
 
 
 assert PROMPTS.keys() == PRESETS.keys(), "every task has a prompt"

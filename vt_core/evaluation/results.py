@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from vt_core.errors import DataError
 from vt_core.evaluation.bootstrap import Weights, draw_weights, estimate, estimate_difference
 from vt_core.evaluation.examples import Example
 from vt_core.evaluation.metrics import Metric, Statistics
@@ -17,20 +18,26 @@ from vt_core.evaluation.variants import REFERENCE, VARIANTS
 FORMAT = "vt-eval/1"
 CONFIDENCE = 0.95
 RESAMPLES = 1000
-MINIMUM = 20
-"""Examples below which no interval is given and nothing is claimed."""
 
 
 def answered(
     names: Sequence[str], examples: Sequence[Example], predictions: Predictions
 ) -> tuple[list[Example], dict[str, list[Record]]]:
-    """The examples that every variant could be asked, and the answers to them in the same order."""
+    """The examples that every variant could be asked, and the answers to them in the same order.
+
+    Raises DataError where that is none.
+    """
     records = {name: [predictions.get(name, example.row) for example in examples] for name in names}
     asked = [
         index
         for index in range(len(examples))
         if all(record is not None and "text" in record for record in (records[n][index] for n in names))
     ]
+    if not asked:
+        refused = (
+            record["refused"] for own in records.values() for record in own if record and "refused" in record
+        )
+        raise DataError(f"No row could be asked of every variant: {next(refused)}")
     kept = {name: [record for i in asked if (record := records[name][i]) is not None] for name in names}
     return [examples[index] for index in asked], kept
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from vt_core.errors import DataError, TokenizerError
 from vt_core.profile.layout import BadRow, Layout
-from vt_core.profile.readers import Chunk, Row
+from vt_core.profile.readers import Chunk, Row, read_chunks
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -106,6 +108,23 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
+
+
+def each_row(files: Sequence[str | Path], make: Callable[[Any], T]) -> Iterator[T]:
+    """What `make` makes of every row of some files, blank lines left out.
+
+    Raises DataError for a file, or a row for which `make` raises BadRow, named by file and line.
+    """
+    for file in files:
+        for chunk in read_chunks(file):
+            for index, row in enumerate(chunk.rows):
+                if is_blank(row):
+                    continue
+                try:
+                    made = make(parsed(row))
+                except BadRow as error:
+                    raise DataError(f"{chunk.where(index)}: {error}.") from None
+                yield made
 
 
 def is_blank(row: Row) -> bool:
