@@ -74,17 +74,22 @@ def torch() -> None:
 
 def _run(backend: str) -> None:
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, _interrupted)
-    build(backend)(prog_name=f"vt-{backend}")
+        for number in (signal.SIGINT, signal.SIGALRM):
+            signal.signal(number, _interrupted)
+    try:
+        build(backend)(prog_name=f"vt-{backend}")
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 def _interrupted(_signal: int, frame: FrameType | None) -> None:
-    """What Ctrl-C does: an exception, but the end at once while modules are being imported.
+    """What Ctrl-C does: an exception, but not before what is being imported now has been.
 
     Frameworks abort the process, with a message, when an exception comes out of what they import.
     """
     while frame is not None:
         if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
-            os._exit(130)
+            signal.setitimer(signal.ITIMER_REAL, 0.05)  # and then again
+            return
         frame = frame.f_back
     raise KeyboardInterrupt
