@@ -1,6 +1,7 @@
 # make demo   converts a real model and generates with it
 # make test   lint, types, tests
-# Both set themselves up in .venv; PYTHON chooses the interpreter to begin with.
+# make bench  a few counts and ratios of a real model, beside recorded ones
+# All set themselves up in .venv; PYTHON chooses the interpreter to begin with.
 
 PYTHON ?= python3
 VENV := .venv
@@ -9,13 +10,16 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 APPLE := $(if $(filter Darwin-arm64,$(shell uname -sm | tr ' ' -)),yes)
 COMMAND := $(if $(APPLE),vt-mlx,vt-torch)
 
-.PHONY: demo test lint types clean
+.PHONY: demo test bench lint types clean
 
 demo: $(VENV)/demo
 	$(BIN)/$(COMMAND) generate -v --max-tokens 64 "Explain in two sentences why the sky is blue."
 
 test: $(VENV)/test lint types
 	$(BIN)/python -m pytest
+
+bench: $(VENV)/test
+	$(BIN)/python -m benchmarks.guard
 
 lint: $(VENV)/test
 	$(BIN)/ruff check .

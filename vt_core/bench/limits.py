@@ -113,6 +113,16 @@ class LimitSearch:
         return tokens / seconds
 
 
+def check() -> None:
+    """Raises OptionError where the search cannot be made: better before an hour of measuring than after."""
+    with control_group(None):
+        if not os.access(_DROP_CACHES, os.W_OK):
+            raise OptionError(
+                f"--memory-limit-search must empty the page cache, and {_DROP_CACHES} cannot be written "
+                "here; run it as root, or leave it out"
+            )
+
+
 @dataclass(frozen=True)
 class ControlGroup:
     """A memory control group, version 1 or 2."""
@@ -174,10 +184,4 @@ def _remove(path: Path) -> None:
 def _drop_caches() -> None:
     """Pages in the cache are charged to whoever read them first: nobody must have, before a run."""
     os.sync()
-    try:
-        _DROP_CACHES.write_text("1")
-    except OSError as error:
-        raise OptionError(
-            f"--memory-limit-search must empty the page cache, and {_DROP_CACHES} cannot be written "
-            f"({error.strerror}); run it as root, or leave it out"
-        ) from error
+    _DROP_CACHES.write_text("1")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,16 +18,21 @@ from vt_core.json_fields import write_atomically
 RESULTS, REPORT, PAGE = "results.json", "report.md", "report.html"
 
 
+def check_folder(out: Path) -> None:
+    """Raises OptionError where a folder could not be made or written to, before it is made."""
+    there = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise OptionError(f"{out}: {there} is no folder that can be written to.")
+
+
 def write(results: Mapping[str, Any], out: Path) -> None:
     """Write the results and what is made of them into a folder: a report in Markdown and one in HTML, and
     pictures where matplotlib is installed.
 
     Raises OptionError or VocabularyError where a file cannot be written.
     """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OptionError(f"{out}: cannot be made a folder ({error.strerror}).") from error
+    check_folder(out)
+    out.mkdir(parents=True, exist_ok=True)
     write_atomically(out / RESULTS, dump(results).encode())
     write_atomically(out / REPORT, report(results).encode())
     pictures = draw(results) if importlib.util.find_spec("matplotlib") else []

