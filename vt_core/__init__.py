@@ -62,10 +62,13 @@ def load(
     from vt_core.backend import backend as import_backend
     from vt_core.backend import default_backend
     from vt_core.errors import OptionError
+    from vt_core.heap import give_back
     from vt_core.learning import LearnedFile, learned_path
     from vt_core.model import Model
     from vt_core.model_dir import ModelDirectory
+    from vt_core.static import static_ids
     from vt_core.task import TaskVocabulary
+    from vt_core.tokenizer import Tokenizer
 
     if tile_bytes is not None and tile_bytes < 1:
         raise OptionError(f"a tile of {tile_bytes} bytes holds no row; give at least 1, or leave it out")
@@ -78,6 +81,10 @@ def load(
         item if isinstance(item, TaskVocabulary) else TaskVocabulary.load(item, tokenizer_json)
         for item in files
     ]
+    # Before the weights: reading a large vocabulary takes a few hundred megabytes in passing.
+    tokenizer = Tokenizer(directory.path)
+    static = static_ids(directory, tokenizer.eos_ids(directory.manifest.vocab_rows), tasks)
+    give_back()
     decoder = module.load_decoder(
         directory, head=head, store=store, device=device, dtype=dtype, tile_bytes=tile_bytes
     )
@@ -87,8 +94,9 @@ def load(
         beside = [Path(item) for item in files if not isinstance(item, TaskVocabulary)]
         path = learned_path(beside, cache_directory(), digest)
         file = LearnedFile(path, digest, directory.manifest.vocab_rows)
-    model = Model(directory, decoder, backend=name, learned_file=file)
-    model.set_task(*tasks)
+    model = Model(directory, decoder, tokenizer, backend=name, learned_file=file)
+    model.set_static(static)
+    give_back()
     return model
 
 

@@ -34,13 +34,14 @@ class Model:
         self,
         directory: ModelDirectory,
         decoder: Decoder,
+        tokenizer: Tokenizer,
         *,
         backend: str,
         clock: Clock = time.perf_counter,
         learned_file: LearnedFile | None = None,
     ) -> None:
         self.directory = directory
-        self.tokenizer = Tokenizer(directory.path)
+        self.tokenizer = tokenizer
         self.decoder = decoder
         self.backend = backend
         self.rows = directory.manifest.vocab_rows
@@ -61,8 +62,12 @@ class Model:
         """
         from vt_core.static import static_ids
 
+        self.set_static(static_ids(self.directory, self.eos_ids, tasks))
+
+    def set_static(self, ids: Ids) -> None:
+        """Swap the static rows for those of the given full ids, as they are."""
         with self._busy_with_one():
-            self.decoder.head.set_static(static_ids(self.directory, self.eos_ids, tasks))
+            self.decoder.head.set_static(ids)
             self.decoder.head.set_learned(self._learned.ids)
         self._memory.sample()
 
