@@ -30,7 +30,7 @@ DTYPES = ["float32", "float16", "bfloat16", "uint32", "uint8"]
 
 def small_regions():
     """Make a few rows of a small table take every path that thousands of a large one take."""
-    return mock.patch.multiple(mapped, _REGION_BYTES=96, _SCRATCH_BYTES=40, _DENSE_ROWS=3, _READ_BYTES=64)
+    return mock.patch.multiple(mapped, _REGION_BYTES=96, _SCRATCH_BYTES=40, _DENSE_ROWS=3)
 
 
 def scanned(table: RowTable, max_bytes: int = reader.TILE_BYTES) -> np.ndarray:
@@ -60,8 +60,6 @@ def test_round_trip(data: st.DataObject) -> None:
             assert table.spec == TableSpec("t", rows, columns, dtype)
             assert table.read(np.array(ids)).tobytes() == values[ids].tobytes()
             assert scanned(table, max_bytes).tobytes() == values.tobytes()
-            with mock.patch.object(mapped.MappedFile, "_has_cached", return_value=False):
-                assert scanned(table, max_bytes).tobytes() == values.tobytes()
             assert table.checksum() == table.stored_checksum == checksum
     assert checksum == f"sha256:{hashlib.sha256(values.tobytes()).hexdigest()}"
 
@@ -396,10 +394,3 @@ def test_a_scan_drops_its_pages_from_the_cache_only_when_asked(tmp_path: Path) -
         for tile in table.tiles(max_bytes=1 << 20, drop_cached=True):
             assert tile.rows[0, 0] == values[tile.start, 0]
         assert cached_share(file) < 0.5
-        bring_in = mapped.MappedFile.bring_in
-        with mock.patch.object(mapped.MappedFile, "bring_in", autospec=True, side_effect=bring_in) as spy:
-            assert scanned(table).tolist() == values.tolist()
-            assert spy.called or not hasattr(os, "RWF_NOWAIT")
-            spy.reset_mock()
-            assert scanned(table).tolist() == values.tolist()
-            assert not spy.called

@@ -3,12 +3,13 @@
 Measured on Linux 6.18 with ext4, 151,936 rows of 2,048 bytes, warm. The kernel maps whole cached folios
 around a fault, so 128 rows gathered through a mapping leave 170 MiB resident, and cost 0.40 ms when they are
 let go again; `pread` takes 0.15 ms and leaves nothing. From about 16 rows in a MiB on, the mapping is the
-faster one. Mapping and letting go the whole file costs 2 ms where it is cached in large folios (as after a
-conversion or a scan), 35 ms where it is cached page by page: so scans read what is not cached first.
+faster one. Mapping and letting go 336 MB costs 2 ms where a scan has read them, in pieces of 2 MiB, and
+40 ms where it is cached page by page.
 """
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import weakref
@@ -22,8 +23,6 @@ from vt_core.store.layout import MARKER_BYTES, TableLayout
 
 # Bytes of the file that a gather maps at a time: 32 MiB are 2 % faster, 8 MiB 3 % slower.
 _REGION_BYTES = 16 << 20
-# Bytes that are read into the system's cache at a time.
-_READ_BYTES = 1 << 20
 # Bytes of rows on their way to scattered places: a gather took 1.17 times a memmap's with this, 1.28 with
 # 128 KiB, 1.45 with 64 KiB.
 _SCRATCH_BYTES = 1 << 20
@@ -44,48 +43,22 @@ class MappedFile:
         self.size = os.fstat(self.descriptor).st_size
         if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(self.descriptor, 0, 0, os.POSIX_FADV_RANDOM)
-        # Advice, and how far the system reads ahead, belong to the open file: scans need another, and so does
-        # their mapping, whose faults would break up what is read ahead.
-        self._scanned = os.open(path, os.O_RDONLY)
-        weakref.finalize(self, os.close, self._scanned)
-        if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(self._scanned, 0, 0, os.POSIX_FADV_SEQUENTIAL)
+        # Advice, and how far the system reads ahead, belong to the open file: scans need another.
         mapped = os.open(path, os.O_RDONLY)
         try:
             self._mapping = mmap.mmap(mapped, self.size, access=mmap.ACCESS_READ)
         finally:
             os.close(mapped)
-        if hasattr(mmap, "MADV_SEQUENTIAL"):
-            self._mapping.madvise(mmap.MADV_SEQUENTIAL)
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            # Faults read and map 2 MiB at once. Kernels built without huge pages refuse: they read ahead as
+            # for any file.
+            with contextlib.suppress(OSError):
+                self._mapping.madvise(mmap.MADV_HUGEPAGE)
 
     def rows(self, offset: int, count: int, stride: int, dtype: np.dtype) -> np.ndarray:
         """View [count, stride / item size] of the mapped file."""
         items = stride // dtype.itemsize
         return np.frombuffer(self._mapping, dtype, count * items, offset).reshape(count, items)
-
-    def is_cached(self, start: int, stop: int) -> bool:
-        """Whether the system seems to hold bytes start..stop in its cache, by samples."""
-        return all(self._has_cached(at) for at in (*range(start, stop, _READ_BYTES), stop - 1))
-
-    def bring_in(self, start: int, stop: int) -> None:
-        """Read bytes start..stop into the system's cache; for one piece after the other.
-
-        Faults of the mapping would read them page by page: four times slower, and pages that were cached one
-        by one cost ten times as much to map, at every scan from then on.
-        """
-        scratch = memoryview(bytearray(_READ_BYTES))
-        for at in range(start, stop, _READ_BYTES):
-            os.preadv(self._scanned, [scratch[: stop - at]], at)
-
-    def _has_cached(self, offset: int) -> bool:
-        if not hasattr(os, "RWF_NOWAIT"):
-            return True  # cannot be told; faults do as well
-        try:
-            return os.preadv(self._scanned, [bytearray(1)], offset, os.RWF_NOWAIT) == 1
-        except BlockingIOError:
-            return False
-        except OSError:
-            return True
 
     def let_go(self) -> None:
         """Make every page of the mapping non-resident. Views stay valid: what is touched comes back.
@@ -161,15 +134,8 @@ class MappedRows:
     def tiles(self, max_bytes: int, drop_cached: bool) -> Iterator[tuple[int, np.ndarray]]:
         """Start and zero-copy view [n, columns] of pieces of at most `max_bytes`, in id order."""
         spec = self._layout.spec
-        cached = all(
-            self._file.is_cached(offset, offset + self._layout.tile_bytes(tile))
-            for tile, offset in enumerate(self._layout.tiles)
-        )
         for start, stop, offset in pieces(self._layout, max_bytes):
-            # All or none: what is read ahead of one piece would make the next one look cached.
             end = offset + (stop - start) * spec.stride
-            if not cached:
-                self._file.bring_in(offset, end)
             try:
                 yield (
                     start,
