@@ -254,12 +254,23 @@ def test_an_interrupt_ends_quietly_with_130(backend, model):
     assert (process.returncode, errors.decode().strip()) == (130, "")
 
 
-def test_an_interrupt_waits_for_the_end_of_an_import(backend, tmp_path):
+IMPORT = "import slow"
+FINALISER = """
+class Slow:
+    def __del__(self):
+        exec(open(sys.path[-1] + "/slow.py").read())
+
+Slow()
+"""
+
+
+@pytest.mark.parametrize("body", [IMPORT, FINALISER], ids=["import", "finaliser"])
+def test_an_interrupt_waits_where_an_exception_would_do_harm_or_be_lost(backend, tmp_path, body):
     # As torch: what it is made of cannot stand an exception.
     (tmp_path / "slow.py").write_text("""
 import os, time
 try:
-    os.write(1, b"importing")
+    os.write(1, b"begun")
     time.sleep(0.5)
 except BaseException:
     os.abort()
@@ -270,7 +281,7 @@ from vt_core import cli
 sys.path.append({str(tmp_path)!r})
 
 def command(prog_name):
-    import slow
+    exec({body!r}, globals())
     time.sleep(60)
 
 cli.build = lambda backend: command

@@ -83,12 +83,13 @@ def _run(backend: str) -> None:
 
 
 def _interrupted(_signal: int, frame: FrameType | None) -> None:
-    """What Ctrl-C does: an exception, but not before what is being imported now has been.
+    """What Ctrl-C does: an exception, but not before what is being imported or finalised now has been.
 
-    Frameworks abort the process, with a message, when an exception comes out of what they import.
+    Frameworks abort the process, with a message, when an exception comes out of what they import; and what
+    comes out of a ``__del__`` is printed and forgotten.
     """
     while frame is not None:
-        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>" or frame.f_code.co_name == "__del__":
             signal.setitimer(signal.ITIMER_REAL, 0.05)  # and then again
             return
         frame = frame.f_back
