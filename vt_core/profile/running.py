@@ -40,7 +40,7 @@ class Running:
         done = self.position.rows if file == self.position.file else 0
         self.position = Position(file, done + tally.rows)
         for total, ids in ((self._needed, tally.needed), (self._written, tally.written)):
-            total += np.bincount(np.array(ids, np.int64), minlength=len(total))
+            total += np.bincount(np.asarray(ids), minlength=len(total))
         self._files[Path(tally.file).name] += tally.rows - tally.blank_rows
         for key in self._totals:
             self._totals[key] += getattr(tally, key)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from vt_core.errors import DataError, TokenizerError
 from vt_core.profile.layout import BadRow, Layout
 from vt_core.profile.readers import Chunk, Row, read_chunks
+from vt_core.profile.words import WordEncoder
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -30,8 +32,8 @@ class Tally:
     examples: int = 0
     tokens: int = 0
     copied: int = 0
-    needed: list[int] = field(default_factory=list)
-    written: list[int] = field(default_factory=list)
+    needed: array[int] = field(default_factory=lambda: array("q"))
+    written: array[int] = field(default_factory=lambda: array("q"))
 
     def add(self, ids_in: Sequence[int], ids_out: Sequence[int]) -> None:
         """One example; one without output tokens is none."""
@@ -50,7 +52,7 @@ class Tallier:
     """Tokenizes chunks and counts them."""
 
     def __init__(self, tokenizer: Tokenizer, layout: Layout, skip_bad: bool = False) -> None:
-        self._tokenizer = tokenizer
+        self._encode = WordEncoder(tokenizer)
         self._layout = layout
         self._skip_bad = skip_bad
 
@@ -91,10 +93,6 @@ class Tallier:
                 prompts.append(prompt)
                 outputs.append(output)
         return zip(self._encode(prompts), self._encode(outputs), strict=True)
-
-    def _encode(self, texts: Sequence[str]) -> list[list[int]]:
-        encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-        return [encoding.ids for encoding in encodings]
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:

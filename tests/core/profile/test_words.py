@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.core.profile.small import added, byte_level, sentencepiece, write
+from vt_core.profile import words
+from vt_core.profile.tally import load_tokenizer
+from vt_core.profile.words import WordEncoder, has_seams
+
+BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+LETTERS_FIRST = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+WORDS = [" cat", " dog", "the", ", ", "12", " 12", "  ", "\n ", "d.", "\u00e9", " \u00e9"]
+
+
+def split(pattern: Any, behavior: str = "Isolated") -> dict[str, Any]:
+    return {"type": "Split", "pattern": pattern, "behavior": behavior, "invert": False}
+
+
+def sequence(*steps: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "Sequence", "pretokenizers": list(steps)}
+
+
+def changed(base: dict[str, Any], **parts: Any) -> dict[str, Any]:
+    return {**base, **parts}
+
+
+def with_model(base: dict[str, Any], **settings: Any) -> dict[str, Any]:
+    return {**base, "model": {**base["model"], **settings}}
+
+
+BYTE_LEVEL = byte_level(WORDS)
+PIECES = sentencepiece([word for word in WORDS if word != ", "], "abcdefghijklmnopqrstuvwxyz .,")
+REGEX = sequence(split({"Regex": LETTERS_FIRST}), BYTES)
+
+WITH_SEAMS = {
+    "GPT-2": BYTE_LEVEL,
+    "Qwen": changed(BYTE_LEVEL, normalizer={"type": "NFC"}, pre_tokenizer=REGEX),
+    "compatible": changed(BYTE_LEVEL, normalizer={"type": "NFKC"}, pre_tokenizer=REGEX),
+    "digits": changed(
+        BYTE_LEVEL,
+        pre_tokenizer=sequence({"type": "Digits", "individual_digits": True}, BYTE_LEVEL["pre_tokenizer"]),
+    ),
+    "whole words": with_model(BYTE_LEVEL, ignore_merges=True),
+    "SentencePiece": changed(PIECES, pre_tokenizer=split({"String": " "}, "MergedWithPrevious")),
+    "added": byte_level(WORDS, [added(300, "<|end|>"), added(301, " a"), added(302, "dog")]),
+}
+
+WITHOUT = {
+    "a space before the text": changed(
+        BYTE_LEVEL, pre_tokenizer={**BYTE_LEVEL["pre_tokenizer"], "add_prefix_space": True}
+    ),
+    "a mark before the text": changed(
+        PIECES,
+        normalizer={
+            "type": "Sequence",
+            "normalizers": [{"type": "Prepend", "prepend": "\u2581"}, PIECES["normalizer"]],
+        },
+    ),
+    "an unknown pattern": changed(
+        BYTE_LEVEL, pre_tokenizer=sequence(split({"Regex": r"\w+ \w+"}), BYTES)
+    ),
+    "words end with their space": changed(
+        BYTE_LEVEL, pre_tokenizer=sequence(split({"String": " "}, "MergedWithPrevious"), BYTES)
+    ),
+    "a token over two words": sentencepiece(["the cat"], "abcdefghijklmnopqrstuvwxyz ."),
+    "no word for a space": sentencepiece(["the"]),
+    "whole texts": with_model(PIECES, ignore_merges=True),
+    "dropout": with_model(BYTE_LEVEL, dropout=0.5),
+    "an added token over two words": byte_level(WORDS, [added(300, "the cat")]),
+    "an added token that becomes two words": changed(
+        byte_level(WORDS, [added(300, "the\u3000cat")]), normalizer={"type": "NFKC"}
+    ),
+    "an added token that takes spaces": byte_level(WORDS, [{**added(300, "cat"), "lstrip": True}]),
+    "an added token that looks around": byte_level(WORDS, [{**added(300, "cat"), "single_word": True}]),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=WITH_SEAMS)
+def tokenizer(request: Any, tmp_path_factory: Any) -> Any:
+    return load_tokenizer(write(tmp_path_factory.mktemp("tokenizer"), WITH_SEAMS[request.param]))
+
+
+fragments = st.sampled_from(
+    [" ", " ", " ", "  ", "\n", "\t", "a", "the", "cat", " dog", "X", "12", "'s", ".", ",", "!?", "(",
+     "<|end|>", "_", "\u00e9", "e\u0301", "\u4e2d", "\u00bd", "\ufe70", "\u3000", "\u2581", "\U0001f600"]
+)  # fmt: skip
+texts = st.lists(st.lists(fragments, max_size=12).map("".join), max_size=8)
+
+
+@settings(deadline=None, max_examples=60)
+@given(texts=texts)
+def test_ids_are_those_of_the_whole_text(tokenizer: Any, texts: list[str]) -> None:
+    expected = [tokenizer.encode(text, add_special_tokens=False).ids for text in texts]
+    assert has_seams(tokenizer)
+    encode = WordEncoder(tokenizer)
+    assert encode(texts) == expected
+    assert encode(texts) == expected
+
+
+@pytest.mark.parametrize("case", WITHOUT)
+def test_texts_stay_whole_where_a_tokenizer_may_look_over_a_seam(tmp_path: Path, case: str) -> None:
+    tokenizer = load_tokenizer(write(tmp_path, WITHOUT[case]))
+    assert not has_seams(tokenizer)
+
+
+def test_a_word_is_tokenized_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encode = WordEncoder(load_tokenizer(write(tmp_path, BYTE_LEVEL)))
+    asked: list[list[str]] = []
+    whole = encode._encode
+
+    def note(texts: Any) -> list[list[int]]:
+        asked.append(sorted(texts))
+        return whole(texts)
+
+    monkeypatch.setattr(encode, "_encode", note)
+    encode(["the cat the cat", "the dog"])
+    encode(["the cat. A  b"])
+    assert asked == [[" cat", " dog", " the", "the"], [" A  b", " cat."]]
+
+
+def test_what_is_remembered_has_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(words, "MOST_WORDS", 2)
+    encode = WordEncoder(load_tokenizer(write(tmp_path, BYTE_LEVEL)))
+    encode(["the " + "long" * 10])
+    assert list(encode._known) == ["the"]
+    encode(["a b"])
+    assert not encode._known
