@@ -18,6 +18,8 @@ from vt_core.quantisation import WORD_BITS, Quantisation
 if TYPE_CHECKING:
     import numpy as np
 
+CARRIED = ("gptq", "awq", "compressed-tensors")
+"""Layouts of quantised layers, as config.json calls them, whose tensors a conversion carries as they are."""
 _HIDDEN = ("hidden_size", "n_embd", "d_model", "dim")
 """What configurations call the width of the embedding."""
 
@@ -46,9 +48,10 @@ class Packed:
 
 
 def refuse_foreign_quantisation(path: Path, config: dict[str, Any]) -> None:
-    """Raise ModelError where a configuration describes weights quantised in another way than mlx-lm's.
+    """Raise ModelError where a configuration describes weights quantised in a way that nobody here reads.
 
-    Of a model in mlx-lm's layout, only the tables must be in a format that vt reads: see `find_packed`.
+    Of a model in mlx-lm's layout, only the tables must be in a format that vt reads: see `find_packed`. Of
+    one in a layout of CARRIED, whose tables are floats, the layers are a matter of the backend.
     """
     settings = config.get("quantization")
     if settings:
@@ -57,11 +60,19 @@ def refuse_foreign_quantisation(path: Path, config: dict[str, Any]) -> None:
                 f"{path} holds a quantised model (quantization in config.json), and not in mlx-lm's layout, "
                 "which gives bits and group_size. Use the original weights, or a GGUF file."
             )
-    elif config.get("quantization_config"):
+    elif config.get("quantization_config") and carried_method(config) is None:
         raise ModelError(
-            f"{path} holds a quantised model (quantization_config in config.json), which vt cannot convert "
-            "yet. Use the original weights, a GGUF file, or weights in MLX's affine format."
+            f"{path} holds a quantised model (quantization_config in config.json) in none of the layouts "
+            f"{', '.join(CARRIED)}, and vt reads no other. Use the original weights, a GGUF file, or weights "
+            "in MLX's affine format."
         )
+
+
+def carried_method(config: dict[str, Any]) -> str | None:
+    """How the layers of a model are quantised, where that is one of CARRIED."""
+    settings = config.get("quantization_config")
+    method = settings.get("quant_method") if isinstance(settings, dict) else None
+    return method if method in CARRIED and not config.get("quantization") else None
 
 
 def find_packed(config: dict[str, Any], tensors: Mapping[str, TensorInfo], weight: str) -> Packed | None:

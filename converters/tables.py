@@ -91,6 +91,7 @@ def find_tables(config: dict[str, Any], tensors: Iterable[TensorInfo]) -> Tables
     by_name |= {name: found.values for name, found in packed.items()}
     embedding = _one_of(by_name, EMBEDDING_NAMES, "embedding")
     if embedding is None:
+        _refuse_quantised(by_name, EMBEDDING_NAMES)
         raise ModelError(
             f"The model ({config.get('model_type')}) has no embedding table under a name that vt knows, "
             "such as "
@@ -107,6 +108,7 @@ def find_tables(config: dict[str, Any], tensors: Iterable[TensorInfo]) -> Tables
     if is_tied(config):
         return Tables(embedding, None, bias, (head,) if head else (), packed)
     if head is None:
+        _refuse_quantised(by_name, HEAD_NAMES)
         raise ModelError(
             f"The model ({config.get('model_type')}) has no head ({HEAD_NAMES[0]}), and its config.json does "
             "not say "
@@ -131,6 +133,18 @@ def text_config(config: dict[str, Any]) -> dict[str, Any]:
     of it."""
     nested = config.get("text_config")
     return nested if isinstance(nested, dict) else config
+
+
+def _refuse_quantised(tensors: dict[str, TensorInfo], names: Sequence[str]) -> None:
+    """Raise ModelError for a table that is there as GPTQ, AWQ and others pack a layer."""
+    for name in names:
+        for part in ("qweight", "weight_packed"):
+            packed = f"{name.removesuffix('weight')}{part}"
+            if packed in tensors:
+                raise ModelError(
+                    f"{packed} is a quantised table; vt reads tables in floats or in MLX's affine format. "
+                    "Use a model whose embedding and head were left alone, or the original weights."
+                )
 
 
 def _one_of(tensors: dict[str, TensorInfo], names: Sequence[str], what: str) -> TensorInfo | None:

@@ -116,7 +116,7 @@ def _write_floats(directory: Path, kind: str, dtype: str, seed: int, changes: di
 
     directory.mkdir(parents=True, exist_ok=True)
     rows = write_tokenizer(directory) + PADDING_ROWS
-    config_class, particular = {**KINDS, **ARCHITECTURES}[kind]
+    config_class, particular = {**KINDS, **ARCHITECTURES, **OTHERS}[kind]
     options = SIZES | {"vocab_size": rows} | particular | changes
     text = options.pop("text_config", None)
     if text is not None:
@@ -286,6 +286,9 @@ ARCHITECTURES: dict[str, tuple[str, dict]] = {
         },
     ),
 }
+
+#: Models of particular tests, in none of the tables.
+OTHERS: dict[str, tuple[str, dict]] = {"llama-wide": ("LlamaConfig", {"tie_word_embeddings": False, **_WIDE})}
 
 #: What published config.json files of these models say besides, and mlx-lm needs.
 OLDER_NAMES: dict[str, dict] = {

@@ -32,6 +32,7 @@ def load(
     device: str | None = None,
     dtype: str | None = None,
     tile_bytes: int | None = None,
+    quantize: str | None = None,
     revision: str | None = None,
     learn: bool = False,
     progress: bool = False,
@@ -50,6 +51,9 @@ def load(
         dtype: ``float32``, ``bfloat16`` or ``float16``; None takes what the device runs well.
         tile_bytes: how much of the full head verification holds at once; None takes what is fastest on the
             device.
+        quantize: ``int8`` or ``int4`` holds linear layers in so many bits and the head in eight, quantised
+            while the float weights are read (PyTorch only); exact means the text of that head. None takes the
+            weights as they are.
         revision: of a hub id.
         learn: begin with the tokens rescued in earlier sessions, and save those of this one, in
             ``NAME.learned.json`` beside the first task file, or in the user's cache.
@@ -59,8 +63,8 @@ def load(
         VtError: of the kind that fits what is wrong; its text says what to do.
     """
     from converters.cache import cache_directory, resolve
+    from vt_core.backend import QUANTIZE, default_backend
     from vt_core.backend import backend as import_backend
-    from vt_core.backend import default_backend
     from vt_core.errors import OptionError
     from vt_core.heap import give_back
     from vt_core.learning import LearnedFile, learned_path
@@ -72,6 +76,8 @@ def load(
 
     if tile_bytes is not None and tile_bytes < 1:
         raise OptionError(f"a tile of {tile_bytes} bytes holds no row; give at least 1, or leave it out")
+    if quantize is not None and quantize not in QUANTIZE:
+        raise OptionError(f"unknown quantisation {quantize!r}: choose one of {', '.join(QUANTIZE)}")
     name = backend or default_backend()
     module = import_backend(name)
     files = [task] if isinstance(task, (str, Path, TaskVocabulary)) else task
@@ -86,7 +92,13 @@ def load(
     static = static_ids(directory, tokenizer.eos_ids(directory.manifest.vocab_rows), tasks)
     give_back()
     decoder = module.load_decoder(
-        directory, head=head, store=store, device=device, dtype=dtype, tile_bytes=tile_bytes
+        directory,
+        head=head,
+        store=store,
+        device=device,
+        dtype=dtype,
+        tile_bytes=tile_bytes,
+        quantize=quantize,
     )
     file = None
     if learn:

@@ -33,6 +33,10 @@ States = Any
 BACKENDS = {"mlx": ("vt_mlx", "mlx_lm"), "torch": ("vt_torch", "torch")}
 
 
+#: How a backend may quantise float weights while it loads them: bits of the linear layers.
+QUANTIZE = ("int8", "int4")
+
+
 class Decoder(Protocol):
     """A model body with its caches and a head. One request at a time: :meth:`begin`, then steps, then
     :meth:`end`.
@@ -113,11 +117,13 @@ class Backend(Protocol):
         device: str | None,
         dtype: str | None,
         tile_bytes: int | None,
+        quantize: str | None = None,
     ) -> Decoder:
         """A decoder for a model directory; the head holds nothing yet.
 
         ``tile_bytes``: how much of the full head verification holds at once, in the run's dtype; None takes
-        what was measured to be fastest on the device.
+        what was measured to be fastest on the device. ``quantize``: one of :data:`vt_core.backend.QUANTIZE`,
+        or None to take the weights as they are stored; BackendError where the backend cannot.
         """
 
 

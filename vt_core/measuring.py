@@ -17,7 +17,7 @@ _PROMPT_TOKENS = 32
 _REPEATS = 3
 
 
-def measure(directory: ModelDirectory, backend: str) -> tuple[Costs, float]:
+def measure(directory: ModelDirectory, backend: str, quantize: str | None = None) -> tuple[Costs, float]:
     """Costs with the reduced head of the rank prior, and the seconds of a step on the full head.
 
     Loads the model twice, one after the other, and runs some tens of greedy steps each time.
@@ -25,7 +25,7 @@ def measure(directory: ModelDirectory, backend: str) -> tuple[Costs, float]:
     from vt_core import load
 
     costs = Costs()
-    model = load(directory.path, backend=backend)
+    model = load(directory.path, backend=backend, quantize=quantize)
     steps = _decode(model.decoder, MAX_BLOCK)
     costs.add_step(_median(seconds for _, seconds in steps))
     block = [step for step, _ in steps]
@@ -40,7 +40,7 @@ def measure(directory: ModelDirectory, backend: str) -> tuple[Costs, float]:
         costs.add_verification(positions, _median(times[1:]))
     model.decoder.end()
     del model, steps, block
-    full = load(directory.path, backend=backend, head="full").decoder
+    full = load(directory.path, backend=backend, head="full", quantize=quantize).decoder
     full_step_s = _median(seconds for _, seconds in _decode(full, MAX_BLOCK))
     full.end()
     return costs, full_step_s

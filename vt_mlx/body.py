@@ -135,6 +135,7 @@ def _tableless(
     config: dict[str, Any], embedding: RowEmbedding, head: RowHead, factors: dict[str, float]
 ) -> tuple[type, type]:
     """mlx-lm's classes for a model, the first one swapping its tables as soon as they are declared."""
+    _refuse_misread(config)
     base, arguments = _get_classes(config)
 
     class Tableless(base):  # type: ignore[misc, valid-type]
@@ -159,6 +160,18 @@ def _tableless(
             return weights
 
     return Tableless, arguments
+
+
+def _refuse_misread(config: dict[str, Any]) -> None:
+    """Of layers that came quantised, mlx-lm takes GPTQ's for AWQ's, and reads others of one model only."""
+    settings = config.get("quantization_config")
+    if config.get("quantization") or not isinstance(settings, dict):
+        return
+    if (method := settings.get("quant_method")) != "awq":
+        raise ModelError(
+            f"mlx-lm does not read layers quantised with {method}; run the model with vt-torch, or convert "
+            "its original weights with vt-mlx convert --quantize 4"
+        )
 
 
 def _factor(weights: dict[str, mx.array], path: str, rows: mx.array, base: type) -> float:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from mlx_lm.models.cache import make_prompt_cache
 
-from vt_core.errors import ModelError
+from vt_core.errors import BackendError, ModelError
 from vt_core.heads import Head, head_class
 from vt_core.model_dir import ModelDirectory
 from vt_core.sampling import Sampler
@@ -214,8 +214,15 @@ def load_decoder(
     device: str | None,
     dtype: str | None,
     tile_bytes: int | None,
+    quantize: str | None = None,
 ) -> MlxDecoder:
     """See :meth:`vt_core.backend.Backend.load_decoder`."""
+    if quantize is not None:
+        bits = quantize.removeprefix("int")
+        raise BackendError(
+            f"MLX reads weights that are quantised already: make them with vt-mlx convert --quantize {bits}, "
+            "and leave --quantize out here"
+        )
     manifest = directory.manifest
     strategy = head_class(head)
     target = pick_device(device)

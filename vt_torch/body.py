@@ -19,7 +19,9 @@ from transformers.utils import logging as transformers_logging
 from vt_core.errors import ModelError
 from vt_core.heads import Head
 from vt_core.model_dir import ModelDirectory
+from vt_torch.carried import check_packages
 from vt_torch.packed import dequantised
+from vt_torch.quantised import Int4Linear, Int8Linear, LoadingBits
 
 
 class RowEmbedding(nn.Module):
@@ -56,10 +58,11 @@ class RowHead(nn.Module):
 
     @property
     def weight(self) -> torch.Tensor:
-        """Active rows ``[n, hidden]``: Mamba asks for their type."""
+        """Active rows ``[n, hidden]``, or what scales them: Mamba asks for their type."""
         if self.head is None:
             raise AttributeError("weight")
-        return self.head.pieces[0].weight
+        rows = self.head.pieces[0]
+        return rows.weight if rows.scales is None else rows.scales
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         assert self.head is not None, "the decoder sets the head once"
@@ -68,16 +71,21 @@ class RowHead(nn.Module):
         return self.logits[None]
 
 
-def load_body(directory: ModelDirectory, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
+def load_body(
+    directory: ModelDirectory, device: torch.device, dtype: torch.dtype, bits: int | None = None
+) -> PreTrainedModel:
     """The model of a model directory with :class:`RowEmbedding` and :class:`RowHead` in place of its tables.
 
-    Neither table is ever made, not while loading either. Quantised weights are dequantised.
+    Neither table is ever made, not while loading either. Quantised weights are dequantised. With ``bits``,
+    linear layers get so many, one by one; what is no plain linear layer (experts that are held together, the
+    projections of GPT-2) stays. Layers that came quantised are transformers' matter.
 
     Raises:
         ModelError: transformers does not have this model, or its tables are used in a way that cannot be
         replaced.
     """
     path = directory.path
+    check_packages(directory, bits)
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
         base = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
@@ -92,7 +100,11 @@ def load_body(directory: ModelDirectory, device: torch.device, dtype: torch.dtyp
         model, report = body.from_pretrained(
             None,
             config=config,
-            state_dict=dequantised(directory, _weights(path, device, dtype)),
+            # Layers that are quantised are read one by one, whatever their type: nothing of them shall stay.
+            state_dict=dequantised(
+                directory, _weights(path, None if bits or device.type != "cpu" else dtype)
+            ),
+            **({} if bits is None else {"quantization_config": LoadingBits(bits)}),
             dtype=dtype,
             output_loading_info=True,
             # Only accelerators: placing on the CPU is what happens anyway, and needs no accelerate.
@@ -104,17 +116,22 @@ def load_body(directory: ModelDirectory, device: torch.device, dtype: torch.dtyp
             f"{path} does not fit transformers' {base.__name__}: {missing[0]} is missing or unknown; "
             "convert it again"
         )
+    if bits is not None and not any(isinstance(part, (Int8Linear, Int4Linear)) for part in model.modules()):
+        raise ModelError(
+            f"transformers' {base.__name__} has no linear layers that vt could quantise; leave --quantize out"
+        )
     return model.eval().requires_grad_(False)
 
 
-def _weights(path: Path, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+def _weights(path: Path, dtype: torch.dtype | None) -> dict[str, Any]:
     """Tensors of a model directory by name, not read yet.
 
-    Those that stay as they are on a CPU are mapped, and the system may drop and read again their pages. The
-    others are read one by one: mapped, what was read for a conversion or a copy to the device would be
-    resident beside its result until all are loaded (Qwen2.5 0.5B in float32: 2.2 GB instead of 1.5).
+    Those of the type ``dtype``, which stay as they are on a CPU, are mapped, and the system may drop and read
+    again their pages. The others are read one by one: mapped, what was read for a conversion or a copy to the
+    device would be resident beside its result until all are loaded (Qwen2.5 0.5B in float32: 2.2 GB instead
+    of 1.5).
     """
-    kept = _STORED[dtype] if device.type == "cpu" else None
+    kept = None if dtype is None else _STORED[dtype]
     weights: dict[str, Any] = {}
     for file in sorted(path.glob("*.safetensors")):
         mapped, read = (safe_open(file, "pt", backend=how) for how in ("mmap", "pread"))

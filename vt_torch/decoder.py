@@ -21,6 +21,7 @@ from vt_core.verification import Draft, verify
 from vt_core.vocabulary import Ids
 from vt_torch.body import load_body
 from vt_torch.device import peak_memory, pick_device, pick_dtype, reset_peak
+from vt_torch.quantised import pick_bits
 from vt_torch.rows import TorchRows, greedy
 from vt_torch.verification import HeadScan, TorchTile, logit_transform
 
@@ -55,8 +56,10 @@ class TorchDecoder:
         self.head = head
         self.device = str(device)
         self.dtype = str(dtype).removeprefix("torch.")
-        # A tied head embeds the choice by its own row; only one matrix can be indexed before the choice is
-        # known. On a CPU there is nothing to wait for.
+        # A tied head embeds the choice by its own row, unless that is quantised: embeddings stay as the model
+        # has them. Only one matrix can be indexed before the choice is known. On a CPU there is nothing to
+        # wait for.
+        tied = tied and not rows.quantised
         self.can_follow = tied and head.name != "split" and device.type != "cpu"
         self._model, self._rows, self._tied = model, rows, tied
         self._device = device
@@ -140,6 +143,7 @@ class TorchDecoder:
                 self._device,
                 hidden.dtype,
                 self._tile_bytes,
+                rows.quantised,
             )
         return self._scan.tiles(hidden)
 
@@ -213,15 +217,19 @@ def load_decoder(
     device: str | None,
     dtype: str | None,
     tile_bytes: int | None,
+    quantize: str | None = None,
 ) -> TorchDecoder:
     """See :meth:`vt_core.backend.Backend.load_decoder`."""
     manifest = directory.manifest
     strategy = head_class(head)
     target = pick_device(device)
-    run_dtype = pick_dtype(dtype, manifest.dtype, target)
+    run_dtype = pick_dtype(dtype, manifest.dtype, target, quantize)
+    bits = None if quantize is None else pick_bits(quantize, target, run_dtype)
     reset_peak(target)
-    rows = TorchRows(open_tables(directory, store), manifest.tied, target, run_dtype)
-    model = load_body(directory, target, run_dtype)
+    rows = TorchRows(
+        open_tables(directory, store), manifest.tied, target, run_dtype, quantised=bits is not None
+    )
+    model = load_body(directory, target, run_dtype, bits)
     return TorchDecoder(
         model,
         rows,

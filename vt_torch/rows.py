@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from vt_core.tables import Table
 from vt_core.vocabulary import Ids
 from vt_torch.device import DTYPES
+from vt_torch.quantised import product, quantise_rows
 
 CHUNK_BYTES = (
     16 << 20
@@ -24,23 +25,32 @@ warnings.filterwarnings("ignore", message="The given NumPy array is not writable
 
 
 class Rows(NamedTuple):
-    """Parallel device arrays: weight ``[n, hidden]``, full ids ``[n]`` int64, bias ``[n]`` or None."""
+    """Parallel device arrays: weight ``[n, hidden]``, full ids ``[n]`` int64, bias ``[n]`` or None; scales
+    ``[n]`` where the weight has eight bits, else None.
+    """
 
     weight: torch.Tensor
     ids: torch.Tensor
     bias: torch.Tensor | None
+    scales: torch.Tensor | None
 
 
 class TorchRows:
     """:class:`vt_core.heads.RowOps` for PyTorch."""
 
     def __init__(
-        self, tables: Mapping[str, Table], tied: bool, device: torch.device, dtype: torch.dtype
+        self,
+        tables: Mapping[str, Table],
+        tied: bool,
+        device: torch.device,
+        dtype: torch.dtype,
+        quantised: bool = False,
     ) -> None:
         self.embedding = tables["embedding"]
         self._head = self.embedding if tied else tables["head"]
         self._bias = tables.get("head_bias")
         self._device, self._dtype = device, dtype
+        self.quantised = quantised  #: whether rows of the head have eight bits; embeddings never have
 
     def embed(self, ids: Ids) -> torch.Tensor:
         """Embedding rows ``[n, hidden]`` of full ids, not scaled."""
@@ -58,7 +68,14 @@ class TorchRows:
 
     def read(self, ids: Ids) -> Rows:
         bias = None if self._bias is None else self._read(self._bias, ids).flatten()
-        return Rows(self._read(self._head, ids), torch.from_numpy(ids.copy()).to(self._device), bias)
+        full_ids = torch.from_numpy(ids.copy()).to(self._device)
+        if not self.quantised:
+            return Rows(self._read(self._head, ids), full_ids, bias, None)
+        numbers = torch.empty(len(ids), self._head.spec.columns, dtype=torch.int8, device=self._device)
+        scales = torch.empty(len(ids), dtype=self._dtype, device=self._device)
+        for part, rows in self._pieces(self._head, ids):
+            numbers[part], scales[part] = quantise_rows(rows.to(self._device, self._dtype))
+        return Rows(numbers, full_ids, bias, scales)
 
     def reserve(self, rows: Rows, capacity: int) -> Rows:
         return _map(lambda part: _grown(part, capacity), rows)
@@ -73,24 +90,34 @@ class TorchRows:
         return _map(lambda part: part[:count], rows)
 
     def concatenate(self, first: Rows, second: Rows) -> Rows:
-        bias = None if first.bias is None else torch.cat([first.bias, second.bias])
-        return Rows(torch.cat([first.weight, second.weight]), torch.cat([first.ids, second.ids]), bias)
+        pairs = zip(first, second, strict=True)
+        return Rows(*(None if one is None else torch.cat([one, other]) for one, other in pairs))
 
     def product(self, hidden: torch.Tensor, rows: Rows) -> torch.Tensor:
-        return F.linear(hidden, rows.weight, rows.bias)
+        if rows.scales is None:
+            return F.linear(hidden, rows.weight, rows.bias)
+        logits = product(hidden, rows.weight, rows.scales)
+        return logits if rows.bias is None else logits + rows.bias
 
     def join(self, logits: list[torch.Tensor]) -> torch.Tensor:
         return torch.cat(logits, dim=-1)
 
     def nbytes(self, rows: Rows) -> int:
-        return rows.weight.nbytes + (0 if rows.bias is None else rows.bias.nbytes)
+        return sum(part.nbytes for part in (rows.weight, rows.bias, rows.scales) if part is not None)
 
     def _read(self, table: Table, ids: Ids) -> torch.Tensor:
         out = torch.empty(len(ids), table.spec.columns, dtype=self._dtype, device=self._device)
+        for part, rows in self._pieces(table, ids):
+            out[part] = rows
+        return out
+
+    @staticmethod
+    def _pieces(table: Table, ids: Ids) -> Iterator[tuple[slice, torch.Tensor]]:
+        """Rows as they are stored, in host memory, and which of the ids they belong to."""
         step = max(1, CHUNK_BYTES // (table.spec.columns * 4))
         for start in range(0, len(ids), step):
-            out[start : start + step] = as_tensor(table.read(ids[start : start + step]), table.spec.dtype)
-        return out
+            part = slice(start, start + step)
+            yield part, as_tensor(table.read(ids[part]), table.spec.dtype)
 
 
 def as_tensor(array: np.ndarray, dtype: str) -> torch.Tensor:

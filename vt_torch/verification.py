@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from vt_core.tables import Table
 from vt_core.vocabulary import Ids
 from vt_torch.device import DTYPES, multiplies
+from vt_torch.quantised import quantise_rows
 from vt_torch.rows import as_tensor
 
 #: A tile is converted into a buffer of this many bytes, or sent to the device from it. On a CPU it stays in
@@ -84,13 +85,17 @@ class HeadScan:
         device: torch.device,
         dtype: torch.dtype,
         tile_bytes: int | None = None,
+        quantised: bool = False,
     ) -> None:
         self._table, self._bias, self._transform = table, bias, transform
         self._device, self._dtype = device, dtype
+        self._quantised = quantised
         # A CPU without instructions for this type multiplies many positions one by one.
-        self._widens = device.type == "cpu" and not multiplies(dtype)
-        row_bytes = table.spec.columns * (torch.float32 if self._widens else dtype).itemsize
-        converts = device.type != "cpu" or self._widens or DTYPES[table.spec.dtype] != dtype
+        self._widens = device.type == "cpu" and not multiplies(dtype) and not quantised
+        # On a CPU quantised rows are whole numbers in float32.
+        widened = self._widens or (quantised and device.type == "cpu")
+        row_bytes = table.spec.columns * (torch.float32 if widened else dtype).itemsize
+        converts = device.type != "cpu" or widened or DTYPES[table.spec.dtype] != dtype
         best = TILE_BYTES.get(device.type, 32 << 20) if converts else UNCONVERTED_TILE_BYTES
         self._rows = max(1, (tile_bytes or best) // row_bytes)
         self.tile_bytes = self._rows * row_bytes
@@ -102,7 +107,9 @@ class HeadScan:
         on_cpu = self._device.type == "cpu"
         for start, rows in load(torch.float32 if self._widens and len(hidden) > 1 else self._dtype):
             bias = None if self._bias is None else self._bias[start : start + len(rows)]
-            if on_cpu:
+            if self._quantised:
+                logits = _quantised_product(rows, hidden, bias)
+            elif on_cpu:
                 bias = None if bias is None else bias.to(rows.dtype)
                 logits = _product(rows, hidden.to(rows.dtype), bias).to(self._dtype)
             else:
@@ -183,6 +190,18 @@ def _product(rows: torch.Tensor, hidden: torch.Tensor, bias: torch.Tensor | None
     columns = hidden.T
     logits = rows @ columns if bias is None else torch.addmm(bias[:, None], rows, columns)
     return logits.T[:count]
+
+
+def _quantised_product(rows: torch.Tensor, hidden: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """What the quantised head gives for float rows that are not quantised yet: summed up in float32 on a CPU,
+    as the kernels there do, and rounded once.
+    """
+    numbers, scales = quantise_rows(rows)
+    if hidden.device.type == "cpu":
+        logits = _product(numbers, hidden.float(), None).mul_(scales.float()).to(hidden.dtype)
+    else:
+        logits = F.linear(hidden, numbers.to(hidden.dtype).mul_(scales[:, None]))
+    return logits if bias is None else logits + bias
 
 
 def logit_transform(config: object) -> Transform:

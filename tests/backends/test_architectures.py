@@ -15,6 +15,7 @@ from converters import convert
 from tests.conftest import backend_params
 from tests.tiny import ARCHITECTURES, KINDS, NEUTRAL, stock_source, write_model
 from vt_core import load
+from vt_core.errors import ModelError
 from vt_core.sampling import Sampler, SamplerSettings
 
 TOKENS = 24
@@ -115,6 +116,21 @@ def test_scores_are_those_of_the_stock_frameworks_log_softmax(backend, kind, pie
         assert score.token_ids == tuple(text)
         assert score.greedy == tuple(logits.argmax(axis=1) == text)
         assert score.is_greedy == (text is written)
+
+
+def test_eight_bits_run_too(backend, kind, models):
+    if backend == "mlx":
+        pytest.skip("quantising while loading is PyTorch's")
+    directory = models(backend, kind)[1]
+    options = {"backend": backend, "device": "cpu", "dtype": "float32", "quantize": "int8"}
+    if kind == "gpt2":
+        with pytest.raises(ModelError, match="GPT2LMHeadModel has no linear layers that vt could quantise"):
+            load(directory, **options)
+        return
+    full, model = load(directory, head="full", **options), load(directory, **options)
+    model.decoder.head.set_static(STATIC)
+    expected = full.generate(PROMPTS[1], max_tokens=TOKENS).token_ids
+    assert model.generate(PROMPTS[1], max_tokens=TOKENS).token_ids == expected
 
 
 def _sampled(backend, original, prompt):

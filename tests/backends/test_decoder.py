@@ -7,7 +7,8 @@ import pytest
 
 from benchmarks import stock
 from tests.conftest import backend_params
-from tests.tiny import KINDS, stock_source
+from tests.rounding import round_weights
+from tests.tiny import KINDS, QUANTISED, stock_source
 from vt_core import load
 from vt_core.heads import HEADS
 
@@ -27,12 +28,13 @@ pytestmark = [
 def stock_model(tiny):
     models: dict = {}
 
-    def load_stock(backend, kind, dtype="float32"):
-        if (backend, kind, dtype) not in models:
-            models[backend, kind, dtype] = stock.LOAD[backend](
-                stock_source(tiny(kind, dtype)[0], backend), dtype
-            )
-        return models[backend, kind, dtype]
+    def load_stock(backend, kind, dtype="float32", quantize=None):
+        key = backend, kind, dtype, quantize
+        if key not in models:
+            models[key] = stock.LOAD[backend](stock_source(tiny(kind, dtype)[0], backend), dtype)
+            if quantize is not None:
+                round_weights(models[key], int(quantize.removeprefix("int")))
+        return models[key]
 
     return load_stock
 
@@ -95,10 +97,19 @@ def test_sampled_full_text_is_the_reduced_one_when_it_is_active(backend, kind, t
     assert model.generate(PROMPT, approximate=True, **options).token_ids == full.token_ids
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_reduced_logits_are_the_gathered_columns_of_the_full_ones(backend, kind, dtype, tiny, stock_model):
+@pytest.mark.parametrize(
+    ("dtype", "quantize"),
+    [("float32", None), ("bfloat16", None), ("float32", "int8"), ("bfloat16", "int8"), ("float32", "int4")],
+)
+def test_reduced_logits_are_the_gathered_columns_of_the_full_ones(
+    backend, kind, dtype, quantize, tiny, stock_model
+):
+    if quantize is not None and (backend == "mlx" or kind in QUANTISED):
+        pytest.skip("PyTorch quantises float weights while loading")
+
     def logits(head, static):
-        decoder = load(tiny(kind, dtype)[1], backend=backend, head=head, device="cpu", dtype=dtype).decoder
+        options = {"device": "cpu", "dtype": dtype, "quantize": quantize}
+        decoder = load(tiny(kind, dtype)[1], backend=backend, head=head, **options).decoder
         decoder.head.set_static(static)
         decoder.begin()
         decoder.head.add(LONG)
@@ -110,8 +121,10 @@ def test_reduced_logits_are_the_gathered_columns_of_the_full_ones(backend, kind,
     # In bfloat16 sums are rounded so coarsely that the order of adding up leaves no trace.
     tolerance = 0 if dtype == "bfloat16" else 1e-5
     full, _ = logits("full", [])
-    expected = stock.next_logits(backend, stock_model(backend, kind, dtype), LONG)
-    np.testing.assert_allclose(full, expected, rtol=tolerance, atol=tolerance)
+    expected = stock.next_logits(backend, stock_model(backend, kind, dtype, quantize), LONG)
+    if quantize is None or dtype == "float32":
+        tolerance = max(tolerance, 1e-4 if quantize else 0)
+        np.testing.assert_allclose(full, expected, rtol=tolerance, atol=tolerance)
     for head in ("prealloc", "split", "rebuild"):
         reduced, ids = logits(head, range(0, 200, 3))
         np.testing.assert_allclose(reduced, full[ids], rtol=tolerance, atol=tolerance)

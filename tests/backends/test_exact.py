@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import backend_params
-from tests.tiny import KINDS
+from tests.tiny import KINDS, QUANTISED
 from vt_core import load
 
 TOKENS = 40
@@ -29,12 +29,28 @@ SAMPLINGS = {
 }
 
 
-@pytest.mark.parametrize("sampling", SAMPLINGS.values(), ids=SAMPLINGS)
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_ids_are_those_of_the_full_head(backend, kind, dtype, sampling, tiny):
+#: How weights are held: the run's type, and what they are quantised to while loading.
+FORMATS = [
+    ("float32", None),
+    ("bfloat16", None),
+    ("float32", "int8"),
+    ("bfloat16", "int8"),
+    ("bfloat16", "int4"),
+]
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+@pytest.mark.parametrize(("dtype", "quantize"), FORMATS)
+def test_ids_are_those_of_the_full_head(backend, kind, dtype, quantize, sampling, tiny):
+    if quantize is not None and (backend == "mlx" or kind in QUANTISED):
+        pytest.skip("PyTorch quantises float weights while loading")
+    if quantize is not None and sampling not in ("greedy", "sampled"):
+        pytest.skip("two ways to choose show it")
+    sampling = SAMPLINGS[sampling]
     directory = tiny(kind, dtype)[1]
-    full = load(directory, backend=backend, head="full", device="cpu", dtype=dtype)
-    model = load(directory, backend=backend, device="cpu", dtype=dtype)
+    options = {"backend": backend, "device": "cpu", "dtype": dtype, "quantize": quantize}
+    full = load(directory, head="full", **options)
+    model = load(directory, **options)
     model.decoder.head.set_static(range(0, 300, 2))
     rescued = 0
     for prompt in PROMPTS:  # the second is longer than Gemma's window, and generation wraps it in the others

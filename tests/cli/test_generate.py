@@ -51,6 +51,21 @@ def test_text_goes_to_stdout_and_the_summary_to_stderr(backend, model):
     assert quiet.stdout == done.stdout and quiet.stderr == ""
 
 
+def test_weights_may_be_quantised_while_loading(backend, model):
+    asked = ("--model", model, "--max-tokens", "5", "--json")
+    if backend == "mlx":
+        assert "vt-mlx convert --quantize 4" in fails(backend, *asked, "--quantize", "int4", "abc")
+        return
+    plain = json.loads(run(backend, *asked, "--dtype", "bfloat16", "abc").stdout)
+    for mode in ("int8", "int4"):
+        done = run(backend, *asked, "--quantize", mode, "abc")
+        assert (done.exit_code, done.stderr) == (0, "")
+        result = json.loads(done.stdout)
+        # A row of 48 values: 96 bytes in bfloat16, and 48 with a scale of two.
+        assert result["vocab_bytes_resident"] * 96 == plain["vocab_bytes_resident"] * 50
+        assert result["dtype"] == "bfloat16" and result["generated_tokens"] == 5
+
+
 FIELDS = """
     text token_ids finish_reason prompt_tokens generated_tokens exact head backend device dtype seed
     vocab_rows static_rows learned_rows dynamic_rows vocab_bytes_full vocab_bytes_resident

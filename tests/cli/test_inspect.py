@@ -32,3 +32,14 @@ def test_measure_is_for_models(backend, tmp_path):
     file.write_text("{}")
     done = CliRunner().invoke(build(backend), ["inspect", str(file), "--measure"])
     assert done.exit_code == 2 and "--measure is for model directories" in done.stderr
+
+
+def test_measuring_quantised_weights(backend, tiny):
+    model = str(tiny("llama")[1])
+    done = CliRunner().invoke(build(backend), ["inspect", model, "--quantize", "int8"])
+    assert done.exit_code == 2 and "--quantize goes with --measure" in done.stderr
+    done = CliRunner().invoke(build(backend), ["inspect", model, "--measure", "--quantize", "int8", "--json"])
+    if backend == "mlx":
+        assert done.exit_code == 2 and "vt-mlx convert --quantize 8" in done.stderr
+    else:
+        assert json.loads(done.stdout)["step_s"] > 0

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from vt_core.cli.options import quantize_option
 from vt_core.errors import OptionError
 
 if TYPE_CHECKING:
@@ -88,6 +89,7 @@ if TYPE_CHECKING:
 )
 @click.option("--device", help="Device of the backend. Default: the best there is.")
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]))
+@quantize_option
 @click.option("--json", "as_json", is_flag=True, help="Print the results instead of the report.")
 @click.option(
     "--out",
@@ -154,6 +156,7 @@ def evaluate(backend: str, **options: Any) -> None:
             head="full" if full else "prealloc",
             device=options["device"],
             dtype=options["dtype"],
+            quantize=options["quantize"],
             progress=sys.stderr.isatty(),
         )
 

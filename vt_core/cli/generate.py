@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from vt_core.cli.options import quantize_option
 from vt_core.errors import PromptError
 
 
@@ -66,6 +67,7 @@ from vt_core.errors import PromptError
     type=click.Choice(["float32", "bfloat16", "float16"]),
     help="Float type to run in. Default: what the device runs well.",
 )
+@quantize_option
 @click.option(
     "--learn", is_flag=True, help="Save the tokens that the full head had to put in, for the next run."
 )
@@ -88,7 +90,8 @@ def generate(
     from vt_core import load
 
     loading = {
-        name: options.pop(name) for name in ("revision", "task", "head", "store", "device", "dtype", "learn")
+        name: options.pop(name)
+        for name in ("revision", "task", "head", "store", "device", "dtype", "quantize", "learn")
     }
     tile = options.pop("tile_mb")
     loading["tile_bytes"] = None if tile is None else max(1, int(tile * 1e6))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from vt_core.cli.options import quantize_option
 from vt_core.errors import ModelError
 
 if TYPE_CHECKING:
@@ -29,9 +30,12 @@ EXAMPLE_ROWS = 8192
     help="Load the model, with its full head too, and print how fast it decodes here and up to which miss "
     "rate exact decoding is the faster way.",
 )
+@quantize_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.pass_obj
-def inspect(backend: str, path: Path, verify: bool, measure: bool, as_json: bool) -> None:
+def inspect(
+    backend: str, path: Path, verify: bool, measure: bool, quantize: str | None, as_json: bool
+) -> None:
     """Say what PATH is: a model directory or a task vocabulary.
 
     \b
@@ -41,6 +45,8 @@ def inspect(backend: str, path: Path, verify: bool, measure: bool, as_json: bool
       vt-torch inspect gemma-vt --measure
       vt-torch inspect math.vt.json --json
     """
+    if quantize is not None and not measure:
+        raise click.UsageError("--quantize goes with --measure: it says how the model is loaded")
     if path.is_file():
         from vt_core.task import TaskVocabulary
 
@@ -62,7 +68,7 @@ def inspect(backend: str, path: Path, verify: bool, measure: bool, as_json: bool
             report["verified"] = True
             lines.append(("checksums", "verified"))
         if measure:
-            measured, texts = _speed_report(directory, backend)
+            measured, texts = _speed_report(directory, backend, quantize)
             report |= measured
             lines += texts
     if as_json:
@@ -145,11 +151,13 @@ def _quantised_lines(quantisation: dict[str, Any] | None) -> list[tuple[str, str
     return [("quantised", f"{text}; {' and '.join(tables) if tables else 'the tables are not'}")]
 
 
-def _speed_report(directory: ModelDirectory, backend: str) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+def _speed_report(
+    directory: ModelDirectory, backend: str, quantize: str | None
+) -> tuple[dict[str, Any], list[tuple[str, str]]]:
     from vt_core.measuring import measure
     from vt_core.policy import MAX_BLOCK
 
-    costs, full_step_s = measure(directory, backend)
+    costs, full_step_s = measure(directory, backend, quantize)
     hits = costs.tokens_per_s(0, MAX_BLOCK)
     miss_rate = costs.break_even(full_step_s, MAX_BLOCK)
     report = {

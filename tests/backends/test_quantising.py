@@ -1,0 +1,119 @@
+"""Weights that are quantised while a model is loaded: arithmetic, sizes, and who cannot have them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tests.rounding import eight_bits, four_bits
+from vt_core import load
+from vt_core.errors import BackendError, OptionError
+
+torch = pytest.importorskip("torch")
+
+from vt_torch import quantised  # noqa: E402
+from vt_torch.device import pick_dtype  # noqa: E402
+
+WEIGHT = torch.from_numpy(np.random.default_rng(0).standard_normal((48, 128)).astype(np.float32))
+
+
+def layer() -> torch.nn.Linear:
+    made = torch.nn.Linear(128, 48)
+    with torch.no_grad():
+        made.weight.copy_(WEIGHT)
+    return made
+
+
+def test_a_row_does_not_depend_on_the_others():
+    numbers, scales = quantised.quantise_rows(WEIGHT)
+    for start, end in ((0, 1), (3, 17), (47, 48)):
+        some, own = quantised.quantise_rows(WEIGHT[start:end])
+        assert torch.equal(some, numbers[start:end]) and torch.equal(own, scales[start:end])
+    np.testing.assert_allclose((numbers * scales[:, None]).numpy(), eight_bits(WEIGHT.numpy()), atol=1e-6)
+
+
+def test_rows_of_zeros_stay_zeros():
+    numbers, scales = quantised.quantise_rows(torch.zeros(2, 8, dtype=torch.bfloat16))
+    assert not numbers.any() and torch.isfinite(scales).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("positions", [1, 8, 9, 40])
+def test_few_and_many_positions_have_the_same_product(positions, dtype, monkeypatch):
+    monkeypatch.setattr(quantised, "CHUNK_BYTES", 2000)  # several pieces
+    hidden = torch.randn(positions, 128, generator=torch.Generator().manual_seed(1)).to(dtype)
+    numbers, scales = quantised.quantise_rows(WEIGHT.to(dtype))
+    out = quantised.product(hidden, numbers.to(torch.int8), scales)
+    expected = hidden.double() @ (numbers.double() * scales.double()[:, None]).T
+    assert out.dtype == dtype
+    torch.testing.assert_close(
+        out.double(), expected, rtol=0.01, atol=0.1 if dtype == torch.bfloat16 else 0.02
+    )
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_layers_hold_the_rounded_weights_in_fewer_bytes(bits):
+    made = quantised._quantised(layer(), bits)
+    expected = eight_bits(WEIGHT.numpy()) if bits == 8 else four_bits(WEIGHT.numpy(), 64)
+    np.testing.assert_allclose(made.weight.numpy(), expected, atol=1e-5)
+    hidden = torch.randn(2, 3, 128, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        torch.testing.assert_close(
+            made(hidden), hidden @ torch.from_numpy(expected).T + made.bias, rtol=1e-4, atol=1e-4
+        )
+    numbers = dict(made.named_buffers())["numbers"]
+    assert numbers.nbytes == WEIGHT.numel() * bits // 8
+
+
+@pytest.mark.parametrize("shape", [(48, 16), (64, 24)], ids=["no whole groups", "rows not by the sixteen"])
+def test_what_the_kernels_for_four_bits_do_not_take_has_eight(shape):
+    assert type(quantised._quantised(torch.nn.Linear(*shape), 4)) is quantised.Int8Linear
+
+
+def test_four_bits_need_a_kernel(monkeypatch):
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert quantised.pick_bits("int4", cpu, torch.float32) == 4
+    assert quantised.pick_bits("int8", torch.device("mps"), torch.float16) == 8
+    with pytest.raises(BackendError, match="on cpu and cuda, not on mps; use --quantize int8"):
+        quantised.pick_bits("int4", torch.device("mps"), torch.bfloat16)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    with pytest.raises(BackendError, match=r"compute capability 8.0 or more; use --quantize int8"):
+        quantised.pick_bits("int4", cuda, torch.bfloat16)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 7))
+    with pytest.raises(BackendError, match="leave --dtype out, or use --quantize int8"):
+        quantised.pick_bits("int4", cuda, torch.float16)
+    assert quantised.pick_bits("int4", cuda, torch.bfloat16) == 4
+
+
+def test_quantised_weights_run_in_bfloat16_unless_told_otherwise():
+    cpu = torch.device("cpu")
+    assert pick_dtype(None, "float32", cpu, "int8") == torch.bfloat16
+    assert pick_dtype("float32", "bfloat16", cpu, "int4") == torch.float32
+    assert pick_dtype(None, "float16", torch.device("cuda"), "int4") == torch.bfloat16
+    assert pick_dtype(None, "float16", torch.device("cuda"), "int8") == torch.float16
+
+
+def test_a_loaded_model_holds_no_float_layer_and_its_text_stays_close(tiny):
+    directory = tiny("gemma3")[1]
+    decoders = {
+        mode: load(directory, backend="torch", device="cpu", quantize=mode).decoder
+        for mode in ("int8", "int4")
+    }
+    for mode, decoder in decoders.items():
+        layers = [type(part) for part in decoder._model.modules() if hasattr(part, "numbers")]
+        assert len(layers) == 3 * 7
+        assert (quantised.Int4Linear in layers) == (mode == "int4")
+        assert not any(type(part) is torch.nn.Linear for part in decoder._model.modules())
+        assert not decoder.can_follow and decoder.dtype == "bfloat16"
+        decoder.head.set_static(range(100))
+        (rows,) = decoder.head.pieces
+        assert rows.weight.dtype == torch.int8 and decoder.head.nbytes == decoder.head._capacity * (48 + 2)
+
+
+def test_mlx_and_other_words_are_refused(tiny):
+    directory = tiny("llama")[1]
+    with pytest.raises(OptionError, match="unknown quantisation 'int3': choose one of int8, int4"):
+        load(directory, quantize="int3")
+    pytest.importorskip("mlx_lm")
+    with pytest.raises(BackendError, match="vt-mlx convert --quantize 4"):
+        load(directory, backend="mlx", quantize="int4")
