@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+#: Variables that change what is measured.
+ENVIRONMENT = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
 PACKAGES = ("transformers", "torch", "mlx", "mlx-lm", "numpy", "lmdb")
 
 
@@ -56,8 +58,11 @@ def versions(backend: str, more: Sequence[str] = ()) -> dict[str, str]:
 
 
 def command_text(program: str, arguments: Sequence[str]) -> str:
-    """The command line; of files outside the working directory only the names, which others can use."""
-    return shlex.join([program, *map(_short, arguments)])
+    """The command line, behind what the environment says about threads and devices; of files outside the
+    working directory only the names, which others can use.
+    """
+    settings = [f"{name}={os.environ[name]}" for name in ENVIRONMENT if name in os.environ]
+    return " ".join([*map(shlex.quote, settings), shlex.join([program, *map(_short, arguments)])])
 
 
 def _short(argument: str) -> str:
