@@ -228,8 +228,10 @@ class Figures:
         Weights that are mapped from a file and not all touched can make the known ones add up to more.
         """
         model = self.results["model"]
-        widened = item_size(row.data["dtype"]) / item_size(model["stored_dtype"])
-        parts = {"weights": int(model["body_bytes"] * widened), "vocabulary": row.resident_bytes}
+        parts = {"vocabulary": row.resident_bytes}
+        if not model["quantised"]:  # what is packed may be held as it is or unpacked, and in part either way
+            widened = item_size(row.data["dtype"]) / item_size(model["stored_dtype"])
+            parts = {"weights": int(model["body_bytes"] * widened), **parts}
         if row.allocator_bytes is None:
             parts = {"frameworks": int(row.data["memory"]["idle_bytes"]), **parts}
             if row.host_bytes:

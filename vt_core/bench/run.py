@@ -214,7 +214,9 @@ def _vocabulary(
 
     manifest = bench.directory.manifest
     if variant.head is None:
-        widened = dtypes.item_size(dtype) / dtypes.item_size(manifest.dtype)
+        # Packed tables stay packed; others are held in the run's float type.
+        packed = manifest.quantization is not None
+        widened = 1 if packed else dtypes.item_size(dtype) / dtypes.item_size(manifest.dtype)
         return {
             "static_rows": manifest.vocab_rows,
             "resident_bytes": int(manifest.table_bytes * widened),
@@ -238,6 +240,7 @@ def _model(bench: Benchmark) -> dict[str, Any]:
         "hidden": manifest.hidden,
         "tied": manifest.tied,
         "stored_dtype": manifest.dtype,
+        "quantised": bool(bench.directory.config.get("quantization")),
         "table_bytes": manifest.table_bytes,
         "body_bytes": manifest.body_bytes,
     }

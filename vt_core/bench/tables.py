@@ -70,7 +70,8 @@ def facts(figures: Figures) -> list[tuple[str, str]]:
             "model",
             f"{model['type']}, {model['weights']} weights, {model['vocab_rows']:,} rows of "
             f"{model['hidden']:,} in {tables}, {_megabytes(model['table_bytes'])} MB of tables beside "
-            f"{_megabytes(model['body_bytes'])} MB, stored as {model['stored_dtype']}",
+            f"{_megabytes(model['body_bytes'])} MB, stored as {model['stored_dtype']}"
+            + (", quantised" if model["quantised"] else ""),
         ),
         (
             "prompts",

@@ -121,7 +121,7 @@ def bench(backend: str, out: Path, **options: Any) -> None:
         benchmark = Benchmark(
             backend=backend,
             directory=directory,
-            stock=_stock_copy(directory, variants),
+            stock=_stock_copy(backend, directory, variants),
             variants=variants,
             tasks=_tasks(directory, variants, options["task"], Path(scratch)),
             prompts=prompts,
@@ -174,9 +174,13 @@ def _model(options: dict[str, Any]) -> ModelDirectory:
     return geometry_model(options["geometry"], progress)
 
 
-def _stock_copy(directory: ModelDirectory, variants: list[Variant]) -> Path | None:
+def _stock_copy(backend: str, directory: ModelDirectory, variants: list[Variant]) -> Path | None:
     if all(variant.name != STOCK for variant in variants):
         return None
+    if backend == "torch" and directory.config.get("quantization"):
+        raise OptionError(
+            "transformers reads no weights in MLX's quantised format; give --variants without stock"
+        )
     from converters.export import stock_copy
 
     return stock_copy(directory)

@@ -71,6 +71,7 @@ def results(*rows: dict[str, Any], minimum: int = 20, weights: str = "real") -> 
             "hidden": 1000,
             "tied": True,
             "stored_dtype": "bfloat16",
+            "quantised": False,
             "table_bytes": 100_000_000,
             "body_bytes": 200_000_000,
         },

@@ -75,3 +75,9 @@ def test_what_a_user_can_mend_is_one_line(arguments, said, tiny, data, tmp_path)
     done = bench("torch", "--model", tiny("llama")[1], "--out", tmp_path / "out", *variants, *arguments)
     assert done.exit_code == 2 and said in done.stderr and len(done.stderr.splitlines()) == 1, done.output
     assert not (tmp_path / "out").exists()
+
+
+def test_what_transformers_cannot_read_is_not_its_rival(tiny, data, tmp_path):
+    model = tiny("llama-4bit")[1]
+    done = bench("torch", "--model", model, "--data", data, "--variants", "stock", "--out", tmp_path / "out")
+    assert done.exit_code == 2 and "give --variants without stock" in done.stderr
