@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING
 
 from vt_core.errors import ModelError
@@ -35,6 +36,8 @@ def locked(out: Path, *, announce: bool) -> Iterator[None]:
     lock = FileLock(_beside(out, LOCK_SUFFIX))
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
+        # Where nothing can be made the lock would wait for ever: it takes that for another's doing.
+        TemporaryFile(dir=out.parent).close()
         lock.acquire(timeout=0)
     except Timeout:
         if announce:

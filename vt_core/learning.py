@@ -58,7 +58,7 @@ class LearnedFile:
             data = json.loads(self.path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return []
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise VocabularyError(f"{self.path} cannot be read ({error}); delete it to begin anew") from error
         ids = data.get("ids") if isinstance(data, dict) and data.get("format") == FORMAT else None
         if not isinstance(ids, list) or not all(type(i) is int and 0 <= i < self._rows for i in ids):

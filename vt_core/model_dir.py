@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 MANIFEST_NAME = "vt.json"
 STORE_NAME = "vocab.lmdb"
 FORMAT_VERSION = 1
+CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "n_ctx")  # the last two in files of GPT-2
 MAX_JSON_BYTES = 64 << 20
 """Far above any config or index file: what is larger is another file under its name."""
 
@@ -215,8 +216,12 @@ class ModelDirectory:
     @property
     def context(self) -> int | None:
         """Tokens that fit the model's context, where its configuration says so."""
-        nested = self.config.get("text_config", {})
-        return self.config.get("max_position_embeddings") or nested.get("max_position_embeddings")
+        nested = self.config.get("text_config")
+        for config in (self.config, nested if isinstance(nested, dict) else {}):
+            for name in CONTEXT_NAMES:
+                if isinstance(config.get(name), int):
+                    return int(config[name])
+        return None
 
     def open_store(self) -> Store:
         """Open the row store and check its tables against the manifest. Raises StoreError where they

@@ -114,7 +114,7 @@ def load_body(path: Path, dtype: mx.Dtype) -> Body:
         model, _ = load_model(
             path, lazy=True, get_model_classes=lambda config: _tableless(config, embedding, head, factors)
         )
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:
         raise ModelError(f"mlx-lm cannot load {path} ({str(error).splitlines()[0]})") from error
     # Some models keep a few parameters in float32, and say which.
     castable = getattr(model, "cast_predicate", lambda path: True)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
@@ -134,7 +134,12 @@ def _weights(path: Path, dtype: torch.dtype | None) -> dict[str, Any]:
     kept = None if dtype is None else _STORED[dtype]
     weights: dict[str, Any] = {}
     for file in sorted(path.glob("*.safetensors")):
-        mapped, read = (safe_open(file, "pt", backend=how) for how in ("mmap", "pread"))
+        try:
+            mapped, read = (safe_open(file, "pt", backend=how) for how in ("mmap", "pread"))
+        except SafetensorError as error:
+            raise ModelError(
+                f"{file} is no whole safetensors file ({error}); convert the model again"
+            ) from error
         for name in mapped.keys():  # noqa: SIM118
             tensor = mapped.get_slice(name)
             weights[name] = tensor if tensor.get_dtype() == kept else read.get_slice(name)

@@ -147,7 +147,8 @@ def test_the_tile_may_have_any_size(backend, model):
         assert result["verifications"] > 0
         tokens.append(result["token_ids"])
     assert tokens[1:] == tokens[:1] * 3
-    assert run(backend, "--model", model, "--tile-mb", "0", "ab").exit_code == 2
+    for size in ("0", "nan", "inf"):
+        assert run(backend, "--model", model, "--tile-mb", size, "ab").exit_code == 2
 
 
 def test_task_vocabularies_become_the_static_rows(backend, model, tmp_path):
@@ -193,7 +194,8 @@ def test_bad_input_gets_one_line_and_code_2(backend, model, tmp_path):
     assert "no-such-task" in fails(
         backend, "--model", model, "--task", tmp_path / "no-such-task.vt.json", "hi"
     )
-    assert "'abacus'" in fails(backend, "--model", model, "--device", "abacus", "hi")
+    for device in ("abacus", "meta"):
+        assert f"'{device}'" in fails(backend, "--model", model, "--device", device, "hi")
     assert "system message" in fails(backend, "--model", model, "--raw", "--system", "x", "hi")
 
 
@@ -201,6 +203,11 @@ def test_another_tokenizers_task_is_refused_by_both_names(backend, model, tmp_pa
     save_task(tmp_path / "other.vt.json", "sha256:" + "0" * 64, [1])
     line = fails(backend, "--model", model, "--task", tmp_path / "other.vt.json", "hi")
     assert "tokenizer" in line and "0000" in line
+
+
+def _overwrite(file, content):
+    with open(file, "r+b") as opened:
+        opened.write(content)
 
 
 def test_truncated_and_foreign_model_directories_are_refused(backend, tiny, tmp_path):
@@ -216,6 +223,8 @@ def test_truncated_and_foreign_model_directories_are_refused(backend, tiny, tmp_
         ),
         ("json", lambda d: (d / "vt.json").write_text("{")),
         ("tokenizer", lambda d: (d / "tokenizer.json").unlink()),
+        # As long as it was, so that only reading it shows.
+        ("weights", lambda d: _overwrite(d / "model.safetensors", b"x" * 16)),
     ):
         broken = tmp_path / name
         shutil.copytree(tiny("llama")[1], broken)

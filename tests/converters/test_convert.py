@@ -319,6 +319,12 @@ def test_parent_that_is_a_file(tmp_path: Path, source: Path) -> None:
         convert(source, tmp_path / "file" / "out", progress=False)
 
 
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="no directory in which nobody can make a file")
+def test_parent_that_takes_no_files_is_refused_and_not_waited_for(source: Path) -> None:
+    with pytest.raises(ModelError, match="/proc cannot be written to"):
+        convert(source, "/proc/out", progress=False)
+
+
 def test_what_comes_back_wrong_is_not_kept(
     tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -58,6 +58,7 @@ def test_processes_that_write_at_once_lose_nothing(tmp_path):
     ("content", "sentence"),
     [
         ("{", "cannot be read"),
+        ("[" * 100_000, "cannot be read"),
         ("[1]", "holds no learned ids"),
         (json.dumps({"format": 2, "ids": [], "tokenizer_digest": DIGEST}), "holds no learned ids"),
         (json.dumps({"format": 1, "ids": [5000], "tokenizer_digest": DIGEST}), "with 5000 rows"),

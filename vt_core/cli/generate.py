@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,8 @@ def generate(
         for name in ("revision", "task", "head", "store", "device", "dtype", "quantize", "learn")
     }
     tile = options.pop("tile_mb")
+    if tile is not None and not math.isfinite(tile):
+        raise click.BadParameter(f"{tile} is no size.", param_hint="'--tile-mb'")
     loading["tile_bytes"] = None if tile is None else max(1, int(tile * 1e6))
     model = load(options.pop("model"), backend=backend, progress=sys.stderr.isatty() or verbose, **loading)
     if verbose and model.tokenizer.chat_template is None and not options["raw"]:
