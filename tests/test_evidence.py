@@ -1,0 +1,98 @@
+"""Every figure of the committed reports and of the README's table follows from the committed results."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+from benchmarks import guard, readme
+from tests.core.bench.results import results, row
+from vt_core.bench.figures import Figures
+from vt_core.bench.output import load
+from vt_core.bench.report import report
+
+FILES = readme.files()
+README = readme.ROOT / "README.md"
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.parent.name)
+def test_a_report_is_made_of_its_results(file):
+    made = load(file)
+    assert file.with_name("report.md").read_text(encoding="utf-8") == report(made)
+    for each in made["rows"]:
+        for name in ("ttft_s", "decode_s", "e2e_s", "generated_tokens", "prompt_tokens"):
+            assert len(each[name]) == each["n"] > 0, (each["variant"], name)
+        assert each["command"] == made["command"] and re.search(r"(^| )vt-\w+ bench ", each["command"])
+        assert each["version"] and each["machine"]
+        assert not re.search(r"(^|[\s=])[/~]", each["command"]), "a path of one machine"
+    # A claim needs twenty prompts, whatever was asked for.
+    assert made["settings"]["minimum"] >= 20
+
+
+def test_the_readmes_table_is_made_of_the_results():
+    text = README.read_text(encoding="utf-8")
+    assert readme.replaced(text, readme.table([load(file) for file in FILES])) == text
+
+
+def test_the_readmes_table_leaves_out_what_has_too_few_prompts():
+    assert readme.table([results(row("stock", 19), row("prealloc", 19))]) == ""
+    assert readme.table([results(row("stock", 20), row("full", 20))]) == ""
+    shown = readme.table([results(), results(row("stock", 3), row("prealloc", 3))])
+    assert shown.count("some-model") == 1
+    cells = "4,000 of 50,000 | 0.60 × | 2.00 × | 2.00 × | 20 of 20"
+    assert shown.splitlines()[-1] == f"| some-model, float32 | transformers | 20 | {cells} |"
+
+
+def test_random_weights_say_so_in_the_table_and_nothing_of_texts():
+    line = readme.table([results(weights="random")]).splitlines()[-1]
+    assert "some-model (random weights)" in line and line.endswith("| – |")
+
+
+def test_a_readme_without_marks_is_not_written_over():
+    with pytest.raises(ValueError, match="lost the marks"):
+        readme.replaced("# vt\n", "x")
+
+
+def found():
+    return guard.figures_of(results())
+
+
+def test_the_guard_is_content_with_what_was_recorded_and_with_better():
+    recorded = {name: value for name, (_, value) in found().items()}
+    assert all(line.ok for line in guard.compare(found(), recorded))
+    slower = recorded | {"tokens/s, exact / full": recorded["tokens/s, exact / full"] / 3}
+    assert all(line.ok for line in guard.compare(found(), slower))
+
+
+@pytest.mark.parametrize(
+    ("name", "factor"),
+    [
+        ("static rows", 1.001),
+        ("exact texts that are the full head's", 1.05),
+        ("misses", 3),
+        ("resident bytes, prealloc / full", 1.02),
+        ("peak above idle, exact / full", 0.8),
+        ("tokens/s, approximate / full", 1.6),
+        ("time to the first token, exact / full", 0.6),
+    ],
+)
+def test_the_guard_notices_what_is_beyond_the_tolerance(name, factor):
+    recorded = {each: value for each, (_, value) in found().items()}
+    lines = list(guard.compare(found(), recorded | {name: recorded[name] * factor}))
+    assert [line.name for line in lines if not line.ok] == [name]
+    assert "BEYOND" in guard.text(lines)
+
+
+def test_a_figure_that_was_never_recorded_is_not_right():
+    assert not any(line.ok for line in guard.compare(found(), {}))
+
+
+def test_what_is_recorded_is_what_is_guarded():
+    recorded = json.loads(guard.RECORD.read_text())
+    assert recorded
+    for about in recorded.values():
+        assert set(found()) <= set(about["figures"])
+        assert about["n"] == guard.LIMIT and about["machine"] and about["versions"]["vt"]
+    assert Figures(results()).base.name == "stock"
