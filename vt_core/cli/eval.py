@@ -74,7 +74,8 @@ if TYPE_CHECKING:
 @click.option(
     "--variants",
     metavar="LIST",
-    help="Of original, pruned, approximate, exact, static-only, dynamic-only. Default: the first four.",
+    help="Of original, pruned, approximate, exact, static-only, dynamic-only. Default: the first four; "
+    "pruned only with --profile-data.",
 )
 @click.option(
     "--tokenize", metavar="NAME", help="sacreBLEU's tokenizer. Default: zh for Chinese references, else 13a."
