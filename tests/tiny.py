@@ -132,6 +132,10 @@ def _write_floats(directory: Path, kind: str, dtype: str, seed: int, changes: di
             scaled = "gemma" in kind and "embed_tokens" in name
             spread = 0.04 if scaled else 0.3 if parameter.dim() == 1 else 0.25
             parameter.add_(torch.randn_like(parameter) * spread)
+        # Padding is never chosen, as nobody has trained it to be. Here the stock frameworks must not either.
+        for table in (model.get_input_embeddings(), model.get_output_embeddings()):
+            for parameter in table.parameters():
+                parameter[-PADDING_ROWS:] = 0
     model.save_pretrained(directory)
     if kind == "gpt2":
         # As published: the body saved without the head's wrapper, which mlx-lm expects.

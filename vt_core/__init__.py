@@ -91,6 +91,7 @@ def load(
     tokenizer = Tokenizer(directory.path)
     static = static_ids(directory, tokenizer.eos_ids(directory.manifest.vocab_rows), tasks)
     give_back()
+    tokens = tokenizer.size(directory.manifest.vocab_rows)
     decoder = module.load_decoder(
         directory,
         head=head,
@@ -99,13 +100,14 @@ def load(
         dtype=dtype,
         tile_bytes=tile_bytes,
         quantize=quantize,
+        tokens=tokens,
     )
     file = None
     if learn:
         digest = directory.manifest.tokenizer_digest
         beside = [Path(item) for item in files if not isinstance(item, TaskVocabulary)]
         path = learned_path(beside, cache_directory(), digest)
-        file = LearnedFile(path, digest, directory.manifest.vocab_rows)
+        file = LearnedFile(path, digest, tokens)
     model = Model(directory, decoder, tokenizer, backend=name, learned_file=file)
     model.set_static(static)
     give_back()

@@ -118,9 +118,12 @@ class Backend(Protocol):
         dtype: str | None,
         tile_bytes: int | None,
         quantize: str | None = None,
+        tokens: int | None = None,
     ) -> Decoder:
         """A decoder for a model directory; the head holds nothing yet.
 
+        ``tokens``: the rows that have a token; those behind them are padding, and no head ever holds one.
+        None: every row has one.
         ``tile_bytes``: how much of the full head verification holds at once, in the run's dtype; None takes
         what was measured to be fastest on the device. ``quantize``: one of :data:`vt_core.backend.QUANTIZE`,
         or None to take the weights as they are stored; BackendError where the backend cannot.

@@ -44,7 +44,7 @@ class Model:
         self.tokenizer = tokenizer
         self.decoder = decoder
         self.backend = backend
-        self.rows = directory.manifest.vocab_rows
+        self.rows = decoder.head.vocabulary.rows  #: those of tokens: padding behind them is no part of it
         self.eos_ids = self.tokenizer.eos_ids(self.rows)
         self._clock = clock
         self._memory = ProcessMemory()
@@ -255,7 +255,7 @@ class Model:
         outside = ids[(ids < 0) | (ids >= self.rows)]
         if len(outside):
             raise PromptError(
-                f"the text holds token id {outside[0]}, but the model has rows 0 to {self.rows - 1}; "
+                f"the text holds token id {outside[0]}, but the model's tokens are 0 to {self.rows - 1}; "
                 "use ids of this model's tokenizer"
             )
 
@@ -338,7 +338,7 @@ class Model:
             backend=self.backend,
             device=self.decoder.device,
             dtype=self.decoder.dtype,
-            vocab_rows=self.rows,
+            vocab_rows=self.directory.manifest.vocab_rows,
             static_rows=head.vocabulary.static_size,
             learned_rows=head.vocabulary.learned_size,
             vocab_bytes_full=self.directory.manifest.table_bytes,

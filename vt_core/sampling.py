@@ -99,8 +99,9 @@ class Sampler:
     """Chooses tokens of one request; :meth:`extend` tells it the context that penalties look at."""
 
     def __init__(self, settings: SamplerSettings, rows: int) -> None:
-        """``rows``: V, the rows of the model's table."""
+        """``rows``: how many rows can be chosen from; full ids are below it."""
         self.settings = settings
+        self.rows = rows
         self._counts = np.zeros(rows if settings.adjusts else 0, dtype=np.int32)
         bias = settings.logit_bias
         outside = [token for token in bias if not 0 <= token < rows]

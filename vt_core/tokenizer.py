@@ -93,6 +93,11 @@ class Tokenizer:
         """A decoder that takes ids one at a time."""
         return TextStream(self)
 
+    def size(self, rows: int) -> int:
+        """How many of a table's ``rows`` have a token: those behind the last id are padding."""
+        ids = range(rows - 1, -1, -1)
+        return 1 + next((token_id for token_id in ids if self._fast.id_to_token(token_id) is not None), -1)
+
     def id_of(self, token: str) -> int | None:
         return self._fast.token_to_id(token)
 

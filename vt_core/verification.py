@@ -7,7 +7,7 @@ the whole vocabulary exists.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
@@ -45,6 +45,9 @@ class LogitTile(Protocol):
 
     def put(self, position: int, places: Ids, logits: Floats) -> None:
         """Replace them."""
+
+    def first(self, count: int) -> LogitTile:
+        """A tile of the first ``count`` rows."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,9 @@ class NumpyTile:
         self._logits[position, places] = logits
         self.__dict__.pop("_largest", None)
 
+    def first(self, count: int) -> NumpyTile:
+        return NumpyTile(self.start, self._logits[:, :count])
+
     @cached_property
     def _largest(self) -> Floats:
         """``[k]``."""
@@ -99,11 +105,19 @@ def verify(scan: Callable[[], Iterable[LogitTile]], drafts: Sequence[Draft], sam
     Args:
         scan: begins a reading of all rows of the full head, in id order.
         drafts: the positions, as many as the tiles' logits have rows.
-        sampler: of the request; its context ends where the block begins.
+        sampler: of the request; its context ends where the block begins. What lies behind its rows is padding
+            and is not chosen.
     """
     if sampler.settings.plain_greedy:
-        return _greedy(scan(), len(drafts))
-    return _general(scan, drafts, sampler)
+        return _greedy(_without_padding(scan(), sampler.rows), len(drafts))
+    return _general(lambda: _without_padding(scan(), sampler.rows), drafts, sampler)
+
+
+def _without_padding(tiles: Iterable[LogitTile], rows: int) -> Iterator[LogitTile]:
+    for tile in tiles:
+        if tile.start >= rows:
+            return
+        yield tile if tile.start + tile.count <= rows else tile.first(rows - tile.start)
 
 
 def accepted_prefix(drafted: Sequence[int], checked: Sequence[int]) -> tuple[int, int | None]:

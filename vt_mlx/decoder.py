@@ -215,6 +215,7 @@ def load_decoder(
     dtype: str | None,
     tile_bytes: int | None,
     quantize: str | None = None,
+    tokens: int | None = None,
 ) -> MlxDecoder:
     """See :meth:`vt_core.backend.Backend.load_decoder`."""
     if quantize is not None:
@@ -245,7 +246,7 @@ def load_decoder(
         body.embedding,
         body.head,
         rows,
-        strategy(rows, manifest.vocab_rows),
+        strategy(rows, tokens or manifest.vocab_rows),
         tied=manifest.tied,
         device=target,
         dtype=run_dtype,

@@ -60,6 +60,9 @@ class MlxTile:
         self._logits[position, mx.array(places)] = mx.array(logits)
         self.__dict__.pop("_largest", None)
 
+    def first(self, count: int) -> MlxTile:
+        return MlxTile(self.start, self._logits[:, :count])
+
     @cached_property
     def _largest(self) -> npt.NDArray[np.float32]:
         """``[k]``."""

@@ -218,6 +218,7 @@ def load_decoder(
     dtype: str | None,
     tile_bytes: int | None,
     quantize: str | None = None,
+    tokens: int | None = None,
 ) -> TorchDecoder:
     """See :meth:`vt_core.backend.Backend.load_decoder`."""
     manifest = directory.manifest
@@ -233,7 +234,7 @@ def load_decoder(
     return TorchDecoder(
         model,
         rows,
-        strategy(rows, manifest.vocab_rows),
+        strategy(rows, tokens or manifest.vocab_rows),
         tied=manifest.tied,
         device=target,
         dtype=run_dtype,

@@ -68,6 +68,9 @@ class TorchTile:
         self._logits[position, torch.from_numpy(places)] = torch.from_numpy(logits).to(self._logits.device)
         self.__dict__.pop("_largest", None)
 
+    def first(self, count: int) -> TorchTile:
+        return TorchTile(self.start, self._logits[:, :count])
+
     @cached_property
     def _largest(self) -> npt.NDArray[np.float32]:
         """``[k]``."""

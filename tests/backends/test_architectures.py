@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from benchmarks import stock
 from converters import convert
 from tests.conftest import backend_params
-from tests.tiny import ARCHITECTURES, KINDS, NEUTRAL, stock_source, write_model
+from tests.tiny import ARCHITECTURES, KINDS, NEUTRAL, PADDING_ROWS, stock_source, write_model
 from vt_core import load
 from vt_core.errors import ModelError
 from vt_core.sampling import Sampler, SamplerSettings
@@ -136,9 +136,10 @@ def test_eight_bits_run_too(backend, kind, models):
 def _sampled(backend, original, prompt):
     """Ids that the sampler draws from the stock framework's logits."""
     context, ids = list(prompt), []
-    sampler = Sampler(SamplerSettings(**SAMPLING), len(stock.next_logits(backend, original, prompt)))
+    tokens = len(stock.next_logits(backend, original, prompt)) - PADDING_ROWS
+    sampler = Sampler(SamplerSettings(**SAMPLING), tokens)
     for position in range(TOKENS):
-        logits = stock.next_logits(backend, original, context)
+        logits = stock.next_logits(backend, original, context)[:tokens]
         ids.append(sampler.choose(logits, np.arange(len(logits)), position))
         context.append(ids[-1])
         if ids[-1] in (0, 2):

@@ -121,7 +121,7 @@ def test_reduced_logits_are_the_gathered_columns_of_the_full_ones(
     # In bfloat16 sums are rounded so coarsely that the order of adding up leaves no trace.
     tolerance = 0 if dtype == "bfloat16" else 1e-5
     full, _ = logits("full", [])
-    expected = stock.next_logits(backend, stock_model(backend, kind, dtype, quantize), LONG)
+    expected = stock.next_logits(backend, stock_model(backend, kind, dtype, quantize), LONG)[: len(full)]
     if quantize is None or dtype == "float32":
         tolerance = max(tolerance, 1e-4 if quantize else 0)
         np.testing.assert_allclose(full, expected, rtol=tolerance, atol=tolerance)

@@ -1,0 +1,68 @@
+"""Rows behind the last token are padding: they never come out, even where theirs is the largest logit."""
+
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from benchmarks import stock
+from converters import convert
+from tests.conftest import backend_params
+from tests.tiny import PADDING_ROWS
+from vt_core import load
+from vt_core.errors import OptionError, PromptError
+
+PROMPT = [5, 17, 300, 42]
+TOKENS = 12
+SAMPLINGS = {"greedy": {}, "sampled": {"temperature": 0.9, "top_p": 0.9, "seed": 1}}
+pytestmark = pytest.mark.parametrize("backend", backend_params())
+
+
+@pytest.fixture(scope="module", params=["llama", "qwen2"])
+def hostile(request, tiny, tmp_path_factory):
+    """Source and model directory of a model whose largest logits are those of padding rows."""
+    root = tmp_path_factory.mktemp("padding")
+    source = shutil.copytree(tiny(request.param)[0], root / "source")
+    tensors = load_file(source / "model.safetensors")
+    head = tensors["lm_head.weight" if request.param == "qwen2" else "model.embed_tokens.weight"]
+    # Opposite to each other: whatever the hidden state, one of the two is far above all others.
+    head[-1] = np.random.default_rng(0).normal(size=head.shape[1]).astype(np.float32) * 100
+    head[-2] = -head[-1]
+    save_file(tensors, source / "model.safetensors", {"format": "pt"})
+    return source, convert(source, root / "vt", progress=False)
+
+
+def test_padding_rows_never_come_out(backend, hostile):
+    source, directory = hostile
+    logits = stock.next_logits(backend, stock.LOAD[backend](source, "float32"), PROMPT)
+    tokens = len(logits) - PADDING_ROWS
+    assert logits.argmax() >= tokens
+    for sampling in SAMPLINGS.values():
+        texts = set()
+        for head in ("full", "prealloc", "split", "rebuild"):
+            # Small tiles, so that padding has some of its own.
+            model = load(
+                directory, backend=backend, head=head, device="cpu", dtype="float32", tile_bytes=2000
+            )
+            model.decoder.head.set_static(range(0, 300, 2))
+            for approximate in (False, True):
+                result = model.generate(PROMPT, max_tokens=TOKENS, approximate=approximate, **sampling)
+                assert max(result.token_ids) < tokens
+                assert result.vocab_rows == len(logits)
+                if not approximate:
+                    texts.add(result.token_ids)
+            assert head != "full" or result.static_rows == tokens
+            assert head == "full" or result.static_rows == 150
+        assert len(texts) == 1
+
+
+def test_padding_is_no_prompt_and_has_no_bias(backend, hostile):
+    model = load(hostile[1], backend=backend, device="cpu")
+    padding = model.directory.manifest.vocab_rows - 1
+    with pytest.raises(PromptError, match=f"token id {padding}, but the model's tokens are 0 to"):
+        model.generate([5, padding])
+    with pytest.raises(OptionError, match=f"token id {padding}"):
+        model.generate([5], logit_bias={padding: 5.0})
