@@ -6,6 +6,7 @@ which others are active. Linear layers have eight bits in the same way, or four 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from vt_core.errors import BackendError
 from vt_torch.device import multiplies
 
-#: Weights are made float again in pieces of this size, where no kernel takes them as they are.
+#: Floats of this size are held at once, where weights are quantised or made float again.
 CHUNK_BYTES = 8 << 20
 #: Up to so many positions the kernels for eight bits are faster than making floats, on a CPU.
 _FEW = 8
@@ -42,16 +43,20 @@ def product(hidden: torch.Tensor, weight: torch.Tensor, scales: torch.Tensor) ->
         return torch._weight_int8pack_mm(hidden, weight, scales)
     dtype = _float_type(hidden)
     wide = hidden.to(dtype)
-    out = torch.empty(len(hidden), len(weight), dtype=hidden.dtype, device=hidden.device)
-    step = max(1, CHUNK_BYTES // (weight.shape[1] * dtype.itemsize))
-    for start in range(0, len(weight), step):
-        part = slice(start, start + step)
+    out = hidden.new_empty(len(hidden), len(weight))
+    for part in _pieces(weight):
         out[:, part] = F.linear(wide, weight[part].to(dtype).mul_(scales[part, None]))
     return out
 
 
+def _pieces(weight: torch.Tensor) -> Iterator[slice]:
+    """Rows whose floats take :data:`CHUNK_BYTES` in float32."""
+    step = max(1, CHUNK_BYTES // (weight.shape[1] * 4))
+    return (slice(start, start + step) for start in range(0, len(weight), step))
+
+
 def _has_kernel(hidden: torch.Tensor) -> bool:
-    # In float32 the kernel is there and takes fifty times as long.
+    # In float32 the kernel is there, and takes a hundred times as long as in bfloat16.
     return hidden.device.type == "cpu" and hidden.dtype != torch.float32
 
 
@@ -67,10 +72,8 @@ class Int8Linear(nn.Module):
     def __init__(self, weight: torch.Tensor, bias: nn.Parameter | None) -> None:
         super().__init__()
         numbers = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
-        scales = torch.empty(len(weight), dtype=weight.dtype, device=weight.device)
-        step = max(1, CHUNK_BYTES // (weight.shape[1] * 4))
-        for start in range(0, len(weight), step):
-            part = slice(start, start + step)
+        scales = weight.new_empty(len(weight))
+        for part in _pieces(weight):
             numbers[part], scales[part] = quantise_rows(weight[part])
         self.register_buffer("numbers", numbers)
         self.register_buffer("scales", scales)
@@ -93,11 +96,15 @@ class Int4Linear(nn.Module):
     def __init__(self, weight: torch.Tensor, bias: nn.Parameter | None, group: int) -> None:
         super().__init__()
         self._group, self._cuda = group, weight.device.type == "cuda"
-        numbers, scales, zeros = quantise_groups(weight, group)
+        rows, columns = weight.shape
+        numbers = torch.empty(weight.shape, dtype=torch.int32, device=weight.device)
+        scales_and_zeros = weight.new_empty(columns // group, rows, 2)
+        for part in _pieces(weight):
+            numbers[part], scales, zeros = quantise_groups(weight[part], group)
+            scales_and_zeros[:, part] = torch.stack([scales, zeros], dim=-1).transpose(0, 1)
         pack = _pack_on_cuda if self._cuda else _pack_on_cpu
         self.register_buffer("numbers", pack(numbers))
-        both = torch.stack([scales, zeros], dim=-1).transpose(0, 1).contiguous()
-        self.register_buffer("scales_and_zeros", both)
+        self.register_buffer("scales_and_zeros", scales_and_zeros)
         self.bias = bias
 
     @property
@@ -193,6 +200,11 @@ class _Quantizer(HfQuantizer):
         path, _, name = param_name.rpartition(".")
         return name == "weight" and type(model.get_submodule(path)) is nn.Linear
 
+    @property
+    def quantized_element_size(self) -> float:
+        # By this the loader estimates how much to allocate on an accelerator.
+        return self.quantization_config.bits / 8
+
     def get_quantize_ops(self) -> _Replacement:
         return _Replacement(self.quantization_config.bits)
 
@@ -217,6 +229,7 @@ class _Replacement:
         layer.weight = nn.Parameter(weight[0] if isinstance(weight, list) else weight, requires_grad=False)
         smaller = _quantised(layer, self._bits)
         smaller._is_hf_initialized = True
-        model.set_submodule(path, smaller)
+        parent, _, name = path.rpartition(".")
+        setattr(model.get_submodule(parent), name, smaller)
         missing_keys.discard(full_layer_name)
         return {}
