@@ -68,14 +68,16 @@ class Line:
 @click.option("--backend", type=click.Choice(list(BACKENDS)), default=default_backend, show_default="best")
 @click.option("--record", is_flag=True, help="Keep what is found as what is to be found.")
 def main(backend: str, record: bool) -> None:
-    found = figures_of(measure(backend))
     kept = json.loads(RECORD.read_text()) if RECORD.exists() else {}
+    if backend not in kept and not record:
+        raise click.ClickException(f"nothing is recorded for {backend} yet; do that once with --record")
+    found = figures_of(measure(backend))
     if record:
         about = {"command": command_text("benchmarks.guard", sys.argv[1:]), "n": LIMIT}
         about |= {"machine": machine_text(machine()), "versions": versions(backend)}
         kept[backend] = about | {"figures": {name: round(value, 4) for name, (_, value) in found.items()}}
         RECORD.write_text(json.dumps(kept, indent=1) + "\n")
-    lines = list(compare(found, kept.get(backend, {}).get("figures", {})))
+    lines = list(compare(found, kept[backend]["figures"]))
     click.echo(text(lines))
     if not all(line.ok for line in lines):
         click.echo("beyond the tolerances; if that is meant: python -m benchmarks.guard --record", err=True)

@@ -6,6 +6,7 @@ import json
 import re
 
 import pytest
+from click.testing import CliRunner
 
 from benchmarks import guard, readme
 from tests.core.bench.results import results, row
@@ -87,6 +88,24 @@ def test_the_guard_notices_what_is_beyond_the_tolerance(name, factor):
 
 def test_a_figure_that_was_never_recorded_is_not_right():
     assert not any(line.ok for line in guard.compare(found(), {}))
+
+
+def test_a_backend_without_a_record_is_told_to_make_one(monkeypatch, tmp_path):
+    monkeypatch.setattr(guard, "RECORD", tmp_path / "guard.json")
+    done = CliRunner().invoke(guard.main, ["--backend", "torch"])
+    assert done.exit_code == 1 and "do that once with --record" in done.stderr
+
+
+def test_the_command_records_and_compares(monkeypatch, tmp_path):
+    monkeypatch.setattr(guard, "RECORD", tmp_path / "guard.json")
+    monkeypatch.setattr(guard, "measure", lambda backend: results())
+    assert CliRunner().invoke(guard.main, ["--backend", "torch", "--record"]).exit_code == 0
+    assert CliRunner().invoke(guard.main, ["--backend", "torch"]).exit_code == 0
+    slow = row("prealloc", 20, decode_s=[5.0] * 20)
+    rows = [slow if each["variant"] == "prealloc" else each for each in results()["rows"]]
+    monkeypatch.setattr(guard, "measure", lambda backend: results(*rows))
+    done = CliRunner().invoke(guard.main, ["--backend", "torch"])
+    assert done.exit_code == 1 and "| tokens/s, exact / full |" in done.stdout and "BEYOND" in done.stdout
 
 
 def test_what_is_recorded_is_what_is_guarded():
