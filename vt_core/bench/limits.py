@@ -18,6 +18,7 @@ from vt_core.bench.prompts import Prompts
 from vt_core.errors import BackendError, OptionError
 
 KEPT = 0.8  #: share of the speed that counts as keeping it
+_PATIENCE = 4  #: times as long as without a limit a run may take, loading included
 _CGROUPS = Path("/sys/fs/cgroup")
 _DROP_CACHES = Path("/proc/sys/vm/drop_caches")
 
@@ -42,16 +43,14 @@ def bisect(measure: Callable[[int | None], Trial], runs: int) -> dict[str, Any]:
     free = measure(None)
     fits, fails = free.charged_bytes, 0
     trials = []
-    # Half of what it took is a better first guess than the middle of nothing and all.
-    guess = (fits + fails) // 2
     for _ in range(runs):
-        trial = measure(guess)
+        limit = (fits + fails) // 2
+        trial = measure(limit)
         trials.append(trial)
         if trial.tokens_per_s >= KEPT * free.tokens_per_s:
-            fits = guess
+            fits = limit
         else:
-            fails = guess
-        guess = (fits + fails) // 2
+            fails = limit
     return {
         "limit_bytes": fits,
         "fails_bytes": fails,
@@ -76,7 +75,7 @@ class LimitSearch:
         def measure(limit: int | None) -> Trial:
             found = self._measure(job, prompts, limit, deadline[0])
             if limit is None:
-                deadline[0] = 4 * found[1]
+                deadline[0] = _PATIENCE * found[1]
             watch(f"{job['name']} in {'all memory' if limit is None else f'{limit / 1e6:.0f} MB'}")
             return found[0]
 
@@ -160,8 +159,9 @@ def control_group(limit: int | None) -> Iterator[ControlGroup]:
     try:
         if limit is not None:
             (path / ("memory.max" if second else "memory.limit_in_bytes")).write_text(str(limit))
-        if second and (path / "memory.swap.max").exists():
-            (path / "memory.swap.max").write_text("0")
+        no_swap = path / ("memory.swap.max" if second else "memory.swappiness")
+        if no_swap.exists():  # a system may be built without swap
+            no_swap.write_text("0")
         if second:
             yield ControlGroup(path, "cgroup.procs", "memory.peak")
         else:
