@@ -50,8 +50,14 @@ def replaced(readme: str, text: str) -> str:
 
 
 def table(all_results: Sequence[Mapping[str, Any]]) -> str:
-    """What every row was measured on, and a row for each of the results that suffice for a claim."""
-    shown = [each for each in map(Figures, all_results) if (row := _exact(each)) and each.suffices(row)]
+    """What every row was measured on, and a row for each of the results that suffice for a claim. A search
+    for the smallest memory is a report by itself.
+    """
+    shown = [
+        each
+        for each in map(Figures, all_results)
+        if (row := _exact(each)) and each.suffices(row) and not any(row.limit_bytes for row in each.rows)
+    ]
     if not shown:
         return ""
     machines = dict.fromkeys(machine_text(each.results["machine"]) for each in shown)

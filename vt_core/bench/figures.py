@@ -117,6 +117,11 @@ class Row:
         return None if self.data["limit"] is None else int(self.data["limit"]["limit_bytes"])
 
     @property
+    def limit_prompts(self) -> int:
+        """Prompts of each try of that search."""
+        return 0 if self.data["limit"] is None else int(self.data["limit"]["prompts"])
+
+    @property
     def resident_bytes(self) -> int:
         """Bytes of the vocabulary's rows on the device."""
         return int(self.data["vocabulary"]["resident_bytes"])

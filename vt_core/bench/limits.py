@@ -80,7 +80,7 @@ class LimitSearch:
             return found[0]
 
         deadline: list[float | None] = [None]
-        return bisect(measure, self.runs)
+        return bisect(measure, self.runs) | {"prompts": min(self.prompts, len(prompts.ids))}
 
     def _measure(
         self, job: Mapping[str, Any], prompts: Prompts, limit: int | None, deadline: float | None

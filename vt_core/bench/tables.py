@@ -200,7 +200,8 @@ def _memory(figures: Figures) -> Table:
         columns += ["suffices", "×"]
         note += (
             " Suffices: the smallest memory, page cache included, in which the variant kept 80 % of its "
-            "speed; found by bisection, each try in a fresh process and from a cold page cache."
+            "speed; found by bisection, each try in a fresh process, from a cold page cache, with "
+            f"{max(row.limit_prompts for row in figures.rows)} prompts."
         )
 
     def cells(row: Row) -> list[str]:

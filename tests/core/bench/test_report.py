@@ -136,13 +136,18 @@ def test_without_the_stock_framework_ratios_are_to_the_full_head():
 
 def test_memory_that_was_allocated_or_searched_for_has_its_columns():
     memory = row("stock", 20)["memory"] | {"allocator_bytes": 500_000_000}
-    limit = {"limit_bytes": 800_000_000}
+    limit = {"limit_bytes": 800_000_000, "prompts": 2}
     stock = row("stock", 20, memory=memory, limit=limit)
-    vt = row("full", 20, memory=memory | {"allocator_bytes": 250_000_000}, limit={"limit_bytes": 400_000_000})
+    vt = row(
+        "full",
+        20,
+        memory=memory | {"allocator_bytes": 250_000_000},
+        limit=limit | {"limit_bytes": 400_000_000},
+    )
     text = report(results(stock, vt, row("prealloc", 20)))
     found = table(text, "Peak memory")
     assert (found["full"]["allocator"], found["full"]["suffices"]) == ("250", "400")
-    assert found["prealloc"]["suffices"] == "–"
+    assert found["prealloc"]["suffices"] == "–" and "from a cold page cache, with 2 prompts." in text
     assert "allocator" not in report(results()) and "uffices" not in report(results())
 
 
