@@ -3,11 +3,10 @@
     python -m benchmarks.profiler sizes    --data DATA --tokenizer qwen3=PATH:151936 --out DIR
     python -m benchmarks.profiler ablation --data DATA --tokenizer qwen3=PATH:151936 --out DIR
     python -m benchmarks.profiler speed    --data DATA --tokenizer qwen3=PATH:151936 --out DIR
-    python -m benchmarks.profiler own      --data DATA --model MODEL --backend torch --out DIR
 
 DATA holds the corpora of `TASKS` (JSON lines with `input` and `output`). PATH is a tokenizer.json and the
-number after it the rows of the model's table; `--tokenizer` is repeatable. MODEL is a model directory or what
-converts to one. Each command writes a JSON file and a Markdown table into DIR.
+number after it the rows of the model's table; `--tokenizer` is repeatable. Each command writes a JSON file
+and a Markdown table into DIR.
 """
 
 from __future__ import annotations
@@ -23,15 +22,12 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from vt_core.profile import Layout, Profiler, Stages
-from vt_core.profile.coverage import Coverage
-from vt_core.profile.tokenizer_source import find_tokenizer
 
 
 @dataclass(frozen=True)
@@ -71,8 +67,6 @@ SPEED_FILES = (
 NO_INPUT = Layout(inputs=("",))
 """Every token of the output counts as not given: what a static set covers without the prompt."""
 
-OWN_TASKS = ("math", "code, functions")
-
 TOLERANCES = (0.0, 0.01, 0.05, 0.1)
 
 Row = dict[str, Any]
@@ -82,23 +76,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("command", choices=[*COMMANDS, "own", "speed-child"])
+    parser.add_argument("command", choices=[*COMMANDS, "speed-child"])
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--tokenizer", action="append", default=[], metavar="NAME=PATH:ROWS")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--rows", type=int, default=1_000_000, help="speed: rows of the large corpus")
     parser.add_argument("--loop-rows", type=int, default=20_000, help="speed: rows for the simple loop")
     parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
-    parser.add_argument("--model", help="own: the model that writes")
-    parser.add_argument("--backend", default="torch")
-    parser.add_argument("--limit", type=int, default=300, help="own: profiled and held-out rows to write for")
-    parser.add_argument("--max-tokens", type=int, default=256, help="own: tokens to write for each")
     arguments = parser.parse_args()
     if arguments.command == "speed-child":
         print(json.dumps(WAYS[arguments.way](arguments.data, Path(arguments.tokenizer[0]))))
         return
     arguments.out.mkdir(parents=True, exist_ok=True)
-    rows = list(own(arguments)) if arguments.command == "own" else list(by_tokenizer(arguments))
+    rows = list(by_tokenizer(arguments))
     (arguments.out / f"profiler-{arguments.command}.json").write_text(json.dumps(rows, indent=1) + "\n")
     table = markdown(rows)
     (arguments.out / f"profiler-{arguments.command}.md").write_text(table)
@@ -186,46 +176,6 @@ def result_row(task: str, variant: str, coverage: Any) -> Row:
         "missing": 1 - float(coverage.token_curve()[-1]),
         "examples whole": float(coverage.example_curve()[-1]),
     }
-
-
-def own(arguments: argparse.Namespace) -> Iterator[Row]:
-    """Tokens missing from the model's own held-out outputs, profiled from references or own outputs."""
-    from vt_core import load
-
-    found = find_tokenizer(arguments.model)
-    profiler = Profiler(found.tokenizer_json, found.vocab_rows, found.name)
-    model = load(arguments.model, backend=arguments.backend, head="full")
-
-    def generate(prompt: str, max_tokens: int) -> Sequence[int]:
-        return model.generate(prompt, max_tokens=max_tokens).token_ids
-
-    for name in OWN_TASKS:
-        task = TASKS[name]
-        sources = files(arguments.data, task.profile)
-        references = profiler.count(sources)
-        written = profiler.count_own(
-            sources, generate, max_tokens=arguments.max_tokens, limit=arguments.limit
-        )
-        profiles = {"references": references, "own outputs": written, "both": references.merge(written)}
-        chosen = {
-            (source, prior): profiler.select(counts, Stages(prior=prior), task.languages).ids
-            for source, counts in profiles.items()
-            for prior in (0, 8192)
-        }
-        coverages = [Coverage(ids, profiler.table.size, profiler.always) for ids in chosen.values()]
-        for prompt in prompts(files(arguments.data, (task.held_out,)), arguments.limit):
-            given = set(profiler.tokenizer.encode(prompt, add_special_tokens=False).ids)
-            output = generate(prompt, arguments.max_tokens)
-            for coverage in coverages:
-                coverage.add([[id for id in output if id not in given]], len(output))
-        for (source, prior), coverage in zip(chosen, coverages, strict=True):
-            examples = profiles[source].examples
-            yield {"profiled": examples, "prior": prior, **result_row(name, source, coverage)}
-
-
-def prompts(held_out: Sequence[Path], limit: int) -> list[str]:
-    lines = (line for path in held_out for line in path.open(encoding="utf-8"))
-    return [json.loads(line)["input"] for line in islice(lines, limit)]
 
 
 def speed(profiler: Profiler, arguments: argparse.Namespace) -> Iterator[Row]:
