@@ -4,6 +4,7 @@ import importlib.util
 import os
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 # Tiny products: threads would wait for each other longer than they compute. Before any library reads it.
@@ -11,6 +12,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from converters import convert
 from tests.tiny import write_model
+
+# A deadline would test how busy the machine is.
+hypothesis.settings.register_profile("vt", deadline=None)
+hypothesis.settings.load_profile("vt")
 
 FRAMEWORKS = {"torch": "torch", "mlx": "mlx_lm"}
 

@@ -152,10 +152,6 @@ class StoreWriter:
             os.fsync(self._descriptor)
             self._put(META_KEY, encode(Metadata(self._store_id, tuple(self._tables))))
             self._environment.sync(True)
-        if hasattr(os, "posix_fadvise"):
-            # What was just written is cached page by page, and would be mapped so at every scan: ten times
-            # slower than what is read anew.
-            os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _pieces(spec: TableSpec, chunks: Iterable[np.ndarray], tile_rows: int) -> Iterator[np.ndarray]:
