@@ -21,12 +21,12 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import click
 
 from benchmarks import stock
-from benchmarks.runs import median
 from vt_core.backend import BACKENDS
 from vt_core.metrics import ProcessMemory
 from vt_core.model_dir import STORE_NAME, ModelDirectory
@@ -46,7 +46,7 @@ PROMPT = "The capital of France is"
 @click.option("--warm", is_flag=True, help="Leave the files in the page cache.")
 @click.option("--out", type=click.Path(path_type=Path), required=True)
 def main(backend: str, model: Path, work: Path, dtype: str, rounds: int, warm: bool, out: Path) -> None:
-    paths = {"stock": stock.export(model, work / f"{model.name}-stock")}
+    paths = {"stock": stock.export(model)}
     own = work / f"{model.name}-copy"
     if not own.exists():
         shutil.copytree(model, own)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -54,6 +56,13 @@ def test_random_weights_say_so_in_the_table_and_nothing_of_texts():
 def test_a_readme_without_marks_is_not_written_over():
     with pytest.raises(ValueError, match="lost the marks"):
         readme.replaced("# vt\n", "x")
+
+
+@pytest.mark.parametrize(
+    "script", sorted(Path(readme.__file__).parent.glob("*.py")), ids=lambda path: path.stem
+)
+def test_every_script_can_be_imported(script):
+    importlib.import_module(f"benchmarks.{script.stem}")
 
 
 def found():
