@@ -7,7 +7,7 @@ import numpy as np
 
 def eight_bits(weight: np.ndarray) -> np.ndarray:
     """float32 rows, each rounded to a multiple of 1/127 of its largest value."""
-    scales = np.abs(weight).max(axis=1, keepdims=True) / np.float32(127)
+    scales = np.maximum(np.abs(weight).max(axis=1, keepdims=True) / np.float32(127), np.float32(1e-30))
     return np.round(weight / scales) * scales
 
 

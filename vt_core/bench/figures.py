@@ -234,7 +234,8 @@ class Figures:
         """
         model = self.results["model"]
         parts = {"vocabulary": row.resident_bytes}
-        if not model["quantised"]:  # what is packed may be held as it is or unpacked, and in part either way
+        quantised = model["quantised"] or self.results["settings"].get("quantize")
+        if not quantised:  # what is packed may be held as it is or unpacked, and in part either way
             widened = item_size(row.data["dtype"]) / item_size(model["stored_dtype"])
             parts = {"weights": int(model["body_bytes"] * widened), **parts}
         if row.allocator_bytes is None:

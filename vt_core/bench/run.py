@@ -46,6 +46,7 @@ class Benchmark:
     geometry: str | None = None
     device: str | None = None
     dtype: str | None = None
+    quantize: str | None = None  #: of vt's variants; the stock framework runs the weights as they are
     together: int | None = None  #: processes at a time; None takes what memory suffices for
     limit_search: LimitSearch = field(default_factory=LimitSearch)
     limited: Collection[str] = ()  #: variants whose smallest memory is searched for
@@ -127,6 +128,7 @@ def job(bench: Benchmark, variant: Variant) -> dict[str, Any]:
         "task": list(bench.tasks[variant.name]),
         "device": bench.device,
         "dtype": bench.dtype,
+        "quantize": bench.quantize,
     }
 
 
@@ -249,6 +251,7 @@ def _model(bench: Benchmark) -> dict[str, Any]:
 def _settings(bench: Benchmark, together: int, rounds: int) -> dict[str, Any]:
     return {
         "backend": bench.backend,
+        "quantize": bench.quantize,
         "prompts": bench.prompts.source,
         "too_long": bench.prompts.too_long,
         "max_tokens": bench.max_tokens,

@@ -27,7 +27,8 @@ def title(figures: Figures) -> str:
     model, settings = figures.results["model"], figures.results["settings"]
     dtypes = " and ".join(dict.fromkeys(row.data["dtype"] for row in figures.rows))
     name = model["name"] + (" (random weights)" if figures.random_weights else "")
-    return f"{name}, {settings['backend']}, {dtypes}"
+    quantised = f", vt in {settings['quantize']}" if settings.get("quantize") else ""
+    return f"{name}, {settings['backend']}, {dtypes}{quantised}"
 
 
 def warnings(figures: Figures) -> list[str]:

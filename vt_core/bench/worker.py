@@ -75,7 +75,7 @@ class VtRunner:
 
         self._approximate = not job["exact"]
         options = {name: job[name] for name in ("backend", "head", "store", "device", "dtype", "task")}
-        self._model = load(job["model"], **options)
+        self._model = load(job["model"], quantize=job.get("quantize"), **options)
         self.device, self.dtype = self._model.decoder.device, self._model.decoder.dtype
 
     def generate(self, prompt: list[int], max_tokens: int, on_token: Callable[[], object]) -> Found:

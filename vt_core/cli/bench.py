@@ -11,6 +11,7 @@ import click
 
 from vt_core.bench.geometry import GEOMETRIES
 from vt_core.bench.variants import DEFAULT, STOCK, Variant, parse_variants
+from vt_core.cli.options import quantize_option
 from vt_core.errors import OptionError
 
 if TYPE_CHECKING:
@@ -87,6 +88,7 @@ if TYPE_CHECKING:
     type=click.Choice(["float32", "bfloat16", "float16"]),
     help="Float type to run in. Default: what the device runs well.",
 )
+@quantize_option
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the results.")
 @click.pass_obj
 def bench(backend: str, out: Path, **options: Any) -> None:
@@ -129,7 +131,7 @@ def bench(backend: str, out: Path, **options: Any) -> None:
             geometry=options["geometry"],
             limited=limited,
             **{name: options[name] for name in ("max_tokens", "seed", "minimum", "together")},
-            **{name: options[name] for name in ("device", "dtype")},
+            **{name: options[name] for name in ("device", "dtype", "quantize")},
         )
         with tqdm(total=benchmark.steps, unit="run", disable=None, desc="loading") as bar:
 

@@ -8,6 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from tests.conftest import backend_params
+from tests.tiny import PADDING_ROWS
 from vt_core.bench.output import load
 from vt_core.bench.report import report
 from vt_core.cli import build
@@ -49,11 +50,24 @@ def test_variants_are_measured_in_turn_and_reported(backend, tiny, data, tmp_pat
         assert (row["memory"]["allocator_bytes"] is not None) == (backend == "mlx")
     rows_of_model = results["model"]["vocab_rows"]
     assert rows["stock"]["vocabulary"]["resident_bytes"] == results["model"]["table_bytes"]
-    assert rows["full"]["vocabulary"]["static_rows"] == rows_of_model
+    assert rows["full"]["vocabulary"]["static_rows"] == rows_of_model - PADDING_ROWS
     # 600 and the special ids.
     assert 600 <= rows["prealloc@600"]["vocabulary"]["static_rows"] <= 610
     assert rows["prealloc@600"]["exact"] and sum(rows["prealloc@600"]["verifications"]) > 0
     assert (out / "report.md").read_text() == report(results)
+
+
+def test_weights_may_be_quantised(tiny, data, tmp_path):
+    out = tmp_path / "out"
+    arguments = ["--model", tiny("llama")[1], "--data", data, "--limit", 1, "--max-tokens", 3, "--minimum", 1]
+    arguments += ["--variants", "full", "--quantize", "int8", "--device", "cpu"]
+    done = bench("torch", *arguments, "--out", out)
+    assert done.exit_code == 0, done.output
+    results = load(out / "results.json")
+    # A row of 48 values has a byte for each, and a scale of two.
+    resident = results["rows"][0]["vocabulary"]["resident_bytes"]
+    assert resident % 50 == 0 and 0 < resident <= results["model"]["vocab_rows"] * 50
+    assert "bfloat16, vt in int8" in report(results)
 
 
 @pytest.mark.parametrize(
