@@ -1,7 +1,8 @@
 """Models of real shapes and random weights: for speed and memory where the weights cannot be had.
 
-What such a model writes is no text. With tied tables its next token is mostly one that it has just read, so
-the reduced head misses little; that says nothing of the real model.
+What such a model writes is no text. With tied tables it mostly writes the token again that it has just
+written (1 to 9 different ones among 24, of three geometries made narrower), so the reduced head misses
+little, which says nothing of the real model.
 """
 
 from __future__ import annotations

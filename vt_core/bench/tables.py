@@ -37,8 +37,8 @@ def warnings(figures: Figures) -> list[str]:
     if figures.random_weights:
         found.append(
             "Random weights of the real model's shapes: the figures are of speed and memory, and say nothing "
-            "of any text. What exact decoding misses, wastes and checks is that of these weights; a text of "
-            "the real model has its own."
+            "of any text. Such a model writes a few tokens over and over, so exact decoding misses little: "
+            "its figures are those of a text that the vocabulary covers."
         )
     few = [row.name for row in figures.rows if not figures.suffices(row)]
     if few:
@@ -263,7 +263,7 @@ def _exactness(figures: Figures) -> Table:
         "their share of the time."
     )
     if figures.random_weights:
-        note += " Of random weights: no text, and misses that are theirs alone."
+        note += " With random weights there is no text to compare, and the misses are theirs alone."
     return Table(
         "Exactness",
         note,
