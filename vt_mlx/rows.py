@@ -126,13 +126,16 @@ class MlxRows:
 
     def _packed_product(self, hidden: mx.array, rows: Rows) -> mx.array:
         parts = (rows.weight, rows.scales, rows.biases)
-        odd = len(rows.weight) % KERNEL_ROWS if self._device.type == mx.DeviceType.gpu else 0
-        if odd == 0:
-            return self._multiply(hidden, *parts)
-        even = len(rows.weight) - odd
-        rest = (mx.pad(part[even:], ((0, KERNEL_ROWS - odd), (0, 0))) for part in parts)
-        logits = [self._multiply(hidden, *(part[:even] for part in parts)), self._multiply(hidden, *rest)]
-        return mx.concatenate(logits, axis=-1)[..., : len(rows.weight)]
+        count = len(rows.weight)
+        odd = count % KERNEL_ROWS if self._device.type == mx.DeviceType.gpu else 0
+        logits = []
+        if count > odd:
+            logits.append(self._multiply(hidden, *(part[: count - odd] for part in parts)))
+        if odd:
+            rest = (mx.pad(part[count - odd :], ((0, KERNEL_ROWS - odd), (0, 0))) for part in parts)
+            logits.append(self._multiply(hidden, *rest)[:, :odd])
+        # MLX divides by the number of rows, and none of them ends the process.
+        return mx.concatenate(logits, axis=-1) if logits else mx.zeros((len(hidden), 0), hidden.dtype)
 
     def _multiply(self, hidden: mx.array, weight: mx.array, scales: mx.array, biases: mx.array) -> mx.array:
         how = self.head_how
