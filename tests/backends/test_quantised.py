@@ -131,6 +131,8 @@ def test_pytorch_refuses_what_it_cannot_dequantise(settings, sentence, tiny, tmp
 def test_a_table_that_mlx_lm_would_scale_is_refused_where_it_is_packed(tmp_path):
     pytest.importorskip("mlx_lm")
     source = write_model(tmp_path / "in", "falcon_h1", hidden_size=64, intermediate_size=128)
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(config | {"head_dim": 16}))
     quantise(source, 8, 32)
     directory = convert(source, tmp_path / "out", progress=False)
     assert ModelDirectory.open(directory).manifest.quantization
