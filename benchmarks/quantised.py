@@ -24,10 +24,8 @@ from vt_core import load
 from vt_core.backend import BACKENDS
 from vt_core.bench.machine import command_text, machine, versions
 from vt_core.bench.processes import Worker
-from vt_core.bench.variants import parse_variant
+from vt_core.bench.variants import parse_variant, parse_variants
 from vt_core.model_dir import ModelDirectory
-
-VARIANTS = ("prealloc", "prealloc-approximate")
 
 
 @click.command()
@@ -55,6 +53,7 @@ VARIANTS = ("prealloc", "prealloc-approximate")
     show_default=True,
     help="The backend that measures agreement.",
 )
+@click.option("--variants", default="prealloc,prealloc-approximate", show_default=True)
 @click.option("--no-stock", is_flag=True, help="Do not compare with the stock framework.")
 @click.option("--out", type=click.Path(path_type=Path), required=True)
 def main(
@@ -66,14 +65,19 @@ def main(
     prompts: int,
     max_tokens: int,
     scoring: str,
+    variants: str,
     no_stock: bool,
     out: Path,
 ) -> None:
     tasks = read_prompts(model, data, rows=-(-prompts // 5), most_tokens=most_prompt_tokens)
     chosen = sorted((ids for task in tasks.values() for ids in task), key=len)[:prompts]
     models = [model, *quantised]
-    runs = measure(backend, models, chosen, max_tokens)
-    texts = [request["token_ids"] for request in runs[f"{model.name} prealloc"]["requests"]]
+    names = [variant.name for variant in parse_variants(variants)]
+    exact = next((variant.name for variant in parse_variants(variants) if variant.exact), None)
+    if exact is None:
+        raise click.UsageError("--variants needs one that is exact: its texts are compared")
+    runs = measure(backend, models, names, chosen, max_tokens)
+    texts = [request["token_ids"] for request in runs[f"{model.name} {exact}"]["requests"]]
     report: dict[str, Any] = {
         "command": command_text("benchmarks.quantised", sys.argv[1:]),
         "machine": machine(),
@@ -86,24 +90,24 @@ def main(
     }
     for path in [] if no_stock else quantised:
         comparison = Comparison(backend, path, "float32", chosen, max_tokens)
-        ids = [request["token_ids"] for request in runs[f"{path.name} prealloc"]["requests"]]
+        ids = [request["token_ids"] for request in runs[f"{path.name} {exact}"]["requests"]]
         report["equal"][path.name] = comparison.compare(comparison.ids("stock"), ids)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(report, indent=1) + "\n")
-    click.echo(summary(report, [path.name for path in models]))
+    click.echo(summary(report, [path.name for path in models], names))
     if not all(entry["ok"] for entry in report["equal"].values()):
         sys.exit(1)
 
 
 def measure(
-    backend: str, models: list[Path], prompts: list[list[int]], max_tokens: int
+    backend: str, models: list[Path], variants: list[str], prompts: list[list[int]], max_tokens: int
 ) -> dict[str, dict[str, Any]]:
     """Requests and memory of each model and variant, all of them asked in turn."""
     with ExitStack() as processes:
         workers = {
             f"{path.name} {name}": processes.enter_context(Worker(_job(backend, path, name)))
             for path in models
-            for name in VARIANTS
+            for name in variants
         }
         requests: dict[str, list[Any]] = {name: [] for name in workers}
         for prompt in prompts:
@@ -123,12 +127,12 @@ def agreement(backend: str, path: Path, prompts: list[list[int]], texts: list[li
     return {"tokens": len(same), "same": sum(same), "share": sum(same) / len(same)}
 
 
-def summary(report: dict[str, Any], models: list[str]) -> str:
+def summary(report: dict[str, Any], models: list[str], variants: list[str]) -> str:
     """The report as text: each model beside the first, the floats."""
     floats, lines = models[0], []
     for model in models:
         lines.append(f"{model}: {report['bytes'][model] / report['bytes'][floats]:.3f} x the size")
-        for name in VARIANTS:
+        for name in variants:
             run, other = (report["runs"][f"{which} {name}"] for which in (model, floats))
             memory, speed = (_peak(run) / _peak(other), _speed(run) / _speed(other))
             lines.append(f"  {name}: {memory:.2f} x the peak memory, {speed:.2f} x the tokens/s")

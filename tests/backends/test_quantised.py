@@ -50,8 +50,9 @@ def test_tiles_hold_the_full_heads_logits(kind, dtype, tiny):
     hidden = mx.array(rng.standard_normal((3, 64)).astype(np.float32)).astype(getattr(mx, dtype))
     expected = np.array(full.head.logits(hidden).astype(mx.float32))
     tiles = list(decoder._tiles(hidden))
-    assert len(tiles) > 3 and sum(tile.count for tile in tiles) == expected.shape[1]
     found = np.concatenate([[tile.take(row, np.arange(tile.count)) for row in range(3)] for tile in tiles], 1)
+    assert len(tiles) > 3
+    found = found[:, full.head.vocabulary.ids]
     # In half precision MLX's CPU build adds up in that precision, which only itself repeats.
     np.testing.assert_allclose(found, expected, **({"rtol": 0} if dtype == "bfloat16" else {"atol": 2e-5}))
 
