@@ -48,7 +48,7 @@ class QuantisedSource:
         """
         check_quantisation(bits, group_size)
         kind = source.config.get("model_type")
-        if source.config.get("quantization") or source.config.get("quantization_config"):
+        if source.config.get("quantization"):
             raise ModelError(f"{source.name} is quantised already; give the original weights.")
         if kind not in PUBLISHED_LAYOUT:
             raise ModelError(
