@@ -31,8 +31,20 @@ def main() -> None:
     for file in files():
         file.with_name("report.md").write_text(report(load(file)), encoding="utf-8")
     readme = ROOT / "README.md"
-    text = replaced(readme.read_text(encoding="utf-8"), table([load(file) for file in files()]))
-    readme.write_text(text, encoding="utf-8")
+    readme.write_text(replaced(readme.read_text(encoding="utf-8"), section()), encoding="utf-8")
+
+
+def section() -> str:
+    """What stands between the marks: a table, and the picture of the model that its tables are most of."""
+    found = {file.parent.name: load(file) for file in files()}
+    text = table(list(found.values()))
+    shown = {name: results for name, results in found.items() if _suffices(Figures(results))}
+    real = {name: each["model"] for name, each in shown.items() if each["model"]["weights"] == "real"}
+    if not real:
+        return text
+    name = max(real, key=lambda name: real[name]["table_bytes"] / real[name]["body_bytes"])
+    path = (RESULTS / name / "memory.png").relative_to(ROOT)
+    return f"{text}\n![Peak memory of {real[name]['name']} by component]({path})\n"
 
 
 def files() -> list[Path]:
@@ -53,11 +65,7 @@ def table(all_results: Sequence[Mapping[str, Any]]) -> str:
     """What every row was measured on, and a row for each of the results that suffice for a claim. A search
     for the smallest memory is a report by itself.
     """
-    shown = [
-        each
-        for each in map(Figures, all_results)
-        if (row := _exact(each)) and each.suffices(row) and not any(row.limit_bytes for row in each.rows)
-    ]
+    shown = [each for each in map(Figures, all_results) if _suffices(each)]
     if not shown:
         return ""
     machines = dict.fromkeys(machine_text(each.results["machine"]) for each in shown)
@@ -67,6 +75,12 @@ def table(all_results: Sequence[Mapping[str, Any]]) -> str:
     lines += [f"| {' | '.join(columns)} |", "|---|---|" + "---:|" * (len(columns) - 2)]
     lines += [f"| {' | '.join(_cells(each))} |" for each in shown]
     return "\n".join(lines) + "\n"
+
+
+def _suffices(figures: Figures) -> bool:
+    exact = _exact(figures)
+    searched = any(row.limit_bytes for row in figures.rows)
+    return exact is not None and figures.suffices(exact) and not searched
 
 
 def _exact(figures: Figures) -> Row | None:

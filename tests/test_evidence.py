@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from benchmarks import guard, readme
 from tests.core.bench.results import results, row
 from vt_core.bench.figures import Figures
-from vt_core.bench.output import load
+from vt_core.bench.output import dump, load
 from vt_core.bench.report import report
 
 FILES = readme.files()
@@ -36,7 +36,23 @@ def test_a_report_is_made_of_its_results(file):
 
 def test_the_readmes_table_is_made_of_the_results():
     text = README.read_text(encoding="utf-8")
-    assert readme.replaced(text, readme.table([load(file) for file in FILES])) == text
+    assert readme.replaced(text, readme.section()) == text
+    assert all((README.parent / path).is_file() for path in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", text))
+
+
+def test_the_readmes_picture_is_of_the_model_that_its_tables_are_most_of(monkeypatch, tmp_path):
+    monkeypatch.setattr(readme, "RESULTS", readme.RESULTS / "none")
+    assert readme.section() == ""
+    monkeypatch.setattr(readme, "ROOT", tmp_path)
+    monkeypatch.setattr(readme, "RESULTS", tmp_path / "results")
+    for name, tables, weights in (("small", 10, "real"), ("large", 20, "real"), ("made-up", 30, "random")):
+        made = results(weights=weights)
+        made["model"] |= {"table_bytes": tables, "name": name}
+        (tmp_path / "results" / name).mkdir(parents=True)
+        (tmp_path / "results" / name / "results.json").write_text(dump(made))
+    section = readme.section()
+    assert section.endswith("\n\n![Peak memory of large by component](results/large/memory.png)\n")
+    assert section.startswith(readme.table([load(file) for file in readme.files()]))
 
 
 def test_the_readmes_table_leaves_out_what_has_too_few_prompts():
