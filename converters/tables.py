@@ -29,12 +29,15 @@ EMBEDDING_NAMES = (
     "model.word_embeddings.weight",  # Bailing
     "model.embeddings.weight",  # RWKV 7
     "rwkv.embeddings.weight",
+    "model.wte.weight",  # GPT-2 and Pythia as mlx-lm writes them
+    "model.embed_in.weight",
 )
 HEAD_NAMES = (
     "lm_head.weight",
     "model.lm_head.weight",
     "language_model.lm_head.weight",
     "embed_out.weight",  # Pythia
+    "model.embed_out.weight",
     "output.weight",  # InternLM 2
     "head.weight",  # RWKV
 )

@@ -8,6 +8,7 @@ import shutil
 import numpy as np
 import pytest
 
+from benchmarks import stock
 from converters import convert
 from tests.conftest import backend_params
 from tests.tiny import QUANTISED, quantise, write_model
@@ -91,6 +92,41 @@ def test_memory_and_reading_are_counted_in_packed_bytes_where_rows_stay_packed(b
     assert model.generate(PROMPT, max_tokens=4).vocab_bytes_full == manifest.table_bytes
 
 
+#: Models whose weights mlx-lm renames, turns, stacks or takes out of a larger model before it packs them.
+REWRITTEN = {
+    "gpt2": {"hidden_size": 64},
+    "gpt_neox": {"hidden_size": 64, "intermediate_size": 256},
+    "mamba": {"hidden_size": 64, "intermediate_size": 128},
+    "qwen3_moe": {"hidden_size": 64, "intermediate_size": 128},
+    "gemma3-multimodal": {},
+}
+
+
+@pytest.mark.parametrize("kind", REWRITTEN)
+def test_what_mlx_lm_wrote_gives_mlx_lms_ids(kind, tmp_path):
+    pytest.importorskip("mlx_lm")
+    import mlx.core as mx
+    from mlx.utils import tree_flatten
+    from mlx_lm.utils import load_model, quantize_model
+
+    source = write_model(tmp_path / "in", kind, **REWRITTEN[kind])
+    with mx.stream(mx.cpu):
+        model, config = quantize_model(*load_model(source, lazy=True), 32, 4)
+        weights = dict(tree_flatten(model.parameters()))
+        mx.save_safetensors(str(source / "model.safetensors"), weights, {"format": "mlx"})
+    config.pop("eos_token_id", None)
+    (source / "config.json").write_text(json.dumps(config))
+    expected = stock.GENERATE["mlx"](stock.LOAD["mlx"](source, "float32"), PROMPT, 16, eos=[0, 2])[0]
+    assert len(set(expected)) >= 8
+    directory = convert(source, tmp_path / "out", progress=False)
+    model = load(directory, backend="mlx", device="cpu", dtype="float32")
+    model.decoder.head.set_static(STATIC)
+    result = model.generate(PROMPT, max_tokens=16)
+    assert list(result.token_ids) == expected and result.rescued > 0
+    with pytest.raises(ModelError, match="in a layout that only MLX reads; run it with vt-mlx"):
+        load(directory, backend="torch", device="cpu")
+
+
 @pytest.mark.parametrize("store", ["lmdb", "ram"])
 @pytest.mark.parametrize("backend", backend_params())
 def test_tables_may_lie_in_memory(backend, store, tiny):
@@ -103,9 +139,9 @@ def test_tables_may_lie_in_memory(backend, store, tiny):
 
 @every_kind
 def test_transformers_is_not_given_what_it_would_misread(kind, tiny):
-    stock = pytest.importorskip("vt_torch.stock")
+    transformers = pytest.importorskip("vt_torch.stock")
     with pytest.raises(BackendError, match="transformers reads no weights in MLX's affine format"):
-        stock.load_stock(tiny(kind)[0], device="cpu", dtype="float32", stored="float32")
+        transformers.load_stock(tiny(kind)[0], device="cpu", dtype="float32", stored="float32")
 
 
 @pytest.mark.parametrize(
