@@ -33,6 +33,7 @@ def load(
     dtype: str | None = None,
     tile_bytes: int | None = None,
     quantize: str | None = None,
+    adapter: str | Path | None = None,
     revision: str | None = None,
     learn: bool = False,
     progress: bool = False,
@@ -54,6 +55,7 @@ def load(
         quantize: ``int8`` or ``int4`` holds linear layers in so many bits and the head in eight, quantised
             while the float weights are read (PyTorch only); exact means the text of that head. None takes the
             weights as they are.
+        adapter: directory of a LoRA adapter, as PEFT or mlx-lm save it, that leaves the vocabulary alone.
         revision: of a hub id.
         learn: begin with the tokens rescued in earlier sessions, and save those of this one, in
             ``NAME.learned.json`` beside the first task file, or in the user's cache.
@@ -63,6 +65,7 @@ def load(
         VtError: of the kind that fits what is wrong; its text says what to do.
     """
     from converters.cache import cache_directory, resolve
+    from vt_core.adapters import read_adapter
     from vt_core.backend import QUANTIZE, default_backend
     from vt_core.backend import backend as import_backend
     from vt_core.errors import OptionError
@@ -81,6 +84,7 @@ def load(
     name = backend or default_backend()
     module = import_backend(name)
     files = [task] if isinstance(task, (str, Path, TaskVocabulary)) else task
+    layers = [] if adapter is None else read_adapter(adapter)
     directory = ModelDirectory.open(resolve(path, revision=revision, progress=progress))
     tokenizer_json = directory.path / "tokenizer.json"
     tasks = [
@@ -101,6 +105,7 @@ def load(
         tile_bytes=tile_bytes,
         quantize=quantize,
         tokens=tokens,
+        adapter=layers,
     )
     file = None
     if learn:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from vt_core.errors import BackendError
 
 if TYPE_CHECKING:
+    from vt_core.adapters import LowRank
     from vt_core.heads import Head
     from vt_core.model_dir import ModelDirectory
     from vt_core.sampling import Sampler
@@ -119,11 +120,12 @@ class Backend(Protocol):
         tile_bytes: int | None,
         quantize: str | None = None,
         tokens: int | None = None,
+        adapter: Sequence[LowRank] = (),
     ) -> Decoder:
         """A decoder for a model directory; the head holds nothing yet.
 
         ``tokens``: the rows that have a token; those behind them are padding, and no head ever holds one.
-        None: every row has one.
+        None: every row has one. ``adapter``: low-rank layers to put beside the model's own.
         ``tile_bytes``: how much of the full head verification holds at once, in the run's dtype; None takes
         what was measured to be fastest on the device. ``quantize``: one of :data:`vt_core.backend.QUANTIZE`,
         or None to take the weights as they are stored; BackendError where the backend cannot.

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from mlx_lm.models.cache import make_prompt_cache
 
+from vt_core.adapters import LowRank
 from vt_core.errors import BackendError, ModelError
 from vt_core.heads import Head, head_class
 from vt_core.model_dir import ModelDirectory
@@ -20,6 +21,7 @@ from vt_core.scoring import POSITIONS, Scored, log_probabilities
 from vt_core.tables import ScaledTable, Table, open_tables
 from vt_core.verification import Draft, LogitTile, verify
 from vt_core.vocabulary import Ids
+from vt_mlx.adapters import adapt
 from vt_mlx.body import RowEmbedding, RowHead, load_body
 from vt_mlx.caches import CacheLog
 from vt_mlx.device import peak_memory, pick_device, pick_dtype, reset_peak
@@ -216,6 +218,7 @@ def load_decoder(
     tile_bytes: int | None,
     quantize: str | None = None,
     tokens: int | None = None,
+    adapter: Sequence[LowRank] = (),
 ) -> MlxDecoder:
     """See :meth:`vt_core.backend.Backend.load_decoder`."""
     if quantize is not None:
@@ -230,6 +233,7 @@ def load_decoder(
     run_dtype = pick_dtype(dtype, manifest.dtype, target)
     reset_peak(target)
     body = load_body(directory.path, run_dtype)
+    adapt(body.model, adapter)
     quantised = manifest.quantization or {}
     tables: dict[str, Table] = dict(open_tables(directory, store, packed=True))
     for name, factor in body.factors.items():

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
+from vt_core.adapters import LowRank
 from vt_core.errors import ModelError
 from vt_core.heads import Head, head_class
 from vt_core.model_dir import ModelDirectory
@@ -19,6 +20,7 @@ from vt_core.scoring import POSITIONS, Scored, log_probabilities
 from vt_core.tables import open_tables
 from vt_core.verification import Draft, verify
 from vt_core.vocabulary import Ids
+from vt_torch.adapters import adapt
 from vt_torch.body import load_body
 from vt_torch.device import peak_memory, pick_device, pick_dtype, reset_peak
 from vt_torch.quantised import pick_bits
@@ -219,6 +221,7 @@ def load_decoder(
     tile_bytes: int | None,
     quantize: str | None = None,
     tokens: int | None = None,
+    adapter: Sequence[LowRank] = (),
 ) -> TorchDecoder:
     """See :meth:`vt_core.backend.Backend.load_decoder`."""
     manifest = directory.manifest
@@ -231,6 +234,7 @@ def load_decoder(
         open_tables(directory, store), manifest.tied, target, run_dtype, quantised=bits is not None
     )
     model = load_body(directory, target, run_dtype, bits)
+    adapt(model, adapter, target)
     return TorchDecoder(
         model,
         rows,

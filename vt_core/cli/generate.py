@@ -23,6 +23,7 @@ from vt_core.errors import PromptError
     help="Model directory, Hugging Face directory or hub id, or GGUF file. Default: SmolLM2-135M-Instruct.",
 )
 @click.option("--revision", help="Revision of a hub id.")
+@click.option("--adapter", metavar="DIR", help="LoRA adapter of the model, as PEFT or mlx-lm save it.")
 @click.option("--task", multiple=True, metavar="FILE", help="Task vocabulary; repeatable, the union is used.")
 @click.option("--max-tokens", default=256, show_default=True, help="Tokens to generate at the most.")
 @click.option("--stop", multiple=True, metavar="TEXT", help="Text that ends the answer; repeatable.")
@@ -92,7 +93,7 @@ def generate(
 
     loading = {
         name: options.pop(name)
-        for name in ("revision", "task", "head", "store", "device", "dtype", "quantize", "learn")
+        for name in ("revision", "adapter", "task", "head", "store", "device", "dtype", "quantize", "learn")
     }
     tile = options.pop("tile_mb")
     if tile is not None and not math.isfinite(tile):

@@ -1,0 +1,35 @@
+"""Low-rank adapters beside the layers of a body."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_unflatten
+from mlx_lm.tuner.lora import LoRALinear
+
+from vt_core.adapters import LowRank
+
+
+def adapt(model: nn.Module, adapter: Sequence[LowRank]) -> None:
+    """Put mlx-lm's own low-rank layers around those that an adapter names.
+
+    Raises:
+        ModelError: a layer is missing or has other sizes.
+    """
+    layers = dict(model.named_modules())
+    adapted = []
+    for part in adapter:
+        layer = layers.get(part.module)
+        if type(layer) not in (nn.Linear, nn.QuantizedLinear):
+            raise part.missing()
+        outputs, inputs = layer.weight.shape
+        if isinstance(layer, nn.QuantizedLinear):
+            inputs = inputs * 32 // layer.bits
+        part.check(outputs, inputs)
+        lora = LoRALinear.from_base(layer, r=len(part.a), scale=part.scale)
+        lora.lora_a, lora.lora_b = mx.array(part.a.T), mx.array(part.b.T)
+        mx.eval(lora.lora_a, lora.lora_b)
+        adapted.append((part.module, lora.eval()))
+    model.update_modules(tree_unflatten(adapted))
