@@ -43,7 +43,9 @@ class Tokenizer:
         self._config = read_json(directory / "tokenizer_config.json", {})
         self._generation_config = read_json(directory / "generation_config.json", {})
         self._model_config = read_json(directory / "config.json", {})
-        self.chat_template = self._read_template(directory)
+        templates = self._read_templates(directory)
+        self.chat_template = templates.get("default")
+        self._tool_template = templates.get("tool_use")
 
     def encode(self, text: str, *, special: bool = True) -> Ids:
         """Full ids of raw text, int64 ``[n]``; ``special``: with the tokens (BOS) that the tokenizer adds."""
@@ -68,15 +70,19 @@ class Tokenizer:
             )
         from transformers.utils.chat_template_utils import render_jinja_template
 
-        names = ("bos_token", "eos_token", "pad_token", "unk_token")
-        specials: dict[str, Any] = {name: _content(self._config.get(name)) for name in names}
+        # Also those of single models, such as boi_token; some templates name them.
+        names = [name for name in self._config if name.endswith("_token")]
+        specials: dict[str, Any] = {name: _content(self._config[name]) for name in names}
+        template = self.chat_template
+        if template_arguments.get("tools") and self._tool_template is not None:
+            template = self._tool_template
         try:
             rendered = render_jinja_template(
                 conversations=[[dict(message) for message in messages]],
-                chat_template=self.chat_template,
+                chat_template=template,
                 add_generation_prompt=add_generation_prompt,
-                **{name: token for name, token in specials.items() if token is not None},
-                **template_arguments,
+                **{name: token for name, token in specials.items() if isinstance(token, str)}
+                | template_arguments,
             )
         except Exception as error:  # a template raises whatever its author wrote
             raise PromptError(
@@ -131,14 +137,15 @@ class Tokenizer:
                 ids.add(token_id)
         return frozenset(token_id for token_id in ids if 0 <= token_id < rows)
 
-    def _read_template(self, directory: Path) -> str | None:
+    def _read_templates(self, directory: Path) -> dict[str, str]:
+        """By name: ``default``, and where a model has another one for prompts with tools, ``tool_use``."""
         file = directory / "chat_template.jinja"
         if file.is_file():
-            return file.read_text(encoding="utf-8")
+            return {"default": file.read_text(encoding="utf-8")}
         template = self._config.get("chat_template")
-        if isinstance(template, list):  # several named templates
-            template = {entry["name"]: entry["template"] for entry in template}.get("default")
-        return template
+        if isinstance(template, list):
+            return {entry["name"]: entry["template"] for entry in template}
+        return {} if template is None else {"default": template}
 
 
 class TextStream:

@@ -123,6 +123,36 @@ def test_system_raw_and_stop_change_what_is_run(backend, model):
     assert stopped["finish_reason"] == "stop"
 
 
+def test_arguments_of_the_chat_template_and_tools_reach_it(backend, tiny, tmp_path):
+    import shutil
+
+    model = shutil.copytree(tiny("llama")[1], tmp_path / "model")
+    manifest = json.loads((model / "vt.json").read_text())
+    template = "{{ messages[0].content }}{{ mood }}{% for tool in tools or [] %}{{ tool.name }}{% endfor %}"
+    config = json.loads((model / "tokenizer_config.json").read_text()) | {"chat_template": template}
+    (model / "tokenizer_config.json").write_text(json.dumps(config))
+    manifest["files"]["tokenizer_config.json"] = (model / "tokenizer_config.json").stat().st_size
+    (model / "vt.json").write_text(json.dumps(manifest))
+    (tmp_path / "tools.json").write_text('[{"name": "weather"}]')
+
+    def tokens(*extra):
+        done = run(backend, "--model", model, "--json", "--max-tokens", "1", *extra, "ab ")
+        assert done.exit_code == 0, done.stderr
+        return json.loads(done.stdout)["prompt_tokens"]
+
+    mood = ("--chat-template-kwargs", '{"mood": "sunny"}')
+    tools = ("--tools", tmp_path / "tools.json")
+    plain = tokens()
+    assert plain < tokens(*mood) < tokens(*mood, *tools)
+    assert plain < tokens(*tools)
+    assert "is no JSON" in fails(backend, "--model", model, "--chat-template-kwargs", "mood=sunny", "ab")
+    assert "holds no JSON object" in fails(backend, "--model", model, "--chat-template-kwargs", "[1]", "ab")
+    (tmp_path / "tools.json").write_text("{}")
+    assert "holds no JSON list" in fails(backend, "--model", model, *tools, "ab")
+    assert "cannot be read" in fails(backend, "--model", model, "--tools", tmp_path / "none.json", "ab")
+    assert run(backend, "--model", model, "--raw", *mood, "ab").exit_code == 2
+
+
 @pytest.mark.parametrize("head", ["prealloc", "split", "rebuild", "full"])
 @pytest.mark.parametrize("store", ["lmdb", "ram"])
 def test_every_head_and_store_runs(backend, model, head, store):

@@ -96,3 +96,74 @@ def test_a_damaged_tokenizer_is_refused(tmp_path):
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(TokenizerError, match="cannot be read as a tokenizer"):
         Tokenizer(tmp_path)
+
+
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": "weather",
+            "description": "of a city",
+            "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
+        },
+    }
+]
+THINKING = (
+    "{{ bos_token }}{{ start_of_image_token }}"
+    "{% for tool in tools or [] %}<tool>{{ tool | tojson }}{% endfor %}"
+    "{% for message in messages %}<|im_start|>{{ message.content }}{% endfor %}"
+    "{% if enable_thinking is defined and not enable_thinking %}<think></think>{% endif %}"
+)
+
+
+@pytest.fixture(params=["one", "named", "file"])
+def thinking(tmp_path, request):
+    """A tokenizer whose template has arguments and tools; as a file, alone, or one of two by name."""
+    write_tokenizer(tmp_path)
+    path = tmp_path / "tokenizer_config.json"
+    config = json.loads(path.read_text())
+    fast = FastTokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    fast.add_tokens(["<think>", "</think>", "<img>"])
+    fast.save(str(tmp_path / "tokenizer.json"))
+    config |= {"start_of_image_token": "<img>", "chat_template": THINKING}
+    if request.param == "file":
+        (tmp_path / "chat_template.jinja").write_text(config.pop("chat_template"))
+    elif request.param == "named":
+        config["chat_template"] = [
+            {"name": "default", "template": THINKING},
+            {"name": "tool_use", "template": "TOOLS " + THINKING},
+        ]
+    path.write_text(json.dumps(config))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "arguments", [{}, {"enable_thinking": False}, {"tools": TOOLS}, {"tools": TOOLS, "enable_thinking": True}]
+)
+def test_templates_with_arguments_and_tools_give_what_transformers_gives(thinking, arguments):
+    from transformers import AutoTokenizer
+
+    messages = [{"role": "user", "content": "the <think> naïve"}]
+    theirs = AutoTokenizer.from_pretrained(thinking)
+    expected = theirs.apply_chat_template(
+        messages, add_generation_prompt=True, return_dict=False, **arguments
+    )
+    tokenizer = Tokenizer(thinking)
+    assert tokenizer.encode_chat(messages, **arguments).tolist() == expected
+    text = tokenizer.render_chat(messages, **arguments)
+    assert ("<tool>" in text, "</think>" in text) == (
+        "tools" in arguments, not arguments.get("enable_thinking", True)
+    )  # fmt: skip
+    assert tokenizer.id_of("<think>") in expected
+    # Added tokens that are not special are text: who parses thoughts or calls must see them.
+    assert tokenizer.decode([tokenizer.id_of("<think>")]) == "<think>"
+
+
+def test_rows_behind_the_last_token_are_counted_off(thinking):
+    tokens = len(FastTokenizer.from_file(str(thinking / "tokenizer.json")).get_vocab())
+    tokenizer = Tokenizer(thinking)
+    assert [tokenizer.size(rows) for rows in (tokens + 300, tokens, tokens - 1)] == [
+        tokens,
+        tokens,
+        tokens - 1,
+    ]

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from vt_core.cli.options import quantize_option
-from vt_core.errors import PromptError
+from vt_core.errors import OptionError, PromptError
 
 
 @click.command()
@@ -28,6 +28,12 @@ from vt_core.errors import PromptError
 @click.option("--max-tokens", default=256, show_default=True, help="Tokens to generate at the most.")
 @click.option("--stop", multiple=True, metavar="TEXT", help="Text that ends the answer; repeatable.")
 @click.option("--system", metavar="TEXT", help="System message.")
+@click.option(
+    "--chat-template-kwargs",
+    metavar="JSON",
+    help="Arguments of the chat template, such as '{\"enable_thinking\": false}'.",
+)
+@click.option("--tools", metavar="FILE", help="JSON list of the tools that the model may call.")
 @click.option("--raw", is_flag=True, help="Give the prompt to the model as it is, without the chat template.")
 @click.option("--temperature", default=0.0, show_default=True, help="0 is greedy.")
 @click.option("--top-p", default=1.0, show_default=True, help="Keep the likeliest tokens up to this share.")
@@ -89,6 +95,9 @@ def generate(
       vt-torch generate --task math.vt.json --json "What is 12 * 13?"
     """
     text = _read_prompt(prompt, prompt_file)
+    options["template_arguments"] = _template_arguments(
+        options.pop("chat_template_kwargs"), options.pop("tools"), options["raw"]
+    )
     from vt_core import load
 
     loading = {
@@ -131,6 +140,29 @@ def _read_prompt(prompt: str | None, prompt_file: Path | None) -> str:
     if not text.strip():
         raise PromptError("the prompt is empty; give some text")
     return text
+
+
+def _template_arguments(given: str | None, tools: str | None, raw: bool) -> dict[str, Any]:
+    if raw and (given or tools):
+        raise click.UsageError("--chat-template-kwargs and --tools need the chat template; leave --raw out")
+    arguments = {} if given is None else _parse(given, "--chat-template-kwargs", dict)
+    if tools is not None:
+        try:
+            content = Path(tools).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise OptionError(f"{tools} cannot be read as text ({error})") from error
+        arguments["tools"] = _parse(content, tools, list)
+    return arguments
+
+
+def _parse(text: str, where: str, kind: type) -> Any:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise OptionError(f"{where} is no JSON ({error})") from error
+    if not isinstance(value, kind):
+        raise OptionError(f"{where} holds no JSON {'object' if kind is dict else 'list'}: {text[:60]}")
+    return value
 
 
 def _summary(result: Any) -> str:
