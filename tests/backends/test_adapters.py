@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from benchmarks import stock
 from tests.conftest import backend_params
-from tests.tiny import KINDS
+from tests.tiny import KINDS, stock_source
 from vt_core import load
 from vt_core.cli import build
 from vt_core.errors import ModelError
@@ -36,15 +36,15 @@ def saved(tiny, tmp_path_factory):
 
     def save(kind, settings):
         directory = tmp_path_factory.mktemp("peft")
-        base = stock.LOAD["torch"](tiny(kind)[0], "float32")
+        base = stock.LOAD["torch"](stock_source(tiny(kind)[0], "torch"), "float32")
         config = peft.LoraConfig(r=4, lora_alpha=10, target_modules=TARGETS, **PEFT[settings])
-        model = peft.get_peft_model(base, config).eval()
+        model = base._model = peft.get_peft_model(base._model, config).eval()
         torch.manual_seed(1)
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
                 parameter.data.normal_(std=0.3)
         model.save_pretrained(directory)
-        return directory, tuple(stock.GENERATE["torch"](model, PROMPT, TOKENS, [0, 2])[0])
+        return directory, tuple(stock.GENERATE["torch"](base, PROMPT, TOKENS, [0, 2])[0])
 
     return save
 
@@ -73,15 +73,15 @@ def test_ids_are_those_of_mlx_lm(backend, tiny, tmp_path):
     parameters = {"rank": 3, "scale": 2.5, "dropout": 0.0, "keys": ["self_attn.v_proj", "mlp.up_proj"]}
     config = {"fine_tune_type": "lora", "num_layers": 2, "lora_parameters": parameters}
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
-    original = stock.LOAD["mlx"](tiny("llama")[0], "float32")
+    original = stock.LOAD["mlx"](tiny("llama")[0], "float32")._model
     utils.linear_to_lora_layers(original, 2, parameters)
     leaves = dict(tree_flatten(original.parameters()))
     mx.random.seed(2)
     tensors = {name: 0.3 * mx.random.normal(leaf.shape) for name, leaf in leaves.items() if ".lora_" in name}
     assert len(tensors) == 2 * 2 * 2
     mx.save_safetensors(str(tmp_path / "adapters.safetensors"), tensors)
-    original = utils.load_adapters(stock.LOAD["mlx"](tiny("llama")[0], "float32"), str(tmp_path))
-    original.eval()
+    original = stock.LOAD["mlx"](tiny("llama")[0], "float32")
+    utils.load_adapters(original._model, str(tmp_path)).eval()
     expected = tuple(stock.GENERATE["mlx"](original, PROMPT, TOKENS, [0, 2])[0])
     model = load(tiny("llama")[1], backend=backend, adapter=tmp_path, device="cpu", dtype="float32")
     assert model.generate(PROMPT, max_tokens=TOKENS).token_ids == expected
