@@ -22,7 +22,8 @@ from benchmarks.profiler import TASKS, Row, files, markdown
 from vt_core.model_dir import ModelDirectory
 from vt_core.prior import DEFAULT_PRIOR
 from vt_core.profile import Counts, Profiler, Stages
-from vt_core.profile.selection import ordered_prior
+from vt_core.profile.language_filter import Mask
+from vt_core.profile.selection import ordered_prior, select
 from vt_core.tokenizer import Tokenizer
 from vt_core.vocabulary import Ids
 
@@ -161,6 +162,7 @@ def report(name: str, arguments: argparse.Namespace) -> Iterator[Row]:
     tokenizer = Tokenizer(directory.path)
     profiler = Profiler(directory.path / "tokenizer.json", directory.manifest.vocab_rows)
     always = set(profiler.always.tolist())
+    allowed = profiler.allowed(TASKS[name].languages)
     (source, own, _), (_, held_out, _) = parts(name, arguments)
     with source.open(encoding="utf-8") as lines:
         corpus = [json.loads(line) for line in lines]
@@ -168,7 +170,7 @@ def report(name: str, arguments: argparse.Namespace) -> Iterator[Row]:
     for profiled, measured in splits(written(own), written(held_out), arguments.folds):
         left_out = {prompt for prompt, _ in measured}
         rows = [row for row in corpus if row["input"] not in left_out]
-        for label, examples, ids in static_sets(profiler, TASKS[name].languages, rows, profiled):
+        for label, examples, ids in static_sets(profiler, allowed, rows, profiled):
             active = always.union(ids.tolist())
             missing = sum(
                 sum(id not in active for id in output if id not in given)
@@ -199,7 +201,7 @@ def splits(own: Outputs, held_out: Outputs, folds: int) -> Iterator[tuple[Output
 
 
 def static_sets(
-    profiler: Profiler, languages: Sequence[str], rows: list[dict[str, str]], own: Outputs
+    profiler: Profiler, allowed: Mask | None, rows: list[dict[str, str]], own: Outputs
 ) -> Iterator[tuple[str, int, Ids]]:
     """Name, profiled examples and ids of each static set that is compared."""
     prompts = {prompt for prompt, _ in own}
@@ -211,11 +213,12 @@ def static_sets(
         "own outputs": outputs,
         "references and own outputs": references.merge(outputs),
     }
-    prior = ordered_prior(profiler.table, profiler.rows, DEFAULT_PRIOR, profiler.allowed(languages))
+    prior = ordered_prior(profiler.table, profiler.rows, DEFAULT_PRIOR, allowed)
     yield "prior", 0, prior
     for source, counts in sources.items():
         for label, size in ((source, 0), (f"{source}, prior", DEFAULT_PRIOR)):
-            yield label, counts.examples, profiler.select(counts, Stages(prior=size), languages).ids
+            task = select(counts, profiler.table, profiler.rows, Stages(prior=size), allowed=allowed)
+            yield label, counts.examples, task.ids
 
 
 def count(profiler: Profiler, rows: list[dict[str, str]], outputs: list[list[int]] | None = None) -> Counts:
