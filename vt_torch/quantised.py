@@ -30,10 +30,12 @@ def quantise_rows(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Whole numbers from -127 to 127 ``[n, columns]`` as float32, and the scale of each row, ``[n]`` of the
     rows' type. Their product is close to ``rows``.
     """
-    scales = torch.linalg.vector_norm(rows, torch.inf, dim=1).div_(127)
-    scales.clamp_min_(torch.finfo(rows.dtype).tiny)
+    wide = rows.float()
+    # Two passes: the norm of infinity, and aminmax, take twenty times as long on a CPU.
+    largest = torch.maximum(wide.amax(dim=1), -wide.amin(dim=1))
     # The scale is rounded first, to the type in which it is kept.
-    numbers = rows.float() / scales.float()[:, None]
+    scales = largest.div_(127).to(rows.dtype).clamp_min_(torch.finfo(rows.dtype).tiny)
+    numbers = wide / scales.float()[:, None]
     return numbers.round_().clamp_(-127, 127), scales
 
 
@@ -130,7 +132,7 @@ def quantise_groups(weight: torch.Tensor, group: int) -> tuple[torch.Tensor, tor
     ``(number - 8) * scale + zero``, in the weights' type.
     """
     groups = weight.view(len(weight), -1, group).float()
-    least, most = groups.aminmax(dim=-1)
+    least, most = groups.amin(dim=-1), groups.amax(dim=-1)
     scales = ((most - least) / 15).clamp_min_(torch.finfo(weight.dtype).tiny).to(weight.dtype)
     zeros = (least + 8 * scales.float()).to(weight.dtype)
     # Both are rounded first, to the type in which they are kept.
