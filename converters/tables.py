@@ -41,6 +41,7 @@ HEAD_NAMES = (
     "output.weight",  # InternLM 2
     "head.weight",  # RWKV
 )
+_PER_LAYER = "embed_tokens_per_layer.weight"
 # fmt: off
 TIED_BY_DEFAULT = frozenset({
     "biogpt", "bloom", "cohere", "cohere2", "cohere2_moe", "ctrl", "ernie4_5", "ernie4_5_moe", "falcon",
@@ -89,6 +90,7 @@ def find_tables(config: dict[str, Any], tensors: Iterable[TensorInfo]) -> Tables
     is quantised in another format than MLX's affine one.
     """
     by_name = {info.name: info for info in tensors}
+    _refuse_more_tables(config, by_name)
     candidates = [name for name in (*EMBEDDING_NAMES, *HEAD_NAMES) if name in by_name]
     packed = {name: found for name in candidates if (found := find_packed(config, by_name, name)) is not None}
     by_name |= {name: found.values for name, found in packed.items()}
@@ -118,6 +120,16 @@ def find_tables(config: dict[str, Any], tensors: Iterable[TensorInfo]) -> Tables
             'that the embedding serves as one. If it does, add "tie_word_embeddings": true to config.json.'
         )
     return Tables(embedding, head, bias, packed=packed)
+
+
+def _refuse_more_tables(config: dict[str, Any], names: Iterable[str]) -> None:
+    """Gemma 3n and 4 look every id up in a second table; bodies here are given other numbers than ids."""
+    found = [name for name in names if name.endswith(_PER_LAYER)]
+    if found:
+        raise ModelError(
+            f"The model ({config.get('model_type')}) has a vocabulary table for its layers as well, "
+            f"{found[0]}, which vt cannot keep in its store yet."
+        )
 
 
 def is_tied(config: dict[str, Any]) -> bool:

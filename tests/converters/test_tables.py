@@ -191,3 +191,25 @@ def test_written_config_says_tying_and_dtype_and_leaves_the_source_alone() -> No
     assert source == {"torch_dtype": "float32", "text_config": {"dtype": "float32"}, "nested": {"a": 1}}
     assert written_config({}, tied=True, dtype="float16")["dtype"] == "float16"
     assert "dtype" not in written_config({}, tied=True, dtype=None)
+
+
+@pytest.mark.parametrize("family", ["Gemma3n", "Gemma4"])
+def test_models_with_a_table_for_their_layers_are_refused_by_name(family: str) -> None:
+    """Their bodies look ids up by themselves, and would be given places in the table of a prompt."""
+    torch = pytest.importorskip("torch")
+    import transformers
+
+    if not hasattr(transformers, f"{family}TextConfig"):
+        pytest.skip(f"this transformers has no {family}")
+    config = getattr(transformers, f"{family}TextConfig")(
+        vocab_size=50,
+        vocab_size_per_layer_input=50,
+        hidden_size_per_layer_input=4,
+        num_hidden_layers=5,
+        num_kv_shared_layers=0,
+    )
+    with torch.device("meta"):
+        model = getattr(transformers, f"{family}ForCausalLM")(config)
+    tensors = [info(name, *tensor.shape) for name, tensor in model.state_dict().items()]
+    with pytest.raises(ModelError, match=rf"{config.model_type}.*model.embed_tokens_per_layer.weight"):
+        find_tables(config.to_dict(), tensors)
