@@ -65,9 +65,9 @@ class Model:
         self.set_static(static_ids(self.directory, self.eos_ids, tasks))
 
     def set_static(self, ids: Ids) -> None:
-        """Swap the static rows for those of the given full ids, as they are."""
+        """Swap the static rows for those of the given full ids, without those of padding."""
         with self._busy_with_one():
-            self.decoder.head.set_static(ids)
+            self.decoder.head.set_static(ids[ids < self.rows])
             self.decoder.head.set_learned(self._learned.ids)
         self._memory.sample()
 

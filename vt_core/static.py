@@ -27,4 +27,4 @@ def static_ids(directory: ModelDirectory, eos_ids: Collection[int], tasks: Seque
     chosen = [np.asarray(task.ids) for task in tasks] or [rank_prior(table)]
     always = np.fromiter({*table.special_ids(rows), *eos_ids}, dtype=np.int64)
     ids: Ids = np.unique(np.concatenate([*chosen, always]).astype(np.int64))
-    return ids[ids < min(rows, table.size)]
+    return ids[ids < rows]

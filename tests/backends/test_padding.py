@@ -59,9 +59,11 @@ def test_padding_rows_never_come_out(backend, hostile):
         assert len(texts) == 1
 
 
-def test_padding_is_no_prompt_and_has_no_bias(backend, hostile):
+def test_padding_is_no_prompt_has_no_bias_and_is_not_static(backend, hostile):
     model = load(hostile[1], backend=backend, device="cpu")
     padding = model.directory.manifest.vocab_rows - 1
+    model.set_static(np.array([3, 4, padding]))
+    assert model.decoder.head.vocabulary.ids.tolist() == [3, 4]
     with pytest.raises(PromptError, match=f"token id {padding}, but the model's tokens are 0 to"):
         model.generate([5, padding])
     with pytest.raises(OptionError, match=f"token id {padding}"):
