@@ -67,6 +67,20 @@ def test_exact_text_is_the_full_heads_with_only_special_tokens_kept(backend, cac
         assert result.vocab_bytes_resident < 0.02 * 2 * expected.vocab_bytes_full
 
 
+@pytest.mark.parametrize(("mode", "share"), [("int8", 0.52), ("int4", 0.30)])
+def test_quantised_weights_are_small_and_checked_against_their_own_head(mode, share, cached):
+    pytest.importorskip("torch")
+    options = {"backend": "torch", "device": "cpu", "quantize": mode}
+    model = load(cached, **options)
+    body = model.decoder._model
+    held = sum(part.nbytes for part in (*body.parameters(), *body.buffers()))
+    assert held < share * model.directory.manifest.body_bytes  # in bfloat16
+    model.decoder.head.set_static([0, 1, 2])
+    result = model.generate(PROMPT, max_tokens=12)
+    assert "rainbow" in result.text
+    assert result.token_ids == load(cached, head="full", **options).generate(PROMPT, max_tokens=12).token_ids
+
+
 @pytest.mark.parametrize("backend", backend_params())
 def test_prompts_as_text_messages_and_ids_are_one(backend, cached):
     model = load(cached, backend=backend, device="cpu")
