@@ -16,6 +16,7 @@ from transformers.quantizers import HfQuantizer, register_quantization_config, r
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from vt_core.errors import BackendError
+from vt_core.heap import give_back
 from vt_torch.device import multiplies
 
 #: Floats of this size are held at once, where weights are quantised or made float again.
@@ -233,5 +234,9 @@ class _Replacement:
         smaller._is_hf_initialized = True
         parent, _, name = path.rpartition(".")
         setattr(model.get_submodule(parent), name, smaller)
+        # What is freed here piles up in the C library's heap: 1.3 GB for Qwen2.5 0.5B in four bits, which
+        # take 0.2.
+        del weight, layer
+        give_back()
         missing_keys.discard(full_layer_name)
         return {}
