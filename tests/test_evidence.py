@@ -20,6 +20,10 @@ FILES = readme.files()
 README = readme.ROOT / "README.md"
 
 
+def test_there_is_evidence():
+    assert FILES
+
+
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.parent.name)
 def test_a_report_is_made_of_its_results(file):
     made = load(file)
