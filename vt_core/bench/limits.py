@@ -90,7 +90,7 @@ class LimitSearch:
         speed = 0.0
         with control_group(limit) as group:
             try:
-                _drop_caches()
+                drop_caches()
                 speed = self._speed(job, prompts, group, None if deadline is None else started + deadline)
             except (BackendError, TimeoutError):
                 if limit is None:
@@ -181,7 +181,7 @@ def _remove(path: Path) -> None:
     path.rmdir()
 
 
-def _drop_caches() -> None:
+def drop_caches() -> None:
     """Pages in the cache are charged to whoever read them first: nobody must have, before a run."""
     os.sync()
     _DROP_CACHES.write_text("1")

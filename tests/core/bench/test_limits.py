@@ -57,7 +57,7 @@ def test_a_variant_that_is_killed_or_late_has_no_speed(monkeypatch):
 
     speeds: list[float] = []
     monkeypatch.setattr(limits, "control_group", Groups)
-    monkeypatch.setattr(limits, "_drop_caches", lambda: None)
+    monkeypatch.setattr(limits, "drop_caches", lambda: None)
     monkeypatch.setattr(LimitSearch, "_speed", speed)
     for _ in range(2):
         trial, seconds = LimitSearch()._measure({}, Prompts(((1,),), (1,), "x"), 100, 60.0)
