@@ -113,13 +113,15 @@ def loop_writer(arguments: argparse.Namespace) -> Writer:
 
 def batch_writer(arguments: argparse.Namespace) -> Writer:
     import torch
+    from transformers import AutoModelForCausalLM
 
-    from benchmarks.stock import export, load_torch
+    from benchmarks.stock import export
 
     directory = ModelDirectory.open(arguments.model)
     tokenizer = Tokenizer(directory.path)
     ends = tokenizer.eos_ids(directory.manifest.vocab_rows)
-    model = load_torch(export(directory.path, arguments.out / "stock"), directory.manifest.dtype)
+    dtype = getattr(torch, directory.manifest.dtype)
+    model = AutoModelForCausalLM.from_pretrained(export(directory.path), dtype=dtype).eval()
 
     def write(prompts: Sequence[str]) -> list[list[int]]:
         encoded = [chat_ids(tokenizer, prompt) for prompt in prompts]
