@@ -9,7 +9,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from vt_core.errors import VocabularyError
-from vt_core.task import write_atomically
+from vt_core.json_fields import MAX_BYTES, write_atomically
 
 LIMIT = 1024  #: learned rows; an eighth of the rank prior's
 FORMAT = 1
@@ -55,6 +55,8 @@ class LearnedFile:
             VocabularyError: the file is damaged or belongs to another tokenizer.
         """
         try:
+            if self.path.stat().st_size > MAX_BYTES:
+                raise ValueError(f"more than {MAX_BYTES >> 20} MiB")
             data = json.loads(self.path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return []

@@ -211,6 +211,7 @@ def test_bad_input_gets_one_line_and_code_2(backend, model, tmp_path):
     assert str(tmp_path / "empty") in fails(backend, "--model", tmp_path / "empty", "hi")
     assert "prompt is empty" in fails(backend, "--model", model, "  \n")
     assert "prompt is empty" in fails(backend, "--model", model, stdin="")
+    assert "standard input cannot be read as text" in fails(backend, "--model", model, stdin=b"caf\xe9")
     too_long = fails(backend, "--model", model, "--raw", "--max-tokens", "100", "zq " * 400)
     assert "context of 512" in too_long and "--max-tokens" in too_long
     assert "no-such-file" in fails(backend, "--model", model, "--prompt-file", tmp_path / "no-such-file")

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vt_core.errors import VocabularyError
+from vt_core.json_fields import MAX_BYTES
 from vt_core.learning import Learned, LearnedFile, learned_path
 
 DIGEST = "sha256:" + "a" * 64
@@ -73,6 +74,14 @@ def test_damaged_and_foreign_files_are_refused(tmp_path, content, sentence):
     path = tmp_path / "x.learned.json"
     path.write_text(content)
     with pytest.raises(VocabularyError, match=sentence):
+        LearnedFile(path, DIGEST, 5000).load()
+
+
+def test_a_file_of_another_size_than_ours_is_not_read(tmp_path):
+    path = tmp_path / "x.learned.json"
+    with open(path, "wb") as file:
+        file.truncate(MAX_BYTES + 1)
+    with pytest.raises(VocabularyError, match="more than 256 MiB"):
         LearnedFile(path, DIGEST, 5000).load()
 
 

@@ -136,7 +136,10 @@ def _read_prompt(prompt: str | None, prompt_file: Path | None) -> str:
     else:
         if sys.stdin.isatty():
             raise click.UsageError("no prompt: give PROMPT, --prompt-file, or standard input")
-        text = sys.stdin.buffer.read().decode("utf-8", errors="replace")
+        try:
+            text = sys.stdin.buffer.read().decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise PromptError(f"standard input cannot be read as text ({error})") from error
     if not text.strip():
         raise PromptError("the prompt is empty; give some text")
     return text
