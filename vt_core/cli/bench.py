@@ -11,7 +11,7 @@ import click
 
 from vt_core.bench.geometry import GEOMETRIES
 from vt_core.bench.variants import DEFAULT, STOCK, Variant, parse_variants
-from vt_core.cli.options import quantize_option
+from vt_core.cli.options import device_option, dtype_option, quantize_option
 from vt_core.errors import OptionError
 
 if TYPE_CHECKING:
@@ -82,12 +82,8 @@ if TYPE_CHECKING:
     type=click.IntRange(1),
     help="Variants in memory at a time. Default: as many as it is likely to hold.",
 )
-@click.option("--device", help="Device of the backend, such as cpu or cuda. Default: the best there is.")
-@click.option(
-    "--dtype",
-    type=click.Choice(["float32", "bfloat16", "float16"]),
-    help="Float type to run in. Default: what the device runs well.",
-)
+@device_option
+@dtype_option
 @quantize_option
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the results.")
 @click.pass_obj

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vt_core.cli.options import quantize_option
+from vt_core.cli.options import device_option, dtype_option, quantize_option
 from vt_core.errors import OptionError
 
 if TYPE_CHECKING:
@@ -88,8 +88,8 @@ if TYPE_CHECKING:
     show_default=True,
     help="Examples below which no interval is given.",
 )
-@click.option("--device", help="Device of the backend. Default: the best there is.")
-@click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]))
+@device_option
+@dtype_option
 @quantize_option
 @click.option("--json", "as_json", is_flag=True, help="Print the results instead of the report.")
 @click.option(

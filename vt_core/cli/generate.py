@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from vt_core.cli.options import quantize_option
+from vt_core.cli.options import device_option, dtype_option, quantize_option
 from vt_core.errors import OptionError, PromptError
 
 
@@ -69,12 +69,8 @@ from vt_core.errors import OptionError, PromptError
     type=click.FloatRange(min=0, min_open=True),
     help="Memory for the piece of the full head that is read at a time. Default: what the device runs well.",
 )
-@click.option("--device", help="Device of the backend, such as cpu or cuda. Default: the best there is.")
-@click.option(
-    "--dtype",
-    type=click.Choice(["float32", "bfloat16", "float16"]),
-    help="Float type to run in. Default: what the device runs well.",
-)
+@device_option
+@dtype_option
 @quantize_option
 @click.option(
     "--learn", is_flag=True, help="Save the tokens that the full head had to put in, for the next run."
