@@ -69,7 +69,7 @@ def load(
     from vt_core.backend import QUANTIZE, default_backend
     from vt_core.backend import backend as import_backend
     from vt_core.errors import OptionError
-    from vt_core.heap import give_back
+    from vt_core.host import give_back
     from vt_core.learning import LearnedFile, learned_path
     from vt_core.model import Model
     from vt_core.model_dir import ModelDirectory

@@ -16,7 +16,7 @@ from transformers.quantizers import HfQuantizer, register_quantization_config, r
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from vt_core.errors import BackendError
-from vt_core.heap import give_back
+from vt_core.host import give_back
 from vt_torch.device import multiplies
 
 #: Floats of this size are held at once, where weights are quantised or made float again.

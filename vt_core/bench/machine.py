@@ -12,16 +12,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from vt_core.host import usable_cores
+
 #: Variables that change what is measured.
 ENVIRONMENT = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
 PACKAGES = ("transformers", "torch", "mlx", "mlx-lm", "numpy", "lmdb")
 
 
 def machine() -> dict[str, Any]:
-    """Processor, cores, memory in bytes, system, and how busy it is: the load average of the last minute."""
+    """Processor, cores that this process may use, memory in bytes, system, and how busy it is: the load
+    average of the last minute.
+    """
     return {
         "processor": _processor(),
-        "cores": os.cpu_count(),
+        "cores": usable_cores(),
         "memory_bytes": physical_memory(),
         "system": f"{platform.system()} {platform.release()}",
         "load": round(os.getloadavg()[0], 2),
@@ -30,10 +34,9 @@ def machine() -> dict[str, Any]:
 
 def machine_text(machine: dict[str, Any]) -> str:
     """The same in a few words."""
-    return (
-        f"{machine['processor']}, {machine['cores']} cores, {machine['memory_bytes'] / 2**30:.0f} GiB, "
-        f"{machine['system']}"
-    )
+    cores = f"{machine['cores']} core{'s' * (machine['cores'] != 1)}"
+    memory = f"{machine['memory_bytes'] / 2**30:.0f} GiB"
+    return f"{machine['processor']}, {cores}, {memory}, {machine['system']}"
 
 
 def physical_memory() -> int:

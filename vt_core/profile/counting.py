@@ -14,6 +14,7 @@ from multiprocessing import get_context, parent_process
 from pathlib import Path
 
 from vt_core.errors import DataError, VtError
+from vt_core.host import usable_cores
 from vt_core.profile.checkpoint import Checkpoint, Position
 from vt_core.profile.counts import Counts
 from vt_core.profile.layout import Layout
@@ -61,7 +62,7 @@ def sensible_processes(files: Sequence[str | Path]) -> int:
     """As many processes as there are processors to run on, or one where the files are small."""
     if sum(Path(file).stat().st_size for file in files if Path(file).is_file()) < SMALL_BYTES:
         return 1
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return usable_cores()
 
 
 def chunks_from(files: Sequence[str | Path], position: Position) -> Iterator[tuple[int, Chunk]]:

@@ -1,8 +1,9 @@
-"""Memory that was freed but that the C library still holds."""
+"""What this process has of the machine that it runs on."""
 
 from __future__ import annotations
 
 import ctypes
+import os
 
 
 def give_back() -> None:
@@ -15,3 +16,8 @@ def give_back() -> None:
     except (AttributeError, OSError, TypeError):
         return
     trim(0)
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on: fewer than the machine has where it was bound to some."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,24 @@
+"""What a process has of the machine."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from vt_core.host import give_back, usable_cores
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system binds no process to cores")
+def test_cores_are_those_that_the_process_is_bound_to():
+    core = min(os.sched_getaffinity(0))
+    lines = ["import os", f"os.sched_setaffinity(0, [{core}])", "from vt_core.host import usable_cores"]
+    code = "; ".join([*lines, "print(usable_cores())"])
+    assert subprocess.check_output([sys.executable, "-c", code]) == b"1\n"
+
+
+def test_giving_memory_back_harms_nothing():
+    assert usable_cores() >= 1
+    data = [bytes(1000) for _ in range(1000)]
+    give_back()
+    assert data[-1] == bytes(1000)
