@@ -113,7 +113,7 @@ def load(
         beside = [Path(item) for item in files if not isinstance(item, TaskVocabulary)]
         path = learned_path(beside, cache_directory(), digest)
         file = LearnedFile(path, digest, tokens)
-    model = Model(directory, decoder, tokenizer, backend=name, learned_file=file)
+    model = Model(directory, decoder, tokenizer, backend=name, quantize=quantize, learned_file=file)
     model.set_static(static)
     give_back()
     return model

@@ -37,6 +37,7 @@ class Model:
         tokenizer: Tokenizer,
         *,
         backend: str,
+        quantize: str | None = None,
         clock: Clock = time.perf_counter,
         learned_file: LearnedFile | None = None,
     ) -> None:
@@ -44,6 +45,7 @@ class Model:
         self.tokenizer = tokenizer
         self.decoder = decoder
         self.backend = backend
+        self.quantization = quantize or directory.quantization
         self.rows = decoder.head.vocabulary.rows  #: those of tokens: padding behind them is no part of it
         self.eos_ids = self.tokenizer.eos_ids(self.rows)
         self._clock = clock
@@ -338,6 +340,7 @@ class Model:
             backend=self.backend,
             device=self.decoder.device,
             dtype=self.decoder.dtype,
+            quantization=self.quantization,
             vocab_rows=self.directory.manifest.vocab_rows,
             static_rows=head.vocabulary.static_size,
             learned_rows=head.vocabulary.learned_size,

@@ -223,6 +223,16 @@ class ModelDirectory:
                     return int(config[name])
         return None
 
+    @property
+    def quantization(self) -> str | None:
+        """How the layers came quantised: ``4-bit affine`` and the like (MLX's format), or the name of
+        another layout; None for floats.
+        """
+        if settings := self.config.get("quantization"):
+            return f"{settings['bits']}-bit {settings.get('mode') or 'affine'}"
+        carried = self.config.get("quantization_config")
+        return str(carried.get("quant_method")) if isinstance(carried, dict) else None
+
     def open_store(self) -> Store:
         """Open the row store and check its tables against the manifest. Raises StoreError where they
         differ."""

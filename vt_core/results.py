@@ -22,6 +22,7 @@ class Generation:
     backend: str
     device: str
     dtype: str
+    quantization: str | None  #: how layers are held: ``int8``, ``4-bit affine``, ``awq``…; None: in floats
     seed: int
     vocab_rows: int  #: V
     static_rows: int

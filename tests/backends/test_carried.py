@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 
 import pytest
+from click.testing import CliRunner
 from safetensors.numpy import load_file
 
 from benchmarks import stock
@@ -12,6 +13,7 @@ from converters import convert
 from tests.carried import PACK, write_carried
 from tests.conftest import backend_params
 from vt_core import load
+from vt_core.cli import build
 from vt_core.errors import BackendError, ModelError, OptionError
 
 PROMPT = [5, 17, 300, 42, 42, 980, 7]
@@ -60,7 +62,13 @@ def test_the_text_is_that_of_the_floats_or_refused_by_name(method, backend, made
     for head in ("full", "prealloc"):
         model = load(directory, backend=backend, head=head, device="cpu", dtype="float32")
         model.decoder.head.set_static(range(0, 300, 2))
-        assert list(model.generate(PROMPT, max_tokens=24).token_ids) == expected
+        result = model.generate(PROMPT, max_tokens=24)
+        assert list(result.token_ids) == expected and result.quantization == method
+
+
+def test_inspect_names_the_layout(method, made):
+    done = CliRunner().invoke(build("torch"), ["inspect", str(made(method)[2])])
+    assert f"quantised    {method}; the tables are not" in done.stdout
 
 
 def test_they_are_not_quantised_again(method, made, tmp_path):

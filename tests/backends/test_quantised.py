@@ -123,6 +123,7 @@ def test_what_mlx_lm_wrote_gives_mlx_lms_ids(kind, tmp_path):
     model.decoder.head.set_static(STATIC)
     result = model.generate(PROMPT, max_tokens=16)
     assert list(result.token_ids) == expected and result.rescued > 0
+    assert result.quantization in ("4-bit affine", "8-bit affine")
     with pytest.raises(ModelError, match="in a layout that only MLX reads; run it with vt-mlx"):
         load(directory, backend="torch", device="cpu")
 

@@ -95,11 +95,10 @@ def test_quantised_weights_run_in_bfloat16_unless_told_otherwise():
 
 def test_a_loaded_model_holds_no_float_layer_and_its_text_stays_close(tiny):
     directory = tiny("gemma3")[1]
-    decoders = {
-        mode: load(directory, backend="torch", device="cpu", quantize=mode).decoder
-        for mode in ("int8", "int4")
-    }
-    for mode, decoder in decoders.items():
+    for mode in ("int8", "int4"):
+        model = load(directory, backend="torch", device="cpu", quantize=mode)
+        assert model.quantization == mode
+        decoder = model.decoder
         layers = [type(part) for part in decoder._model.modules() if hasattr(part, "numbers")]
         assert len(layers) == 3 * 7
         assert (quantised.Int4Linear in layers) == (mode == "int4")

@@ -63,12 +63,12 @@ def test_weights_may_be_quantised_while_loading(backend, model):
         result = json.loads(done.stdout)
         # A row of 48 values: 96 bytes in bfloat16, and 48 with a scale of two.
         assert result["vocab_bytes_resident"] * 96 == plain["vocab_bytes_resident"] * 50
-        assert result["dtype"] == "bfloat16" and result["generated_tokens"] == 5
+        assert (result["quantization"], result["dtype"], result["generated_tokens"]) == (mode, "bfloat16", 5)
 
 
 FIELDS = """
     text token_ids finish_reason prompt_tokens generated_tokens exact head backend device dtype seed
-    vocab_rows static_rows learned_rows dynamic_rows vocab_bytes_full vocab_bytes_resident
+    quantization vocab_rows static_rows learned_rows dynamic_rows vocab_bytes_full vocab_bytes_resident
     ttft_s tpot_s tokens_per_s
     peak_memory_bytes peak_anonymous_bytes verifications rescued rolled_back verify_s
     rescue_s rolled_back_s

@@ -128,7 +128,7 @@ def _quantisation(directory: ModelDirectory) -> dict[str, Any] | None:
     """How the weights are packed: those of the body as config.json says, each table as vt.json says."""
     settings = directory.config.get("quantization")
     if not settings:
-        return None
+        return None if directory.quantization is None else {"method": directory.quantization, "tables": {}}
     return {
         "bits": settings["bits"],
         "group_size": settings["group_size"],
@@ -143,12 +143,13 @@ def _quantisation(directory: ModelDirectory) -> dict[str, Any] | None:
 def _quantised_lines(quantisation: dict[str, Any] | None) -> list[tuple[str, str]]:
     if quantisation is None:
         return []
-    text = f"{quantisation['bits']} bits in groups of {quantisation['group_size']}"
-    tables = [
-        f"the {name} in {how['bits']} bits in groups of {how['group_size']}"
-        for name, how in quantisation["tables"].items()
-    ]
+    text = quantisation.get("method") or _bits_text(quantisation)
+    tables = [f"the {name} in {_bits_text(how)}" for name, how in quantisation["tables"].items()]
     return [("quantised", f"{text}; {' and '.join(tables) if tables else 'the tables are not'}")]
+
+
+def _bits_text(how: dict[str, Any]) -> str:
+    return f"{how['bits']} bits in groups of {how['group_size']}"
 
 
 def _speed_report(
