@@ -34,9 +34,13 @@ def machine() -> dict[str, Any]:
 
 def machine_text(machine: dict[str, Any]) -> str:
     """The same in a few words."""
-    cores = f"{machine['cores']} core{'s' * (machine['cores'] != 1)}"
     memory = f"{machine['memory_bytes'] / 2**30:.0f} GiB"
-    return f"{machine['processor']}, {cores}, {memory}, {machine['system']}"
+    return f"{machine['processor']}, {cores_text(machine)}, {memory}, {machine['system']}"
+
+
+def cores_text(machine: dict[str, Any]) -> str:
+    """How many cores, in words."""
+    return "1 core" if machine["cores"] == 1 else f"{machine['cores']} cores"
 
 
 def physical_memory() -> int:

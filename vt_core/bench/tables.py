@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from vt_core.bench.figures import Figures, Latency, Row
-from vt_core.bench.machine import machine_text
+from vt_core.bench.machine import cores_text, machine_text
 from vt_core.bench.variants import FULL
 
 NONE = "–"
@@ -49,7 +49,7 @@ def warnings(figures: Figures) -> list[str]:
     machine = figures.results["machine"]
     if machine["load"] > 0.5 * machine["cores"]:
         found.append(
-            f"The machine was busy (load {machine['load']} on {machine['cores']} cores at the start): "
+            f"The machine was busy (load {machine['load']} at the start, measured on {cores_text(machine)}): "
             "seconds are too long. Variants ran in turn, so their ratios suffer less."
         )
     return found

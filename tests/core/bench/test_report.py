@@ -123,7 +123,7 @@ def test_random_weights_are_marked_and_claim_nothing_of_texts():
 def test_a_busy_machine_is_named():
     busy = results()
     busy["machine"] = busy["machine"] | {"load": 1.5}
-    assert "**The machine was busy (load 1.5 on 2 cores" in report(busy)
+    assert "**The machine was busy (load 1.5 at the start, measured on 2 cores)" in report(busy)
     assert "busy" not in report(results())
 
 
