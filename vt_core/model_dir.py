@@ -230,8 +230,15 @@ class ModelDirectory:
         """
         if settings := self.config.get("quantization"):
             return f"{settings['bits']}-bit {settings.get('mode') or 'affine'}"
-        carried = self.config.get("quantization_config")
-        return str(carried.get("quant_method")) if isinstance(carried, dict) else None
+        return self.carried
+
+    @property
+    def carried(self) -> str | None:
+        """The name of the layout of layers that came quantised and were converted as they are (GPTQ and the
+        like), if these are such.
+        """
+        settings = self.config.get("quantization_config")
+        return str(settings.get("quant_method")) if isinstance(settings, dict) else None
 
     def open_store(self) -> Store:
         """Open the row store and check its tables against the manifest. Raises StoreError where they

@@ -19,7 +19,7 @@ from transformers.utils import logging as transformers_logging
 from vt_core.errors import ModelError
 from vt_core.heads import Head
 from vt_core.model_dir import ModelDirectory
-from vt_torch.carried import check_packages
+from vt_torch.carried import check_packages, declare, find_layout, finish
 from vt_torch.packed import dequantised
 from vt_torch.quantised import Int4Linear, Int8Linear, LoadingBits
 
@@ -93,17 +93,23 @@ def load_body(
         raise ModelError(
             f"transformers has no text generation model for {path / 'config.json'} ({error})"
         ) from error
+    weights = _weights(path, None if bits or device.type != "cpu" else dtype)
+    layout = find_layout(directory)
+    if layout is not None:
+        del config.quantization_config  # or transformers would ask for packages
     # Of transformers' module, so that it does not count as custom code, whose buffers are left as they are
     # (Falcon H1 computes some).
-    body = type(f"Tableless{base.__name__}", (_Tableless, base), {"__module__": base.__module__})
+    attributes = {
+        "__module__": base.__module__,
+        "_declare": lambda model: None if layout is None else declare(model, layout, weights),
+    }
+    body = type(f"Tableless{base.__name__}", (_Tableless, base), attributes)
     with _quiet():
         model, report = body.from_pretrained(
             None,
             config=config,
             # Layers that are quantised are read one by one, whatever their type: nothing of them shall stay.
-            state_dict=dequantised(
-                directory, _weights(path, None if bits or device.type != "cpu" else dtype)
-            ),
+            state_dict=dequantised(directory, weights),
             **({} if bits is None else {"quantization_config": LoadingBits(bits)}),
             dtype=dtype,
             output_loading_info=True,
@@ -116,6 +122,7 @@ def load_body(
             f"{path} does not fit transformers' {base.__name__}: {missing[0]} is missing or unknown; "
             "convert it again"
         )
+    finish(model)
     if bits is not None and not any(isinstance(part, (Int8Linear, Int4Linear)) for part in model.modules()):
         raise ModelError(
             f"transformers' {base.__name__} has no linear layers that vt could quantise; leave --quantize out"
@@ -167,6 +174,7 @@ class _Tableless:
                 f"the head of {type(model).__name__} is a {type(head).__name__}, which vt cannot replace"
             )
         model.set_output_embeddings(RowHead())
+        model._declare()
 
 
 def _scale(embedding: nn.Module, model: nn.Module) -> float | None:

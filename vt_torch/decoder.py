@@ -22,6 +22,7 @@ from vt_core.verification import Draft, verify
 from vt_core.vocabulary import Ids
 from vt_torch.adapters import adapt
 from vt_torch.body import load_body
+from vt_torch.carried import find_layout
 from vt_torch.device import peak_memory, pick_device, pick_dtype, reset_peak
 from vt_torch.quantised import pick_bits
 from vt_torch.rows import TorchRows, greedy
@@ -227,7 +228,9 @@ def load_decoder(
     manifest = directory.manifest
     strategy = head_class(head)
     target = pick_device(device)
-    run_dtype = pick_dtype(dtype, manifest.dtype, target, quantize)
+    layout = find_layout(directory)
+    mode = "int4" if layout is not None and layout.bits == 4 else quantize
+    run_dtype = pick_dtype(dtype, manifest.dtype, target, mode)
     bits = None if quantize is None else pick_bits(quantize, target, run_dtype)
     reset_peak(target)
     rows = TorchRows(

@@ -23,7 +23,9 @@ from vt_torch.device import multiplies
 CHUNK_BYTES = 8 << 20
 #: Up to so many positions the kernels for eight bits are faster than making floats, on a CPU.
 _FEW = 8
-#: Columns that share a scale and a zero, the first that divides a layer's width.
+#: Columns that may share a scale and a zero.
+GROUPS = (256, 128, 64, 32)
+#: How many do where layers are quantised here: the first that divides a layer's width.
 _GROUPS = (64, 32)
 
 
@@ -96,19 +98,31 @@ class Int8Linear(nn.Module):
 class Int4Linear(nn.Module):
     """A linear layer whose weights have four bits, with a scale and a zero for each group of columns."""
 
-    def __init__(self, weight: torch.Tensor, bias: nn.Parameter | None, group: int) -> None:
+    def __init__(
+        self,
+        numbers: torch.Tensor,
+        scales: torch.Tensor,
+        zeros: torch.Tensor,
+        bias: nn.Parameter | None,
+    ) -> None:
+        """Of ``(number - 8) * scale + zero``: numbers ``[rows, columns]`` int32 from 0 to 15, scales and
+        zeros ``[rows, columns / group]``, the group one of :data:`GROUPS`; rows come by the sixteen.
+        """
         super().__init__()
-        self._group, self._cuda = group, weight.device.type == "cuda"
-        rows, columns = weight.shape
-        numbers = torch.empty(weight.shape, dtype=torch.int32, device=weight.device)
-        scales_and_zeros = weight.new_empty(columns // group, rows, 2)
-        for part in _pieces(weight):
-            numbers[part], scales, zeros = quantise_groups(weight[part], group)
-            scales_and_zeros[:, part] = torch.stack([scales, zeros], dim=-1).transpose(0, 1)
+        self._group, self._cuda = numbers.shape[1] // scales.shape[1], numbers.device.type == "cuda"
         pack = _pack_on_cuda if self._cuda else _pack_on_cpu
-        self.register_buffer("numbers", pack(numbers))
-        self.register_buffer("scales_and_zeros", scales_and_zeros)
+        self.register_buffer("numbers", pack(numbers.contiguous()))
+        self.register_buffer("scales_and_zeros", torch.stack([scales.T, zeros.T], dim=-1).contiguous())
         self.bias = bias
+
+    @classmethod
+    def of(cls, weight: torch.Tensor, bias: nn.Parameter | None, group: int) -> Int4Linear:
+        """The layer that is close to one of floats."""
+        numbers = torch.empty(weight.shape, dtype=torch.int32, device=weight.device)
+        scales, zeros = (weight.new_empty(len(weight), weight.shape[1] // group) for _ in range(2))
+        for part in _pieces(weight):
+            numbers[part], scales[part], zeros[part] = quantise_groups(weight[part], group)
+        return cls(numbers, scales, zeros, bias)
 
     @property
     def weight(self) -> torch.Tensor:
@@ -160,7 +174,7 @@ def _quantised(layer: nn.Linear, bits: int) -> Int4Linear | Int8Linear:
     rows, columns = weight.shape
     for group in _GROUPS if bits == 4 and rows % 16 == 0 else ():
         if columns % group == 0:
-            return Int4Linear(weight, layer.bias, group)
+            return Int4Linear.of(weight, layer.bias, group)
     return Int8Linear(weight, layer.bias)
 
 

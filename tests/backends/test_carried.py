@@ -3,43 +3,57 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import shutil
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from benchmarks import stock
 from converters import convert
-from tests.carried import PACK, write_carried
+from tests.carried import SETTINGS, write_carried
 from tests.conftest import backend_params
 from vt_core import load
 from vt_core.cli import build
 from vt_core.errors import BackendError, ModelError, OptionError
 
 PROMPT = [5, 17, 300, 42, 42, 980, 7]
+LAYER = "model.layers.1.self_attn.q_proj"
 TABLES = ("model.embed_tokens.weight", "lm_head.weight")
 #: What runs which, and the package that it needs besides.
-RUNS = {("mlx", "awq"): None, ("torch", "compressed-tensors"): "compressed_tensors"}
+RUNS = {
+    ("mlx", "awq"): None,
+    ("torch", "awq"): None,
+    ("torch", "gptq"): None,
+    ("torch", "compressed-tensors"): "compressed_tensors",
+}
 
-pytestmark = pytest.mark.parametrize("method", PACK)
+every_kind = pytest.mark.parametrize("kind", SETTINGS)
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """``made(method)``: the packed directory, one of its floats, and the model directory; made once."""
+    """``made(kind)``: the packed directory, one of its floats, and the model directory; made once."""
     done: dict = {}
 
-    def make(method):
-        if method not in done:
-            packed, floats = write_carried(tmp_path_factory.mktemp(method), method)
-            done[method] = packed, floats, convert(packed, packed.parent / "vt", progress=False)
-        return done[method]
+    def make(kind):
+        if kind not in done:
+            packed, floats = write_carried(tmp_path_factory.mktemp(kind), kind)
+            done[kind] = packed, floats, convert(packed, packed.parent / "vt", progress=False)
+        return done[kind]
 
     return make
 
 
-def test_layers_are_carried_and_tables_go_to_the_store(method, made):
-    packed, _, directory = made(method)
+def method_of(kind):
+    return SETTINGS[kind]["quant_method"]
+
+
+@every_kind
+def test_layers_are_carried_and_tables_go_to_the_store(kind, made):
+    packed, _, directory = made(kind)
     before, after = (load_file(path / "model.safetensors") for path in (packed, directory))
     assert before.keys() - after.keys() == set(TABLES)
     assert sum(part.dtype == "int32" for part in after.values()) >= 3 * 7
@@ -47,12 +61,14 @@ def test_layers_are_carried_and_tables_go_to_the_store(method, made):
         assert tensor.dtype == before[name].dtype and (tensor == before[name]).all(), name
 
 
+@every_kind
 @pytest.mark.parametrize("backend", backend_params())
-def test_the_text_is_that_of_the_floats_or_refused_by_name(method, backend, made):
-    _, floats, directory = made(method)
+def test_the_text_is_that_of_the_floats_or_refused_by_name(kind, backend, made):
+    _, floats, directory = made(kind)
+    method = method_of(kind)
     package = RUNS.get((backend, method), "no")
     if package is not None and importlib.util.find_spec(package) is None:
-        needed = "for which transformers needs (optimum and )?(gptqmodel|compressed-tensors)"
+        needed = "for which transformers needs compressed-tensors"
         with pytest.raises((BackendError, ModelError), match=f"mlx-lm does not read layers|{needed}"):
             load(directory, backend=backend)
         return
@@ -66,16 +82,99 @@ def test_the_text_is_that_of_the_floats_or_refused_by_name(method, backend, made
         assert list(result.token_ids) == expected and result.quantization == method
 
 
-def test_inspect_names_the_layout(method, made):
-    done = CliRunner().invoke(build("torch"), ["inspect", str(made(method)[2])])
-    assert f"quantised    {method}; the tables are not" in done.stdout
+@every_kind
+def test_inspect_names_the_layout(kind, made):
+    done = CliRunner().invoke(build("torch"), ["inspect", str(made(kind)[2])])
+    assert f"quantised    {method_of(kind)}; the tables are not" in done.stdout
 
 
-def test_they_are_not_quantised_again(method, made, tmp_path):
-    packed, _, directory = made(method)
+@every_kind
+def test_they_are_not_quantised_again(kind, made, tmp_path):
+    packed, _, directory = made(kind)
+    method = method_of(kind)
     for options, name in (({"quantize": 4}, "--quantize"), ({"dtype": "bfloat16"}, "--dtype")):
         with pytest.raises(OptionError, match=rf"quantised already \({method}\).*leave {name} out"):
             convert(packed, tmp_path / "again", progress=False, **options)
     pytest.importorskip("torch")
     with pytest.raises(BackendError, match=rf"quantised already \({method}\); leave --quantize out"):
         load(directory, backend="torch", quantize="int8")
+
+
+@pytest.mark.parametrize("kind", [kind for kind in SETTINGS if method_of(kind) in ("gptq", "awq")])
+def test_four_bits_stay_four_bits(kind, made):
+    torch = pytest.importorskip("torch")
+    from vt_torch.quantised import Int4Linear
+
+    directory = made(kind)[2]
+    decoder = load(directory, backend="torch", device="cpu").decoder
+    packed = kind not in ("gptq-ordered-by-activation", "gptq-8bit")
+    assert decoder.dtype == "bfloat16" or kind == "gptq-8bit"
+    layers = [module for name, module in decoder._model.named_modules() if name.endswith("_proj")]
+    assert {type(layer) for layer in layers} == {Int4Linear if packed else torch.nn.Linear}
+    assert len(layers) == 3 * 7
+    # The run's type rounds scales, and nothing else.
+    floats = load_file(made(kind)[1] / "model.safetensors")
+    for name, module in decoder._model.named_modules():
+        if name.endswith("_proj"):
+            expected = torch.from_numpy(floats[f"{name}.weight"]).float()
+            torch.testing.assert_close(module.weight.float(), expected, rtol=0.02, atol=0.05)
+    texts = []
+    for head in ("full", "prealloc"):
+        model = load(directory, backend="torch", head=head, device="cpu")
+        model.decoder.head.set_static(range(0, 300, 2))
+        texts.append(model.generate(PROMPT, max_tokens=24).token_ids)
+    assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "said"),
+    [
+        ("gptq", {"bits": 3}, "holds gptq layers of 3 bits in the form 'gptq'"),
+        ("gptq", {"checkpoint_format": "marlin"}, "gptq layers of 4 bits in the form 'marlin'"),
+        ("awq", {"version": "gemv"}, "awq layers of 4 bits in the form 'gemv'"),
+        ("gptq", {"bits": 8}, "does not fit a layer of 128 inputs and 64 outputs with 8 bits"),
+    ],
+)
+def test_other_forms_are_refused(kind, changes, said, made, tmp_path):
+    pytest.importorskip("torch")
+    packed = shutil.copytree(made(kind)[0], tmp_path / "packed")
+    config = json.loads((packed / "config.json").read_text())
+    config["quantization_config"] |= changes
+    (packed / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=said):
+        load(convert(packed, tmp_path / "vt", progress=False), backend="torch", device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda tensors: tensors.pop(f"{LAYER}.qzeros"), f"{LAYER}.qzeros is missing"),
+        (lambda tensors: tensors[f"{LAYER}.g_idx"].fill(9), "g_idx names groups from 9 to 9, of 2"),
+        (
+            lambda tensors: tensors.update({"model.extra.qweight": tensors[f"{LAYER}.qweight"]}),
+            "model.extra.qweight belongs to no linear layer",
+        ),
+    ],
+    ids=["missing", "no such group", "no such layer"],
+)
+def test_layers_that_do_not_fit_are_refused(change, said, made, tmp_path):
+    pytest.importorskip("torch")
+    packed = shutil.copytree(made("gptq")[0], tmp_path / "packed")
+    tensors = {name: array.copy() for name, array in load_file(packed / "model.safetensors").items()}
+    change(tensors)
+    save_file(tensors, packed / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelError, match=said):
+        load(convert(packed, tmp_path / "vt", progress=False), backend="torch", device="cpu")
+
+
+def test_a_bias_that_only_the_file_has_counts(made, tmp_path):
+    """Some tools write one of zeros for every layer."""
+    pytest.importorskip("torch")
+    packed = shutil.copytree(made("gptq")[0], tmp_path / "packed")
+    tensors = load_file(packed / "model.safetensors")
+    bias = np.linspace(-1, 1, tensors[f"{LAYER}.scales"].shape[1]).astype(np.float16)
+    save_file({**tensors, f"{LAYER}.bias": bias}, packed / "model.safetensors", {"format": "pt"})
+    directory = convert(packed, tmp_path / "vt", progress=False)
+    decoder = load(directory, backend="torch", device="cpu", dtype="float32").decoder
+    layer = dict(decoder._model.named_modules())[LAYER]
+    np.testing.assert_array_equal(layer.bias.numpy(), bias.astype(np.float32))
