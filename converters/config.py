@@ -6,7 +6,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from converters.tables import text_config
+from vt_core.model_config import text_config
 
 
 def written_config(config: dict[str, Any], *, tied: bool, dtype: str | None) -> dict[str, Any]:

@@ -168,6 +168,7 @@ class Plan:
             "embedding": self.tables.embedding,
             "head": self.tables.head,
             "head_bias": self.tables.head_bias,
+            "per_layer": self.tables.per_layer,
         }
         infos = {
             name: TensorInfo(info.name, self.target(info), info.shape)

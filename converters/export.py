@@ -115,7 +115,8 @@ def _parts(name: str, table: str, manifest: Manifest) -> Iterator[_Part]:
         shape = (info.rows,) if table == "head_bias" else (info.rows, info.columns)
         yield _Part(TensorInfo(name, info.dtype, shape), table, None, 0)
         return
-    columns = (how.words(manifest.hidden), how.groups(manifest.hidden), how.groups(manifest.hidden))
+    values = how.values(info.columns)
+    columns = (how.words(values), how.groups(values), how.groups(values))
     for place, kind in enumerate(("weight", "scales", "biases")):
         part = f"{name.removesuffix('weight')}{kind}"
         dtype = how.dtype if place else info.dtype
@@ -123,7 +124,8 @@ def _parts(name: str, table: str, manifest: Manifest) -> Iterator[_Part]:
 
 
 def table_names(model_type: str, body: Iterable[str]) -> dict[str, str]:
-    """Hugging Face names of the tables "embedding", "head" and "head_bias" beside tensors of these names.
+    """Hugging Face names of the tables "embedding", "head", "head_bias" and "per_layer" beside tensors of
+    these names.
 
     Raises ModelError where the names are of no layout that vt knows.
     """
@@ -138,4 +140,9 @@ def table_names(model_type: str, body: Iterable[str]) -> dict[str, str]:
         parent = embedding.removesuffix(".weight").rpartition(".")[0]
         embedding = ".".join(filter(None, (parent, word, "weight")))
     head = _HEADS.get(model_type, "lm_head")
-    return {"embedding": embedding, "head": f"{head}.weight", "head_bias": f"{head}.bias"}
+    return {
+        "embedding": embedding,
+        "head": f"{head}.weight",
+        "head_bias": f"{head}.bias",
+        "per_layer": f"{embedding.removesuffix('.weight')}_per_layer.weight",
+    }

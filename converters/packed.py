@@ -75,8 +75,12 @@ def carried_method(config: dict[str, Any]) -> str | None:
     return method if method in CARRIED and not config.get("quantization") else None
 
 
-def find_packed(config: dict[str, Any], tensors: Mapping[str, TensorInfo], weight: str) -> Packed | None:
+def find_packed(
+    config: dict[str, Any], tensors: Mapping[str, TensorInfo], weight: str, columns: int | None = None
+) -> Packed | None:
     """The quantised matrix whose words are the tensor `weight`; None where that holds floats.
+
+    `columns`: how many values a row holds, where that is not the width of the embedding.
 
     Raises ModelError, by name, for another format than MLX's affine one, and for tensors that do not fit it.
     """
@@ -100,7 +104,7 @@ def find_packed(config: dict[str, Any], tensors: Mapping[str, TensorInfo], weigh
         raise _unfit(weight, "their shapes do not belong together")
     if words.dtype != "uint32" or scales.dtype != biases.dtype:
         raise _unfit(weight, f"they hold {words.dtype}, {scales.dtype} and {biases.dtype}")
-    how = _how(config, particular or settings, words, scales)
+    how = _how(particular or settings, words, scales, columns or _hidden(config))
     return Packed(words, scales, biases, how)
 
 
@@ -117,20 +121,19 @@ def packed_rows(source: Source, packed: Packed, dtype: str) -> Iterator[np.ndarr
     yield from (join(*rows) for rows in _together(parts))
 
 
-def _how(
-    config: dict[str, Any], settings: dict[str, Any], words: TensorInfo, scales: TensorInfo
-) -> Quantisation:
-    text = config.get("text_config")
-    hidden = next(
-        (part[key] for part in (config, text) if isinstance(part, dict) for key in _HIDDEN if key in part),
-        None,
-    )
+def _hidden(config: dict[str, Any]) -> Any:
+    parts = [part for part in (config, config.get("text_config")) if isinstance(part, dict)]
+    return next((part[key] for part in parts for key in _HIDDEN if key in part), None)
+
+
+def _how(settings: dict[str, Any], words: TensorInfo, scales: TensorInfo, values: Any) -> Quantisation:
+    """`values`: how many a row holds, where the configuration says so."""
     bits, group_size = settings.get("bits", 0), settings.get("group_size", 0)
     groups = scales.shape[1]
     candidates = [(bits, group_size)]
     # Files name the layers that differ, but not all of them do: the shapes know better.
-    if isinstance(hidden, int) and hidden > 0 and groups > 0:
-        candidates.insert(0, (words.shape[1] * WORD_BITS // hidden, hidden // groups))
+    if isinstance(values, int) and values > 0 and groups > 0:
+        candidates.insert(0, (words.shape[1] * WORD_BITS // values, values // groups))
     for candidate in candidates:
         try:
             how = Quantisation(*candidate, scales.dtype)

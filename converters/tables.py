@@ -9,6 +9,7 @@ from typing import Any
 from converters.packed import Packed, find_packed
 from converters.source import TensorInfo
 from vt_core.errors import ModelError
+from vt_core.model_config import per_layer_shape, text_config
 
 EMBEDDING_NAMES = (
     "model.embed_tokens.weight",  # Llama, Qwen, Gemma, Mistral, Phi, OLMo, …
@@ -41,7 +42,7 @@ HEAD_NAMES = (
     "output.weight",  # InternLM 2
     "head.weight",  # RWKV
 )
-_PER_LAYER = "embed_tokens_per_layer.weight"
+_PER_LAYER = "embed_tokens_per_layer.weight"  # Gemma 3n, Gemma 4
 # fmt: off
 TIED_BY_DEFAULT = frozenset({
     "biogpt", "bloom", "cohere", "cohere2", "cohere2_moe", "ctrl", "ernie4_5", "ernie4_5_moe", "falcon",
@@ -58,7 +59,7 @@ do not."""
 @dataclass(frozen=True)
 class Tables:
     """The vocabulary tables of a model: `[V, hidden]`, `[V, hidden]` where untied, `[V]` where there is a
-    bias.
+    bias, and `[rows, layers * width]` where the layers look every token up in a table of their own.
 
     `dropped` are tensors that a tied model stores besides: copies of the embedding under the head's name.
     `packed` holds, by the name of its weight, each of these that is quantised; the others describe values.
@@ -67,6 +68,7 @@ class Tables:
     embedding: TensorInfo
     head: TensorInfo | None
     head_bias: TensorInfo | None
+    per_layer: TensorInfo | None = None
     dropped: tuple[TensorInfo, ...] = ()
     packed: Mapping[str, Packed] = field(default_factory=dict)
 
@@ -77,7 +79,7 @@ class Tables:
     @property
     def names(self) -> frozenset[str]:
         """Names of the tensors that do not belong to the body."""
-        parts = (self.embedding, self.head, self.head_bias, *self.dropped)
+        parts = (self.embedding, self.head, self.head_bias, self.per_layer, *self.dropped)
         names = frozenset(part.name for part in parts if part is not None)
         return names.union(*(packed.names for packed in self.packed.values()))
 
@@ -86,13 +88,16 @@ def find_tables(config: dict[str, Any], tensors: Iterable[TensorInfo]) -> Tables
     """The tables among a model's tensors.
 
     Raises ModelError when there is no embedding or more than one, no head where the configuration promises
-    one, when the shapes do not agree with each other and the configuration's `vocab_size`, or when a table
-    is quantised in another format than MLX's affine one.
+    one, when the shapes do not agree with each other and the configuration, or when a table is quantised in
+    another format than MLX's affine one.
     """
     by_name = {info.name: info for info in tensors}
-    _refuse_more_tables(config, by_name)
-    candidates = [name for name in (*EMBEDDING_NAMES, *HEAD_NAMES) if name in by_name]
-    packed = {name: found for name in candidates if (found := find_packed(config, by_name, name)) is not None}
+    per_layer_names = [name for name in by_name if name.endswith(_PER_LAYER)]
+    packed = {}
+    for name in (*EMBEDDING_NAMES, *HEAD_NAMES, *per_layer_names):
+        shape = per_layer_shape(config) if name in per_layer_names else None
+        if name in by_name and (found := find_packed(config, by_name, name, shape and shape[1])) is not None:
+            packed[name] = found
     by_name |= {name: found.values for name, found in packed.items()}
     embedding = _one_of(by_name, EMBEDDING_NAMES, "embedding")
     if embedding is None:
@@ -110,8 +115,10 @@ def find_tables(config: dict[str, Any], tensors: Iterable[TensorInfo]) -> Tables
             f"{list(embedding.shape)}; vt needs one row of each for every token."
         )
     bias = _bias(by_name, head, embedding)
+    per_layer = _one_of(by_name, per_layer_names, "table for its layers")
+    _check_per_layer(config, by_name, per_layer, embedding)
     if is_tied(config):
-        return Tables(embedding, None, bias, (head,) if head else (), packed)
+        return Tables(embedding, None, bias, per_layer, (head,) if head else (), packed)
     if head is None:
         _refuse_quantised(by_name, HEAD_NAMES)
         raise ModelError(
@@ -119,17 +126,7 @@ def find_tables(config: dict[str, Any], tensors: Iterable[TensorInfo]) -> Tables
             "not say "
             'that the embedding serves as one. If it does, add "tie_word_embeddings": true to config.json.'
         )
-    return Tables(embedding, head, bias, packed=packed)
-
-
-def _refuse_more_tables(config: dict[str, Any], names: Iterable[str]) -> None:
-    """Gemma 3n and 4 look every id up in a second table; bodies here are given other numbers than ids."""
-    found = [name for name in names if name.endswith(_PER_LAYER)]
-    if found:
-        raise ModelError(
-            f"The model ({config.get('model_type')}) has a vocabulary table for its layers as well, "
-            f"{found[0]}, which vt cannot keep in its store yet."
-        )
+    return Tables(embedding, head, bias, per_layer, packed=packed)
 
 
 def is_tied(config: dict[str, Any]) -> bool:
@@ -141,13 +138,6 @@ def is_tied(config: dict[str, Any]) -> bool:
         if isinstance(flag, bool):
             return flag
     return config.get("model_type") in TIED_BY_DEFAULT or nested.get("model_type") in TIED_BY_DEFAULT
-
-
-def text_config(config: dict[str, Any]) -> dict[str, Any]:
-    """The part that describes the language model: `text_config` of a model that also sees or hears, else all
-    of it."""
-    nested = config.get("text_config")
-    return nested if isinstance(nested, dict) else config
 
 
 def _refuse_quantised(tensors: dict[str, TensorInfo], names: Sequence[str]) -> None:
@@ -182,6 +172,32 @@ def _check_table(config: dict[str, Any], embedding: TensorInfo) -> None:
         raise ModelError(
             f"The embedding {embedding.name} has {embedding.shape[0]} rows and config.json says "
             f"vocab_size {expected}."
+        )
+
+
+def _check_per_layer(
+    config: dict[str, Any], tensors: dict[str, TensorInfo], table: TensorInfo | None, embedding: TensorInfo
+) -> None:
+    shape = per_layer_shape(config)
+    if table is None:
+        if shape is not None:
+            _refuse_quantised(tensors, [embedding.name.replace("embed_tokens.weight", _PER_LAYER)])
+            raise ModelError(
+                f"config.json gives the layers of the model ({config.get('model_type')}) a vocabulary table "
+                f"(hidden_size_per_layer_input), and no tensor is named …{_PER_LAYER}."
+            )
+        return
+    if table.shape != shape:
+        raise ModelError(
+            f"The table {table.name} has the shape {list(table.shape)}, and by vocab_size_per_layer_input, "
+            "num_hidden_layers and hidden_size_per_layer_input in config.json it should have "
+            f"{list(shape) if shape else 'none'}."
+        )
+    rows = table.shape[0]
+    if rows < embedding.shape[0] and not str(config.get("model_type")).startswith("gemma3n"):
+        raise ModelError(
+            f"The table {table.name} has {rows} rows for {embedding.shape[0]} tokens, and what stands for "
+            "the others is known of Gemma 3n only."
         )
 
 

@@ -60,7 +60,7 @@ def write_model(directory: Path, kind: str, dtype: str = "float32", seed: int = 
 
 def stock_source(source: Path, backend: str) -> Path:
     """The directory that a stock framework loads for a model that :func:`write_model` wrote: transformers
-    reads no quantised weights of MLX's.
+    reads no quantised weights of MLX's, and needs a package more for what Gemma 3n sees with.
     """
     floats = floats_of(source)
     return floats if backend == "torch" and floats.exists() else source
@@ -119,6 +119,9 @@ def _write_floats(directory: Path, kind: str, dtype: str, seed: int, changes: di
     config_class, particular = {**KINDS, **ARCHITECTURES, **OTHERS}[kind]
     options = SIZES | {"vocab_size": rows} | particular | changes
     text = options.pop("text_config", None)
+    for part in (options, text or {}):
+        if "hidden_size_per_layer_input" in part:
+            part.setdefault("vocab_size_per_layer_input", rows)
     if text is not None:
         text = SIZES | {"vocab_size": rows} | text
         options = {"text_config": text} | {name: options[name] for name in options.keys() - SIZES.keys()}
@@ -132,6 +135,9 @@ def _write_floats(directory: Path, kind: str, dtype: str, seed: int, changes: di
             scaled = "gemma" in kind and "embed_tokens" in name
             spread = 0.04 if scaled else 0.3 if parameter.dim() == 1 else 0.25
             parameter.add_(torch.randn_like(parameter) * spread)
+        for name, buffer in model.named_buffers():
+            if name.endswith("layer_scalar"):
+                buffer.mul_(0.8)
         # Padding is never chosen, as nobody has trained it to be. Here the stock frameworks must not either.
         for table in (model.get_input_embeddings(), model.get_output_embeddings()):
             for parameter in table.parameters():
@@ -147,8 +153,33 @@ def _write_floats(directory: Path, kind: str, dtype: str, seed: int, changes: di
     saved = json.loads((directory / "config.json").read_text())
     theta = saved.get("rope_parameters", {}).get("rope_theta")
     older = ({"rope_theta": theta} if theta else {}) | OLDER_NAMES.get(kind, {})
+    if text is not None:
+        older["text_config"] = saved["text_config"] | older.get("text_config", {})
     (directory / "config.json").write_text(json.dumps(saved | older))
     (directory / "generation_config.json").write_text(json.dumps({"eos_token_id": [0, 2]}))
+    if kind == "gemma3n":
+        shutil.copytree(directory, floats_of(directory))
+        _publish_gemma3n(directory)
+
+
+def _publish_gemma3n(directory: Path) -> None:
+    """Lay a model out as published, which mlx-lm expects: inside one that sees and hears, whose other parts
+    are left out here, and with keys and values of the layers that share them, which nothing uses.
+    """
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    text = json.loads((directory / "config.json").read_text())
+    tensors = load_file(directory / "model.safetensors")
+    shared = range(text["num_hidden_layers"] - text["num_kv_shared_layers"], text["num_hidden_layers"])
+    for name, tensor in list(tensors.items()):
+        head, _, tail = name.partition("layers.0.self_attn.")
+        if tail in ("k_proj.weight", "v_proj.weight", "k_norm.weight"):
+            tensors |= {f"{head}layers.{at}.self_attn.{tail}": torch.randn_like(tensor) for at in shared}
+    renamed = {name.replace("model.", "model.language_model.", 1): value for name, value in tensors.items()}
+    save_file(renamed, directory / "model.safetensors", {"format": "pt"})
+    config = {"model_type": "gemma3n", "eos_token_id": 0, "tie_word_embeddings": True, "text_config": text}
+    (directory / "config.json").write_text(json.dumps(config))
 
 
 SIZES = {
@@ -196,6 +227,23 @@ _YARN = {
     "original_max_position_embeddings": 128,
 }
 
+#: Layers that look tokens up in a table of their own, and the last two of which have the keys and values of
+#: the layers before them.
+_PER_LAYER = {
+    "num_hidden_layers": 5,
+    "layer_types": [f"{kind}_attention" for kind in ("sliding", "full", "sliding", "sliding", "full")],
+    "sliding_window": 16,
+    "head_dim": 12,
+    "num_kv_shared_layers": 2,
+    "hidden_size_per_layer_input": 8,
+    "final_logit_softcapping": 0.5,
+    "pad_token_id": 0,
+}
+_GEMMA4_TEXT = _PER_LAYER | {
+    "global_head_dim": 16,
+    "use_double_wide_mlp": True,
+}
+
 #: The same for everything else that people run. Each has what is particular to it at a value that matters.
 ARCHITECTURES: dict[str, tuple[str, dict]] = {
     "qwen3": ("Qwen3Config", {"tie_word_embeddings": True, "head_dim": 12}),
@@ -220,6 +268,33 @@ ARCHITECTURES: dict[str, tuple[str, dict]] = {
                 "num_attention_heads": 2,
                 "image_size": 28,
                 "patch_size": 14,
+            },
+        },
+    ),
+    "gemma3n": (
+        "Gemma3nTextConfig",
+        {
+            **_PER_LAYER,
+            "vocab_size_per_layer_input": 500,
+            "laurel_rank": 8,
+            "altup_num_inputs": 3,
+            "altup_active_idx": 1,
+            "activation_sparsity_pattern": [0.6, 0.0, 0.3, 0.0, 0.0],
+        },
+    ),
+    "gemma4": ("Gemma4TextConfig", _GEMMA4_TEXT),
+    "gemma4-multimodal": (
+        "Gemma4Config",
+        {
+            "text_config": _GEMMA4_TEXT,
+            "vision_config": {
+                "hidden_size": 16,
+                "intermediate_size": 16,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 2,
+                "num_key_value_heads": 2,
+                "head_dim": 8,
+                "position_embedding_size": 16,
             },
         },
     ),
@@ -303,6 +378,9 @@ OLDER_NAMES: dict[str, dict] = {
     "falcon_h1": {"head_dim": 12},
     "qwen3_moe": {"num_experts": 4},
     "gpt_oss": {"rope_scaling": _YARN},
+    "gemma3n": {"rope_theta": 1e6, "rope_local_base_freq": 1e4},
+    "gemma4": {"global_head_dim": 16},
+    "gemma4-multimodal": {"text_config": {"global_head_dim": 16}},
 }
 
 #: Values that take away what is particular to a model.
@@ -316,5 +394,8 @@ NEUTRAL: dict[str, dict] = {
     "deepseek-coder": {"rope_scaling": None, "rope_parameters": None},
     "falcon_h1": {"lm_head_multiplier": 1.0},
     "gpt_oss": {"sliding_window": 512},
+    "gemma3n": {"num_kv_shared_layers": 0},
+    "gemma4": {"sliding_window": 512},
+    "gemma4-multimodal": {"final_logit_softcapping": 30.0},
     "qwen3_moe": {"num_experts_per_tok": 1},
 }

@@ -30,7 +30,8 @@ _PEFT_NAME = re.compile(r"(?P<module>.+)\.lora_(?P<part>[AB])(\.default)?\.weigh
 _MLX_NAME = re.compile(r"(?P<module>.+)\.lora_(?P<part>[ab])")
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _TABLES = re.compile(
-    r"(^|\.)(embed_tokens|wte|embed_in|embeddings|word_embeddings|tok_embeddings|lm_head|embed_out|output)$"
+    r"(^|\.)(embed_tokens(_per_layer)?|wte|embed_in|embeddings|word_embeddings|tok_embeddings"
+    r"|lm_head|embed_out|output)$"
 )
 #: Settings of PEFT that change what an adapter computes, and the values under which they do not.
 _PEFT_NEUTRAL: dict[str, tuple[Any, ...]] = {

@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from vt_core.errors import ModelError, StoreError
+from vt_core.model_config import context, per_layer_shape, text_config
 from vt_core.quantisation import Quantisation
 
 if TYPE_CHECKING:
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
 
 MANIFEST_NAME = "vt.json"
 STORE_NAME = "vocab.lmdb"
+PER_LAYER = "per_layer"
 FORMAT_VERSION = 1
-CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "n_ctx")  # the last two in files of GPT-2
 MAX_JSON_BYTES = 64 << 20
 """Far above any config or index file: what is larger is another file under its name."""
 
@@ -49,14 +50,21 @@ class TableInfo:
     dtype: str
     checksum: str
 
+    @property
+    def row_bytes(self) -> int:
+        from vt_core import dtypes
+
+        return self.columns * dtypes.item_size(self.dtype)
+
 
 @dataclass(frozen=True)
 class Manifest:
     """Content of vt.json. `vocab_rows` is V, `hidden` the width of a row, `dtype` the embedding's float type.
 
-    `tables` holds "embedding", "head" where untied and "head_bias" (one column) where the head has one;
-    `quantization` says how those of them that are quantised are packed; `files` gives the length in bytes of
-    every file that the model needs, by its path relative to the directory.
+    `tables` holds "embedding", "head" where untied, "head_bias" (one column) where the head has one, and
+    "per_layer", of a shape of its own, where the layers look tokens up as well; `quantization` says how those
+    of them that are quantised are packed; `files` gives the length in bytes of every file that the model
+    needs, by its path relative to the directory.
     """
 
     source: SourceInfo
@@ -116,13 +124,12 @@ class Manifest:
     @property
     def table_bytes(self) -> int:
         """Bytes of all tables' values: what a framework would load."""
-        return self.table_bytes_of(self.vocab_rows)
+        return sum(table.rows * table.row_bytes for table in self.tables.values())
 
     def table_bytes_of(self, rows: int) -> int:
-        """Bytes that `rows` rows of every table take."""
-        from vt_core import dtypes
-
-        return sum(rows * table.columns * dtypes.item_size(table.dtype) for table in self.tables.values())
+        """Bytes that `rows` active rows of every table take. Those of the layers' table never stay: they are
+        read for each token anew."""
+        return sum(rows * table.row_bytes for name, table in self.tables.items() if name != PER_LAYER)
 
     def _check(self, path: Path) -> None:
         expected = {"embedding": self.hidden}
@@ -130,13 +137,15 @@ class Manifest:
             expected["head"] = self.hidden
         if self.head_bias:
             expected["head_bias"] = 1
-        if set(self.tables) != set(expected):
+        if set(self.tables) - {PER_LAYER} != set(expected):
             raise ModelError(
                 f"{path}: tables are {sorted(self.tables)}, a model like this has {sorted(expected)}."
             )
         for name, how in (self.quantization or {}).items():
-            if name not in expected or self.tables[name].dtype != "uint32":
+            if name not in self.tables or self.tables[name].dtype != "uint32":
                 raise ModelError(f"{path}: the table {name!r} cannot be quantised as quantization says.")
+            if name == PER_LAYER:
+                continue  # how wide its rows are, config.json says
             try:
                 expected[name] = how.columns(expected[name])
             except ModelError as error:
@@ -183,11 +192,17 @@ class ModelDirectory:
         manifest = Manifest.from_json(_read_text(path / MANIFEST_NAME), path=path / MANIFEST_NAME)
         _check_files(path, manifest.files)
         config = read_json_object(path / "config.json")
-        nested = config.get("text_config")
-        rows = (nested if isinstance(nested, dict) else config).get("vocab_size", manifest.vocab_rows)
+        rows = text_config(config).get("vocab_size", manifest.vocab_rows)
         if rows != manifest.vocab_rows:
             raise ModelError(
                 f"{path}: config.json says vocab_size {rows}, the tables have {manifest.vocab_rows} rows. "
+                "Convert the model again."
+            )
+        per_layer = manifest.tables.get(PER_LAYER)
+        shape = per_layer_shape(config, (manifest.quantization or {}).get(PER_LAYER))
+        if shape != (per_layer and (per_layer.rows, per_layer.columns)):
+            raise ModelError(
+                f"{path}: vt.json and config.json describe different tables for the layers. "
                 "Convert the model again."
             )
         return cls(path, manifest, config)
@@ -216,12 +231,7 @@ class ModelDirectory:
     @property
     def context(self) -> int | None:
         """Tokens that fit the model's context, where its configuration says so."""
-        nested = self.config.get("text_config")
-        for config in (self.config, nested if isinstance(nested, dict) else {}):
-            for name in CONTEXT_NAMES:
-                if isinstance(config.get(name), int):
-                    return int(config[name])
-        return None
+        return context(self.config)
 
     @property
     def quantization(self) -> str | None:

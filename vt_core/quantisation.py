@@ -19,8 +19,8 @@ WORD_BITS = 32
 #: packed others can read, and the other way round. Of the rest some are renamed, turned, joined or scaled.
 # fmt: off
 PUBLISHED_LAYOUT = frozenset({
-    "cohere", "gemma2", "gemma3_text", "granite", "llama", "mistral", "olmo2", "phi", "phi3",
-    "qwen2", "qwen3", "smollm3", "starcoder2",
+    "cohere", "gemma2", "gemma3_text", "gemma3n", "gemma4", "gemma4_text", "granite", "llama", "mistral",
+    "olmo2", "phi", "phi3", "qwen2", "qwen3", "smollm3", "starcoder2",
 })
 # fmt: on
 _FLOAT_BITS = {"float32": 32, "bfloat16": 16, "float16": 16}

@@ -109,7 +109,8 @@ class DequantisedTable:
 
 
 def open_tables(directory: ModelDirectory, store: str, *, packed: bool = False) -> Mapping[str, Table]:
-    """The tables ``embedding``, ``head`` (untied models) and ``head_bias`` (where there is one).
+    """The tables ``embedding``, ``head`` (untied models), and ``head_bias`` and ``per_layer`` (where there is
+    one).
 
     Args:
         store: ``lmdb``: rows are read from disk; ``ram``: the tables are held in host memory.

@@ -16,6 +16,7 @@ from vt_core.heads import Head
 from vt_mlx.rows import PackedMatrix
 
 EMBEDDINGS = ("embed_tokens", "wte", "embed_in", "embeddings", "word_embeddings", "tok_embeddings")
+PER_LAYER = ("embed_tokens_per_layer",)
 HEADS = ("lm_head", "embed_out", "output")
 _PROBE_COLUMNS = 8
 
@@ -44,6 +45,27 @@ class RowEmbedding(nn.Module):
 
     def as_linear(self, hidden: mx.array) -> mx.array:
         return self._head(hidden)
+
+
+class LayerRows(nn.Module):
+    """Stands where the layers looked tokens up in a table of their own: gives the rows that are set, whatever
+    it is asked for. Which row a token has is decided by its full id, and what a body is given are other
+    numbers.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._rows: list[mx.array] = []
+
+    def set_rows(self, rows: mx.array) -> None:
+        """``rows``: ``[1, n, layers * width]`` of the tokens of a call."""
+        self._rows = [rows]
+
+    def clear(self) -> None:
+        self._rows = []
+
+    def __call__(self, ids: mx.array) -> mx.array:
+        return self._rows[0]
 
 
 class RowHead(nn.Module):
@@ -89,10 +111,13 @@ class RowHead(nn.Module):
 
 @dataclass
 class Body:
-    """A model with a :class:`RowEmbedding` and a :class:`RowHead` in place of its tables."""
+    """A model with a :class:`RowEmbedding`, a :class:`RowHead` and, where its layers have a table of their
+    own, a :class:`LayerRows` in place of its tables.
+    """
 
     model: nn.Module
     embedding: RowEmbedding
+    layers: LayerRows | None
     head: RowHead
     #: What the model multiplies its tables with while it loads them, by their names in the store.
     factors: dict[str, float]
@@ -101,7 +126,7 @@ class Body:
 def load_body(path: Path, dtype: mx.Dtype) -> Body:
     """The body of a model directory.
 
-    Neither table is ever made, not while loading either: MLX declares arrays lazily, and loading is strict
+    No table is ever made, not while loading either: MLX declares arrays lazily, and loading is strict
     about the rest.
 
     Raises:
@@ -128,7 +153,8 @@ def load_body(path: Path, dtype: mx.Dtype) -> Body:
     others = [value for module in model.modules() for value in module.values() if isinstance(value, mx.array)]
     mx.eval(model.parameters(), others)
     mx.clear_cache()
-    return Body(model, embedding, head, factors)
+    layers = [module for module in model.modules() if isinstance(module, LayerRows)]
+    return Body(model, embedding, layers[0] if layers else None, head, factors)
 
 
 def _tableless(
@@ -144,6 +170,8 @@ def _tableless(
             self._probes = {"embedding": _replace(self, nn.Embedding, EMBEDDINGS, embedding)}
             if any(name in HEADS for _, name, _ in _modules(self, nn.Linear)):
                 self._probes["head"] = _replace(self, nn.Linear, HEADS, head)
+            if any(name in PER_LAYER for _, name, _ in _modules(self, nn.Embedding)):
+                self._probes["per_layer"] = _replace(self, nn.Embedding, PER_LAYER, LayerRows())
             for path in self._probes.values():
                 # How it is packed is the rows' business: there is no layer here that could be quantised.
                 (config.get("quantization") or {}).pop(path, None)

@@ -22,10 +22,10 @@ from vt_core.tables import ScaledTable, Table, open_tables
 from vt_core.verification import Draft, LogitTile, verify
 from vt_core.vocabulary import Ids
 from vt_mlx.adapters import adapt
-from vt_mlx.body import RowEmbedding, RowHead, load_body
+from vt_mlx.body import LayerRows, RowEmbedding, RowHead, load_body
 from vt_mlx.caches import CacheLog
 from vt_mlx.device import peak_memory, pick_device, pick_dtype, reset_peak
-from vt_mlx.rows import MlxRows, PackedMatrix, greedy
+from vt_mlx.rows import Inputs, MlxRows, greedy
 from vt_mlx.verification import HeadScan, logit_transform
 
 PREFILL_TOKENS = 2048  #: tokens of a prompt that run at once; bounds the memory of attention scores
@@ -49,6 +49,7 @@ class MlxDecoder:
         self,
         model: nn.Module,
         embedding: RowEmbedding,
+        layers: LayerRows | None,
         output: RowHead,
         rows: MlxRows,
         head: Head,
@@ -61,12 +62,13 @@ class MlxDecoder:
         self.head = head
         self.device = "gpu" if device.type == mx.DeviceType.gpu else "cpu"
         self.dtype = str(dtype).removeprefix("mlx.core.")
-        # A tied head embeds the choice by its own row; only one matrix can be indexed before the choice is
-        # known.
+        # A tied head embeds the choice by its own row, unless layers ask for rows that no head holds; only
+        # one matrix can be indexed before the choice is known.
+        tied = tied and rows.per_layer is None
         self.can_follow = tied and head.name != "split"
         self._model, self._rows, self._tied = model, rows, tied
         self._device = device
-        self._embedding = embedding
+        self._embedding, self._layers = embedding, layers
         self._output = output
         output.set_head(head)
         self._cache: list[Any] = []
@@ -86,10 +88,10 @@ class MlxDecoder:
 
     def prefill(self, ids: Ids) -> Step:
         # The last token goes alone, as in mlx-lm: batches of other sizes round differently.
-        for _, table, index in self._pieces(ids[:-1]):
-            self._run(table, index)
+        for _, inputs, index in self._pieces(ids[:-1]):
+            self._run(inputs, index)
             self._settle()
-        step = self._forward(self._rows.embed(ids[-1:]), mx.array([[0]]))
+        step = self._forward(self._rows.inputs(ids[-1:]), mx.array([[0]]))
         self._look_at(step.logits)
         self._log.rewind(0)
         return step
@@ -97,14 +99,14 @@ class MlxDecoder:
     def step(self, token: int) -> Step:
         if self._tied:
             rows, index = self.head.locate(int(self.head.vocabulary.local([token])[0]))
-            table = self._rows.as_embedding(rows)
+            inputs = Inputs(self._rows.as_embedding(rows))
         else:
-            table, index = self._rows.embed(np.array([token])), 0
-        return self._forward(table, mx.array([[index]]))
+            inputs, index = self._rows.inputs(np.array([token])), 0
+        return self._forward(inputs, mx.array([[index]]))
 
     def follow(self, step: Step) -> Step:
         (rows,) = self.head.pieces
-        return self._forward(self._rows.as_embedding(rows), step.local[None])
+        return self._forward(Inputs(self._rows.as_embedding(rows)), step.local[None])
 
     def poll(self, step: Step) -> int:
         return int(step.token.item())
@@ -120,8 +122,8 @@ class MlxDecoder:
         return verify(lambda: self._tiles(hidden), drafts, sampler)
 
     def states(self, ids: Ids, start: int) -> Iterator[mx.array]:
-        for at, table, index in self._pieces(ids):
-            self._look_at(self._run(table, index))
+        for at, inputs, index in self._pieces(ids):
+            self._look_at(self._run(inputs, index))
             for first in range(max(start - at, 0), index.shape[1], POSITIONS):
                 # A copy: a slice would keep the states of the whole piece.
                 places = mx.arange(first, min(first + POSITIONS, index.shape[1]))
@@ -148,21 +150,25 @@ class MlxDecoder:
         if count:
             # What still holds the head's buffer (a step in flight, its embedding table) would make the next
             # write copy it whole: 9 to 22 ms for 29 MB instead of 0.1.
-            self._embedding.clear()
-            self._output.clear()
+            self._clear()
             mx.synchronize()
         self._log.rewind(count)
 
     def end(self) -> None:
         self._cache = []
         self._log = CacheLog([])
-        self._embedding.clear()
-        self._output.clear()
+        self._clear()
         self.head.truncate()
         mx.clear_cache()
 
     def peak_memory(self) -> int | None:
         return peak_memory(self._device)
+
+    def _clear(self) -> None:
+        """Let go of what the last call looked up and left."""
+        for part in (self._embedding, self._layers, self._output):
+            if part is not None:
+                part.clear()
 
     def _look_at(self, logits: mx.array) -> None:
         """Whether tiles of the full head would be treated as the model treats its logits, and these are
@@ -176,27 +182,29 @@ class MlxDecoder:
         treated = raw if self._transform is None else self._transform(raw)
         self._knows_logits = bool(mx.array_equal(treated, logits).item())
 
-    def _pieces(self, ids: Ids) -> Iterator[tuple[int, mx.array, mx.array]]:
-        """A text in pieces: where each begins, the embedding rows that it needs, and which of them are its
-        tokens, ``[1, n]``.
+    def _pieces(self, ids: Ids) -> Iterator[tuple[int, Inputs, mx.array]]:
+        """A text in pieces: where each begins, the rows that it needs, and which of them are its tokens,
+        ``[1, n]``.
         """
         for start in range(0, len(ids), PREFILL_TOKENS):
             needed, index = np.unique(ids[start : start + PREFILL_TOKENS], return_inverse=True)
-            yield start, self._rows.embed(needed), mx.array(index.astype(np.int32))[None]
+            yield start, self._rows.inputs(needed), mx.array(index.astype(np.int32))[None]
 
     def _settle(self) -> None:
         """Compute what a piece of a text leaves in the caches, and let go of the rest."""
         mx.eval([layer.state for layer in self._cache])
         mx.clear_cache()
 
-    def _run(self, table: mx.array | PackedMatrix, index: mx.array) -> mx.array:
+    def _run(self, inputs: Inputs, index: mx.array) -> mx.array:
         """Logits ``[1, n]`` of the active rows for the last of some tokens."""
-        self._embedding.set_table(table)
+        self._embedding.set_table(inputs.embedding)
+        if inputs.per_layer is not None:
+            self._layers.set_rows(inputs.per_layer[index])
         return self._model(index, cache=self._cache)[0]
 
-    def _forward(self, table: mx.array | PackedMatrix, index: mx.array) -> Step:
+    def _forward(self, inputs: Inputs, index: mx.array) -> Step:
         self._log.record()
-        logits = self._run(table, index)
+        logits = self._run(inputs, index)
         pieces = [piece.ids for piece in self.head.pieces]
         ids = pieces[0] if len(pieces) == 1 else mx.concatenate(pieces)
         token, local = greedy(logits, ids)
@@ -244,10 +252,16 @@ def load_decoder(
             )
         if factor != 1:
             tables[name] = ScaledTable(tables[name], factor)
+    if body.layers is None and "per_layer" in tables:
+        raise ModelError(
+            f"mlx-lm's {manifest.model_type} has no vocabulary table for its layers, and {directory.path} "
+            "has one; vt cannot run this model with MLX"
+        )
     rows = MlxRows(tables, quantised, manifest.tied, target, run_dtype)
     return MlxDecoder(
         body.model,
         body.embedding,
+        body.layers,
         body.head,
         rows,
         strategy(rows, tokens or manifest.vocab_rows),

@@ -38,6 +38,15 @@ class Rows(NamedTuple):
     biases: mx.array | None = None
 
 
+class Inputs(NamedTuple):
+    """What a body looks tokens up in: rows ``[n, hidden]`` as its embedding, and of a model whose layers have
+    a table as well, rows ``[n, layers * width]`` of that, indexed alike.
+    """
+
+    embedding: mx.array | PackedMatrix
+    per_layer: mx.array | None = None
+
+
 class PackedMatrix:
     """Packed rows, indexed like a matrix of floats."""
 
@@ -66,12 +75,20 @@ class MlxRows:
         self.embedding, self.head_table = tables["embedding"], tables[head]
         self.embedding_how, self.head_how = quantised.get("embedding"), quantised.get(head)
         self._bias = tables.get("head_bias")
+        self.per_layer, self._per_layer_how = tables.get("per_layer"), quantised.get("per_layer")
         self._device, self._dtype = device, dtype
 
     def embed(self, ids: Ids) -> mx.array:
         """Embedding rows ``[n, hidden]`` of full ids, not scaled."""
-        weight, *packed = self._read(self.embedding, self.embedding_how, ids)
-        return PackedMatrix(weight, *packed, self.embedding_how)[:] if packed else weight
+        return self._values(self.embedding, self.embedding_how, ids)
+
+    def inputs(self, ids: Ids) -> Inputs:
+        """Everything that a body asks of full ids, row by row."""
+        if self.per_layer is None:
+            return Inputs(self.embed(ids))
+        # Gemma 3n has fewer rows here than tokens, and takes the first for those behind the end.
+        known = np.where(ids < self.per_layer.spec.rows, ids, 0)
+        return Inputs(self.embed(ids), self._values(self.per_layer, self._per_layer_how, known))
 
     def as_embedding(self, rows: Rows) -> mx.array | PackedMatrix:
         """Head rows of a tied model as what ids are looked up in."""
@@ -145,6 +162,11 @@ class MlxRows:
 
     def _read_bias(self, ids: Ids) -> mx.array:
         return self._read(self._bias, None, ids)[0].flatten()
+
+    def _values(self, table: Table, how: Quantisation | None, ids: Ids) -> mx.array:
+        """Rows as floats."""
+        weight, *packed = self._read(table, how, ids)
+        return PackedMatrix(weight, *packed, how)[:] if packed else weight
 
     def _read(self, table: Table, how: Quantisation | None, ids: Ids) -> list[mx.array]:
         """Rows ``[n, hidden]``; of a quantised table words, scales and biases."""

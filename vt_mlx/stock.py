@@ -43,8 +43,11 @@ class MlxStock:
         return np.array(self._model(mx.array([list(context[-1:])]), cache=cache)[0, -1].astype(mx.float32))
 
     def text_logits(self, prompt: Sequence[int], text: Sequence[int]) -> npt.NDArray[np.float32]:
+        # With a cache, as in generation: without one the layers of Gemma 3n that share keys and values have
+        # their own.
         context = mx.array([[*prompt, *text[:-1]]])
-        return np.array(self._model(context)[0, -len(text) :].astype(mx.float32))
+        logits = self._model(context, cache=make_prompt_cache(self._model))
+        return np.array(logits[0, -len(text) :].astype(mx.float32))
 
     def peak_memory(self) -> int | None:
         return peak_memory(self._device)

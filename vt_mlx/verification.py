@@ -139,7 +139,9 @@ def logit_transform(arguments: object) -> Transform | None:
     """What an mlx-lm model does to its logits behind the head, by its arguments; None where that is
     nothing.
     """
-    cap = getattr(arguments, "final_logit_softcapping", None)
+    # A model that also sees has the language model's arguments as they stand in config.json.
+    text = getattr(arguments, "text_config", None) or {}
+    cap = getattr(arguments, "final_logit_softcapping", text.get("final_logit_softcapping"))
     divisor = getattr(arguments, "logits_scaling", None)  # Granite
     factor = getattr(arguments, "logit_scale", None)  # Cohere
     if cap is None and divisor is None and factor is None:

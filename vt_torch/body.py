@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import AutoConfig, PreTrainedModel
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils import logging as transformers_logging
 
@@ -36,9 +36,27 @@ class RowEmbedding(nn.Module):
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         assert self.table is not None, "the decoder sets the table before each call"
-        rows = nn.functional.embedding(ids, self.table)
-        # The scale is rounded to the rows' type first, as in the module that stood here.
-        return rows if self.scale is None else rows * torch.tensor(self.scale).to(rows.dtype)
+        return _scaled(nn.functional.embedding(ids, self.table), self.scale)
+
+
+class LayerRows(nn.Module):
+    """Stands where the layers looked tokens up in a table of their own: gives ``rows``, whatever it is asked
+    for. Which row a token has is decided by its full id, and what a body is given are other numbers.
+    """
+
+    def __init__(self, scale: float | None) -> None:
+        super().__init__()
+        self.scale = scale
+        self.rows: torch.Tensor | None = None  #: ``[1, n, layers * width]`` of the tokens of a call
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        assert self.rows is not None, "the decoder sets the rows before each call"
+        return _scaled(self.rows, self.scale)
+
+
+def _scaled(rows: torch.Tensor, scale: float | None) -> torch.Tensor:
+    # The scale is rounded to the rows' type first, as in the modules that stood here.
+    return rows if scale is None else rows * torch.tensor(scale).to(rows.dtype)
 
 
 class RowHead(nn.Module):
@@ -74,9 +92,10 @@ class RowHead(nn.Module):
 def load_body(
     directory: ModelDirectory, device: torch.device, dtype: torch.dtype, bits: int | None = None
 ) -> PreTrainedModel:
-    """The model of a model directory with :class:`RowEmbedding` and :class:`RowHead` in place of its tables.
+    """The model of a model directory with :class:`RowEmbedding`, :class:`RowHead` and, where its layers have
+    a table of their own, :class:`LayerRows` in place of its tables.
 
-    Neither table is ever made, not while loading either. Quantised weights are dequantised. With ``bits``,
+    No table is ever made, not while loading either. Quantised weights are dequantised. With ``bits``,
     linear layers get so many, one by one; what is no plain linear layer (experts that are held together, the
     projections of GPT-2) stays. Layers that came quantised are transformers' matter.
 
@@ -86,17 +105,21 @@ def load_body(
     """
     path = directory.path
     check_packages(directory, bits)
+    layout = find_layout(directory)
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+        if layout is not None:
+            del config.quantization_config  # or transformers would ask for packages
+        if config.model_type in _READ_AS_TEXT:
+            config = _text_config(config, path)
         base = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     except (KeyError, ValueError) as error:
         raise ModelError(
             f"transformers has no text generation model for {path / 'config.json'} ({error})"
         ) from error
-    weights = _weights(path, None if bits or device.type != "cpu" else dtype)
-    layout = find_layout(directory)
-    if layout is not None:
-        del config.quantization_config  # or transformers would ask for packages
+    weights = dequantised(directory, _weights(path, None if bits or device.type != "cpu" else dtype))
+    if directory.manifest.model_type in _READ_AS_TEXT:
+        weights = _text_weights(weights)
     # Of transformers' module, so that it does not count as custom code, whose buffers are left as they are
     # (Falcon H1 computes some).
     attributes = {
@@ -109,7 +132,7 @@ def load_body(
             None,
             config=config,
             # Layers that are quantised are read one by one, whatever their type: nothing of them shall stay.
-            state_dict=dequantised(directory, weights),
+            state_dict=weights,
             **({} if bits is None else {"quantization_config": LoadingBits(bits)}),
             dtype=dtype,
             output_loading_info=True,
@@ -153,6 +176,33 @@ def _weights(path: Path, dtype: torch.dtype | None) -> dict[str, Any]:
     return weights
 
 
+#: Models that also see and hear, of which only the language model is loaded, by the class that transformers
+#: has for it. The other parts would cost memory for nothing; Gemma 3n's need a package more, and Gemma 4's
+#: class compares its ids with those of images.
+_READ_AS_TEXT = ("gemma3n", "gemma4")
+_TEXT_PREFIXES = ("model.language_model.", "language_model.model.")
+
+
+def _text_config(config: PretrainedConfig, path: Path) -> PretrainedConfig:
+    """The configuration of the language model inside a model."""
+    if getattr(config, "quantization_config", None):
+        raise ModelError(
+            f"{path} is a {config.model_type} model whose layers came quantised in a layout that only "
+            "transformers reads, and vt loads its language model alone; convert the original weights"
+        )
+    return config.get_text_config()
+
+
+def _text_weights(weights: dict[str, Any]) -> dict[str, Any]:
+    """The weights of the language model inside a model, by the names that they have in one alone."""
+    return {
+        f"model.{name.removeprefix(prefix)}": weight
+        for name, weight in weights.items()
+        for prefix in _TEXT_PREFIXES
+        if name.startswith(prefix)
+    }
+
+
 #: Float types as safetensors calls them.
 _STORED = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 
@@ -174,7 +224,14 @@ class _Tableless:
                 f"the head of {type(model).__name__} is a {type(head).__name__}, which vt cannot replace"
             )
         model.set_output_embeddings(RowHead())
+        if (table := layer_table(model)) is not None:
+            model.base_model.embed_tokens_per_layer = LayerRows(_scale(table, model))
         model._declare()
+
+
+def layer_table(model: PreTrainedModel) -> Any:
+    """The table of a model's layers, or the :class:`LayerRows` in its place; None where they have none."""
+    return getattr(model.base_model, "embed_tokens_per_layer", None)
 
 
 def _scale(embedding: nn.Module, model: nn.Module) -> float | None:

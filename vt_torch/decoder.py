@@ -21,11 +21,11 @@ from vt_core.tables import open_tables
 from vt_core.verification import Draft, verify
 from vt_core.vocabulary import Ids
 from vt_torch.adapters import adapt
-from vt_torch.body import load_body
+from vt_torch.body import layer_table, load_body
 from vt_torch.carried import find_layout
 from vt_torch.device import peak_memory, pick_device, pick_dtype, reset_peak
 from vt_torch.quantised import pick_bits
-from vt_torch.rows import TorchRows, greedy
+from vt_torch.rows import Inputs, TorchRows, greedy
 from vt_torch.verification import HeadScan, TorchTile, logit_transform
 
 PREFILL_TOKENS = 2048  #: tokens of a prompt that run at once; bounds the memory of attention scores
@@ -59,14 +59,15 @@ class TorchDecoder:
         self.head = head
         self.device = str(device)
         self.dtype = str(dtype).removeprefix("torch.")
-        # A tied head embeds the choice by its own row, unless that is quantised: embeddings stay as the model
-        # has them. Only one matrix can be indexed before the choice is known. On a CPU there is nothing to
-        # wait for.
-        tied = tied and not rows.quantised
+        # A tied head embeds the choice by its own row, unless that is quantised, for embeddings stay as the
+        # model has them, or layers ask for rows that no head holds. Only one matrix can be indexed before the
+        # choice is known. On a CPU there is nothing to wait for.
+        tied = tied and not rows.quantised and rows.per_layer is None
         self.can_follow = tied and head.name != "split" and device.type != "cpu"
         self._model, self._rows, self._tied = model, rows, tied
         self._device = device
         self._embedding = model.get_input_embeddings()
+        self._layers = layer_table(model)
         self._output = model.get_output_embeddings()
         self._output.head = head
         self._cache: DynamicCache | None = None
@@ -84,8 +85,8 @@ class TorchDecoder:
         self._cache = DynamicCache(config=self._model.config)
 
     def prefill(self, ids: Ids) -> Step:
-        for _, table, index in self._pieces(ids):
-            step = self._forward(table, index)
+        for _, inputs, index in self._pieces(ids):
+            step = self._forward(inputs, index)
         self._look_at(step.logits)
         # From here on tokens can be taken back. Not before: recording keeps what slides out of a window.
         if self._cache.is_croppable:
@@ -95,14 +96,14 @@ class TorchDecoder:
     def step(self, token: int) -> Step:
         if self._tied:
             rows, index = self.head.locate(int(self.head.vocabulary.local([token])[0]))
-            table = rows.weight
+            inputs = Inputs(rows.weight)
         else:
-            table, index = self._rows.embed(np.array([token])), 0
-        return self._forward(table, torch.tensor([[index]], device=self._device))
+            inputs, index = self._rows.inputs(np.array([token])), 0
+        return self._forward(inputs, torch.tensor([[index]], device=self._device))
 
     def follow(self, step: Step) -> Step:
         (rows,) = self.head.pieces
-        return self._forward(rows.weight, step.local[None])
+        return self._forward(Inputs(rows.weight), step.local[None])
 
     def poll(self, step: Step) -> int:
         return int(step.token)
@@ -119,8 +120,8 @@ class TorchDecoder:
         return verify(lambda: self._tiles(hidden), drafts, sampler)
 
     def states(self, ids: Ids, start: int) -> Iterator[torch.Tensor]:
-        for at, table, index in self._pieces(ids):
-            self._look_at(self._run(table, index))
+        for at, inputs, index in self._pieces(ids):
+            self._look_at(self._run(inputs, index))
             for first in range(max(start - at, 0), index.shape[1], POSITIONS):
                 # A copy: a slice would keep the states of the whole piece.
                 yield self._output.states[first : first + POSITIONS].clone()
@@ -157,6 +158,8 @@ class TorchDecoder:
 
     def end(self) -> None:
         self._cache = self._embedding.table = None
+        if self._layers is not None:
+            self._layers.rows = None
         self._output.states = self._output.hidden = self._output.logits = None
         self.head.truncate()
 
@@ -174,26 +177,28 @@ class TorchDecoder:
         assert self._output.logits is not None
         self._knows_logits = torch.equal(self._transform(self._output.logits), logits)
 
-    def _pieces(self, ids: Ids) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
-        """A text in pieces: where each begins, the embedding rows that it needs, and which of them are its
-        tokens, ``[1, n]``.
+    def _pieces(self, ids: Ids) -> Iterator[tuple[int, Inputs, torch.Tensor]]:
+        """A text in pieces: where each begins, the rows that it needs, and which of them are its tokens,
+        ``[1, n]``.
         """
         # Mamba goes on from a state with single tokens only.
         piece = len(ids) if self._cache_argument == "cache_params" else PREFILL_TOKENS
         for start in range(0, len(ids), piece):
             needed, index = np.unique(ids[start : start + piece], return_inverse=True)
-            yield start, self._rows.embed(needed), torch.from_numpy(index)[None].to(self._device)
+            yield start, self._rows.inputs(needed), torch.from_numpy(index)[None].to(self._device)
 
     @torch.inference_mode()
-    def _run(self, table: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    def _run(self, inputs: Inputs, index: torch.Tensor) -> torch.Tensor:
         """Logits ``[1, n]`` of the active rows for the last of some tokens."""
-        self._embedding.table = table
+        self._embedding.table = inputs.embedding
+        if inputs.per_layer is not None:
+            self._layers.rows = inputs.per_layer[index]
         cache = {self._cache_argument: self._cache}
         return self._model(input_ids=index, use_cache=True, **cache).logits[0]
 
     @torch.inference_mode()
-    def _forward(self, table: torch.Tensor, index: torch.Tensor) -> Step:
-        logits = self._run(table, index)
+    def _forward(self, inputs: Inputs, index: torch.Tensor) -> Step:
+        logits = self._run(inputs, index)
         ids = torch.cat([piece.ids for piece in self.head.pieces])
         token, local = greedy(logits, ids)
         # Made here, not when it is asked for: by then the next step may be queued before it.
@@ -237,6 +242,11 @@ def load_decoder(
         open_tables(directory, store), manifest.tied, target, run_dtype, quantised=bits is not None
     )
     model = load_body(directory, target, run_dtype, bits)
+    if layer_table(model) is None and rows.per_layer is not None:
+        raise ModelError(
+            f"transformers' {manifest.model_type} has no vocabulary table for its layers, and "
+            f"{directory.path} has one; vt cannot run this model with PyTorch"
+        )
     adapt(model, adapter, target)
     return TorchDecoder(
         model,

@@ -35,6 +35,15 @@ class Rows(NamedTuple):
     scales: torch.Tensor | None
 
 
+class Inputs(NamedTuple):
+    """What a body looks tokens up in: rows ``[n, hidden]`` as its embedding, and of a model whose layers have
+    a table as well, rows ``[n, layers * width]`` of that, indexed alike.
+    """
+
+    embedding: torch.Tensor
+    per_layer: torch.Tensor | None = None
+
+
 class TorchRows:
     """:class:`vt_core.heads.RowOps` for PyTorch."""
 
@@ -49,12 +58,21 @@ class TorchRows:
         self.embedding = tables["embedding"]
         self._head = self.embedding if tied else tables["head"]
         self._bias = tables.get("head_bias")
+        self.per_layer = tables.get("per_layer")
         self._device, self._dtype = device, dtype
         self.quantised = quantised  #: whether rows of the head have eight bits; embeddings never have
 
     def embed(self, ids: Ids) -> torch.Tensor:
         """Embedding rows ``[n, hidden]`` of full ids, not scaled."""
         return self._read(self.embedding, ids)
+
+    def inputs(self, ids: Ids) -> Inputs:
+        """Everything that a body asks of full ids, row by row."""
+        if self.per_layer is None:
+            return Inputs(self.embed(ids))
+        # Gemma 3n has fewer rows here than tokens, and takes the first for those behind the end.
+        known = np.where(ids < self.per_layer.spec.rows, ids, 0)
+        return Inputs(self.embed(ids), self._read(self.per_layer, known))
 
     @property
     def head_table(self) -> Table:

@@ -84,7 +84,8 @@ def test_what_is_particular_matters(backend, kind, models, tmp_path):
     changed = tmp_path / "changed"
     shutil.copytree(directory, changed)
     config = json.loads((changed / "config.json").read_text())
-    (changed / "config.json").write_text(json.dumps(config | NEUTRAL[kind]))
+    config.get("text_config", config).update(NEUTRAL[kind])
+    (changed / "config.json").write_text(json.dumps(config))
     _forget_sizes(changed / "vt.json")
     model = load(changed, backend=backend, head="full", device="cpu", dtype="float32")
     texts = [

@@ -22,7 +22,9 @@ def tensors(path):
     }
 
 
-@pytest.mark.parametrize("kind", [*KINDS, "gemma3-multimodal", "phi", "gpt_neox", "gpt2"])
+@pytest.mark.parametrize(
+    "kind", [*KINDS, "gemma3-multimodal", "gemma3n", "gemma4", "gemma4-multimodal", "phi", "gpt_neox", "gpt2"]
+)
 def test_what_comes_back_is_what_was_converted(kind, tiny, tmp_path):
     assert kind in {**KINDS, **ARCHITECTURES}
     source, model = tiny(kind)

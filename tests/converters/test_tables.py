@@ -193,23 +193,44 @@ def test_written_config_says_tying_and_dtype_and_leaves_the_source_alone() -> No
     assert "dtype" not in written_config({}, tied=True, dtype=None)
 
 
-@pytest.mark.parametrize("family", ["Gemma3n", "Gemma4"])
-def test_models_with_a_table_for_their_layers_are_refused_by_name(family: str) -> None:
-    """Their bodies look ids up by themselves, and would be given places in the table of a prompt."""
-    torch = pytest.importorskip("torch")
-    import transformers
+LAYERS = {"num_hidden_layers": 3, "hidden_size_per_layer_input": 2, "vocab_size_per_layer_input": 10}
+PER_LAYER = info("model.embed_tokens_per_layer.weight", 10, 6)
 
-    if not hasattr(transformers, f"{family}TextConfig"):
-        pytest.skip(f"this transformers has no {family}")
-    config = getattr(transformers, f"{family}TextConfig")(
-        vocab_size=50,
-        vocab_size_per_layer_input=50,
-        hidden_size_per_layer_input=4,
-        num_hidden_layers=5,
-        num_kv_shared_layers=0,
-    )
-    with torch.device("meta"):
-        model = getattr(transformers, f"{family}ForCausalLM")(config)
-    tensors = [info(name, *tensor.shape) for name, tensor in model.state_dict().items()]
-    with pytest.raises(ModelError, match=rf"{config.model_type}.*model.embed_tokens_per_layer.weight"):
-        find_tables(config.to_dict(), tensors)
+
+@pytest.mark.parametrize("prefix", ["model.", "model.language_model.", "language_model.model."])
+def test_the_table_of_the_layers_is_one_more(prefix: str) -> None:
+    names = f"{prefix}embed_tokens.weight", f"{prefix}embed_tokens_per_layer.weight"
+    for config in (LAYERS, {"text_config": LAYERS}):
+        tables = find_tables(config | {"model_type": "gemma4"}, [BODY, info(names[0]), info(names[1], 10, 6)])
+        assert tables.per_layer == info(names[1], 10, 6) and tables.tied
+        assert tables.names == set(names)
+
+
+def test_gemma_3n_may_have_fewer_rows_for_its_layers_and_only_that() -> None:
+    config, tensors = LAYERS | {"vocab_size_per_layer_input": 7}, [EMBEDDING, info(PER_LAYER.name, 7, 6)]
+    for model_type in ("gemma3n", "gemma3n_text"):
+        table = find_tables(config | {"model_type": model_type}, tensors).per_layer
+        assert table is not None and table.shape == (7, 6)
+    with pytest.raises(ModelError, match=r"has 7 rows for 10 tokens.*Gemma 3n only"):
+        find_tables(config | {"model_type": "gemma4_text"}, tensors)
+
+
+WRONG_LAYERS: dict[str, tuple[dict[str, Any], list[TensorInfo], str]] = {
+    "columns": ({}, [info(PER_LAYER.name, 10, 4)], r"the shape \[10, 4\].*should have \[10, 6\]"),
+    "rows": ({"vocab_size_per_layer_input": 11}, [PER_LAYER], r"should have \[11, 6\]"),
+    "rows as everywhere": ({"vocab_size_per_layer_input": None}, [PER_LAYER], r"should have \[262144, 6\]"),
+    "nothing said": ({"hidden_size_per_layer_input": 0}, [PER_LAYER], "should have none"),
+    "missing": ({}, [], r"gives the layers.*no tensor is named …embed_tokens_per_layer.weight"),
+    "quantised": (
+        {},
+        [info("model.embed_tokens_per_layer.qweight", 10, 6)],
+        "embed_tokens_per_layer.qweight is a quantised table",
+    ),
+    "two": ({}, [PER_LAYER, info("embed_tokens_per_layer.weight", 10, 6)], "more than one candidate"),
+}
+
+
+@pytest.mark.parametrize(("change", "tensors", "message"), WRONG_LAYERS.values(), ids=WRONG_LAYERS)
+def test_a_wrong_table_of_the_layers(change: dict[str, Any], tensors: list[TensorInfo], message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        find_tables(LAYERS | {"model_type": "gemma4"} | change, [EMBEDDING, *tensors])

@@ -106,6 +106,22 @@ def llama(tied: bool = True, bias: bool = False) -> dict[str, np.ndarray]:
     return tensors
 
 
+PER_LAYER_ROWS = 30
+PER_LAYER = {
+    "model_type": "gemma3n",
+    "num_hidden_layers": 1,
+    "hidden_size_per_layer_input": 16,
+    "vocab_size_per_layer_input": PER_LAYER_ROWS,
+}
+"""What config.json says of `with_per_layer`."""
+
+
+def with_per_layer() -> dict[str, np.ndarray]:
+    """The tensors of `llama` and a table for its layers."""
+    rows = bfloat16(random(6, PER_LAYER_ROWS, 16))
+    return llama() | {"model.embed_tokens_per_layer.weight": rows}
+
+
 def config(**changes: Any) -> dict[str, Any]:
     values = {
         "model_type": "llama",

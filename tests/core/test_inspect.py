@@ -60,6 +60,16 @@ def test_model_as_json(model: Path) -> None:
     assert "verified" not in report
 
 
+def test_a_table_for_the_layers_is_named(tmp_path: Path) -> None:
+    source = tiny.write_model(tmp_path / "in", tiny.with_per_layer(), **tiny.PER_LAYER)
+    out = convert(source, tmp_path / "out", progress=False)
+    assert "of the layers  30 rows of their own, 960 B of these tables" in run(out).stdout
+    report = json.loads(run(out, "--json").stdout)
+    assert (report["per_layer_rows"], report["per_layer_bytes"]) == (30, 30 * 16 * 2)
+    assert report["table_bytes"] == 40 * 24 * 2 + 960
+    assert report["example_table_bytes"] == 40 * 24 * 2
+
+
 def test_verify(model: Path) -> None:
     assert json.loads(run(model, "--json", "--verify").stdout)["verified"] is True
     file = model / "vocab.lmdb" / "data.mdb"

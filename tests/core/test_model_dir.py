@@ -3,9 +3,11 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from converters import convert
@@ -67,6 +69,15 @@ def test_sizes() -> None:
     assert MANIFEST.total_bytes == 152
     assert MANIFEST.table_bytes == 10 * 4 * 2 * 2 + 10 * 4
     assert MANIFEST.table_bytes_of(3) == 3 * 4 * 2 * 2 + 3 * 4
+
+
+def test_sizes_with_a_table_for_the_layers() -> None:
+    tables = MANIFEST.tables | {"per_layer": TableInfo(7, 12, "bfloat16", "sha256:ef")}
+    manifest = replace(MANIFEST, tables=tables)
+    assert Manifest.from_json(manifest.to_json(), path=Path("vt.json")) == manifest
+    assert manifest.table_bytes == MANIFEST.table_bytes + 7 * 12 * 2
+    # Of these none is held, however many rows a head has.
+    assert manifest.table_bytes_of(3) == MANIFEST.table_bytes_of(3)
 
 
 PACKED = {"bits": 4, "group_size": 32, "dtype": "bfloat16", "mode": "affine"}
@@ -232,11 +243,48 @@ def test_missing_file(model: Path) -> None:
 @pytest.mark.parametrize("nested", [False, True])
 def test_vocab_size_of_another_model(model: Path, nested: bool) -> None:
     other = {"text_config": {"vocab_size": 41}} if nested else {"vocab_size": 41}
-    edit(model / "config.json", lambda values: values.update(other))
-    size = (model / "config.json").stat().st_size
-    edit(model / "vt.json", lambda values: values["files"].update({"config.json": size}))
+    set_config(model, **other)
     with pytest.raises(ModelError, match=r"config\.json says vocab_size 41, the tables have 40 rows"):
         ModelDirectory.open(model)
+
+
+def set_config(model: Path, **changes: Any) -> None:
+    edit(model / "config.json", lambda values: values.update(changes))
+    size = (model / "config.json").stat().st_size
+    edit(model / "vt.json", lambda values: values["files"].update({"config.json": size}))
+
+
+def test_the_table_of_the_layers_is_as_config_says(model: Path, tmp_path: Path) -> None:
+    source = tiny.write_model(tmp_path / "in", tiny.with_per_layer(), **tiny.PER_LAYER)
+    out = convert(source, tmp_path / "out", progress=False)
+    directory = ModelDirectory.open(out)
+    table = directory.manifest.tables["per_layer"]
+    assert (table.rows, table.columns, table.dtype) == (tiny.PER_LAYER_ROWS, 16, "bfloat16")
+    with directory.open_store() as store:
+        rows = store.tables["per_layer"].read(np.arange(tiny.PER_LAYER_ROWS))
+    assert rows.tolist() == tiny.with_per_layer()["model.embed_tokens_per_layer.weight"].tolist()
+    sentence = "vt.json and config.json describe different tables for the layers"
+    for name, value in (("hidden_size_per_layer_input", 0), ("vocab_size_per_layer_input", 29)):
+        set_config(out, **(tiny.PER_LAYER | {name: value}))
+        with pytest.raises(ModelError, match=sentence):
+            ModelDirectory.open(out)
+    set_config(model, **tiny.PER_LAYER)
+    with pytest.raises(ModelError, match=sentence):
+        ModelDirectory.open(model)
+
+
+def test_a_packed_table_of_the_layers_is_as_wide_as_config_says(tmp_path: Path) -> None:
+    tensors = tiny.with_per_layer()
+    tensors["model.embed_tokens_per_layer.weight"] = tiny.bfloat16(tiny.random(6, tiny.PER_LAYER_ROWS, 32))
+    config = tiny.PER_LAYER | {"hidden_size_per_layer_input": 32}
+    source = tiny.write_model(tmp_path / "in", tensors, **config)
+    out = convert(source, tmp_path / "out", quantize=4, group_size=32, progress=False)
+    manifest = ModelDirectory.open(out).manifest
+    assert manifest.quantization == {"per_layer": Quantisation(4, 32, "bfloat16")}
+    assert manifest.tables["per_layer"].columns == 4 + 1
+    set_config(out, **(config | {"num_hidden_layers": 2}))
+    with pytest.raises(ModelError, match="different tables for the layers"):
+        ModelDirectory.open(out)
 
 
 def test_changed_row_is_found_by_verify_only(model: Path) -> None:

@@ -341,6 +341,16 @@ def resident_bytes(file: Path) -> int:
     return total
 
 
+def test_wide_rows_lie_in_tiles_of_limited_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vt_core.store.writer.TILE_BYTES", 1000)
+    values = numbered(50, 64)
+    write(tmp_path / "s", values, tile_rows=16)
+    assert metadata(tmp_path / "s").tables[0].tile_rows == 1000 // 128
+    with Store.open(tmp_path / "s") as store:
+        assert scanned(store.tables["embedding"]).tolist() == values.tolist()
+        assert store.tables["embedding"].read(np.array([49, 7])).tolist() == values[[49, 7]].tolist()
+
+
 @pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="needs /proc/self/smaps")
 def test_scans_and_gathers_leave_no_more_than_a_tile_resident(tmp_path: Path) -> None:
     # The system maps up to 2 MiB around a touched page.

@@ -12,7 +12,7 @@ from vt_core.cli.options import quantize_option
 from vt_core.errors import ModelError
 
 if TYPE_CHECKING:
-    from vt_core.model_dir import ModelDirectory
+    from vt_core.model_dir import ModelDirectory, TableInfo
     from vt_core.task import TaskVocabulary
 
 EXAMPLE_ROWS = 8192
@@ -104,6 +104,9 @@ def _model_report(directory: ModelDirectory) -> tuple[dict[str, Any], list[tuple
         "example_table_bytes": reduced,
         "example_saved_bytes": tables - reduced,
     }
+    if per_layer := manifest.tables.get("per_layer"):
+        report["per_layer_rows"] = per_layer.rows
+        report["per_layer_bytes"] = per_layer.rows * per_layer.row_bytes
     quantisation = _quantisation(directory)
     if quantisation is not None:
         report["quantization"] = quantisation
@@ -112,6 +115,7 @@ def _model_report(directory: ModelDirectory) -> tuple[dict[str, Any], list[tuple
         ("model", f"{manifest.model_type}, from {manifest.source.name} ({manifest.source.kind})"),
         ("vocabulary", f"{manifest.vocab_rows:,} rows of {manifest.hidden:,} {manifest.dtype}, {joined}"),
         ("tables", f"{size_text(tables)}, {tables / (tables + body):.0%} of the model"),
+        *_per_layer_lines(per_layer),
         ("rest", size_text(body)),
         *_quantised_lines(quantisation),
         ("on disk", size_text(manifest.total_bytes)),
@@ -122,6 +126,15 @@ def _model_report(directory: ModelDirectory) -> tuple[dict[str, Any], list[tuple
         ),
     ]
     return report, lines
+
+
+def _per_layer_lines(table: TableInfo | None) -> list[tuple[str, str]]:
+    if table is None:
+        return []
+    size = size_text(table.rows * table.row_bytes)
+    return [
+        ("of the layers", f"{table.rows:,} rows of their own, {size} of these tables, none kept in memory")
+    ]
 
 
 def _quantisation(directory: ModelDirectory) -> dict[str, Any] | None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vt_core.errors import OptionError
+from vt_core.model_config import text_config
 from vt_core.model_dir import ModelDirectory, is_model_directory, read_json_object
 
 
@@ -51,8 +52,7 @@ def _config_rows(directory: Path) -> int | None:
     if not (directory / "config.json").is_file():
         return None
     config: dict[str, Any] = read_json_object(directory / "config.json")
-    text = config.get("text_config")
-    for part in (config, text if isinstance(text, dict) else {}):
+    for part in (config, text_config(config)):
         if isinstance(rows := part.get("vocab_size"), int) and rows > 0:
             return rows
     return None

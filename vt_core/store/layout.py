@@ -29,6 +29,8 @@ FORMAT = 1
 KIND = "vt-rows"
 META_KEY = b"meta"
 TILE_ROWS = 16_384
+# Of wider rows (Gemma 4's table for its layers: 17,920 bytes) a tile holds fewer: it is written in one piece.
+TILE_BYTES = 128 << 20
 # The largest page of the supported platforms (Apple Silicon); what starts on it starts on smaller ones too.
 ALIGNMENT = 16_384
 ROW_ALIGNMENT = 16

@@ -20,6 +20,7 @@ from vt_core.store.layout import (
     MARKER_BYTES,
     META_KEY,
     STORE_ID_BYTES,
+    TILE_BYTES,
     TILE_ROWS,
     Metadata,
     TableLayout,
@@ -88,12 +89,13 @@ class StoreWriter:
                 f"{self.path}: table {spec.name!r} is there already; give each table its own name."
             )
         digest = hashlib.sha256()
-        layout = TableLayout(len(self._tables), spec, self._tile_rows, "", ())
+        tile_rows = max(1, min(self._tile_rows, TILE_BYTES // spec.stride))
+        layout = TableLayout(len(self._tables), spec, tile_rows, "", ())
         tiles: list[int] = []
         filled = 0
-        for piece in _pieces(spec, chunks, self._tile_rows):
+        for piece in _pieces(spec, chunks, tile_rows):
             digest.update(piece.data)
-            tile, row = divmod(filled, self._tile_rows)
+            tile, row = divmod(filled, tile_rows)
             with _written(self.path):
                 if row == 0:
                     tiles.append(self._reserve(layout, tile))
@@ -105,7 +107,7 @@ class StoreWriter:
                 "the source is incomplete."
             )
         checksum = f"sha256:{digest.hexdigest()}"
-        self._tables.append(TableLayout(layout.index, spec, self._tile_rows, checksum, tuple(tiles)))
+        self._tables.append(TableLayout(layout.index, spec, tile_rows, checksum, tuple(tiles)))
         return checksum
 
     def _reserve(self, layout: TableLayout, tile: int) -> int:

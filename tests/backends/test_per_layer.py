@@ -1,0 +1,153 @@
+"""Models whose layers look tokens up in a table of their own; what they share with others the table of
+architectures tests.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from benchmarks import stock
+from converters import convert
+from converters.export import export
+from tests.conftest import backend_params
+from tests.tiny import quantise, stock_source, write_model
+from vt_core import load
+from vt_core.errors import ModelError
+from vt_core.model_dir import ModelDirectory
+
+TOKENS = 24
+PROMPT = [5, 17, 300, 42, 42, 980, 7]
+STATIC = range(0, 600, 2)
+FEWER = 500  #: rows that Gemma 3n's layers have in these tests, of more than 2,000 tokens
+WIDE = {"hidden_size": 64, "hidden_size_per_layer_input": 32}  # rows have groups
+
+every_backend = pytest.mark.parametrize("backend", backend_params())
+every_kind = pytest.mark.parametrize("kind", ["gemma3n", "gemma4"])
+
+
+@every_backend
+@every_kind
+def test_each_token_reads_one_row_and_nothing_holds_the_table(backend, kind, tiny):
+    model = load(tiny(kind)[1], backend=backend, device="cpu", dtype="float32")
+    table = model.decoder._rows.per_layer
+    assert table.bytes_read == 0 and not model.decoder.can_follow
+    model.decoder.head.set_static(STATIC)
+    result = model.generate(PROMPT, max_tokens=6, approximate=True)
+    rows = len(set(PROMPT)) + result.generated_tokens - 1  # the last token of a text is not run
+    assert len(set(result.token_ids)) > 2 and table.bytes_read == rows * 5 * 8 * 4
+    parameters = model.decoder._model.parameters()
+    if backend == "mlx":
+        from mlx.utils import tree_flatten
+
+        parameters = [value for _, value in tree_flatten(parameters)]
+    shapes = [tuple(parameter.shape) for parameter in parameters]
+    assert len(shapes) > 50 and all(shape[0] < FEWER for shape in shapes if len(shape) == 2)
+
+
+@every_backend
+def test_tokens_behind_the_tables_end_have_its_first_row(backend, tiny):
+    """And those in it their own, whatever place they have among the rows of a prompt."""
+    source, directory = tiny("gemma3n")
+    original = stock.LOAD[backend](stock_source(source, backend), "float32")
+    model = load(directory, backend=backend, device="cpu", dtype="float32")
+    model.decoder.head.set_static(STATIC)
+    rng = np.random.default_rng(3)
+    for low, high in ((FEWER, 2200), (FEWER - 2, FEWER + 2), (1, FEWER)):
+        prompt = rng.integers(low, high, 12).tolist()
+        expected = stock.GENERATE[backend](original, prompt, 8, eos=[0, 2])[0]
+        assert list(model.generate(prompt, max_tokens=8).token_ids) == expected
+
+
+@every_backend
+@every_kind
+def test_the_rows_matter(backend, kind, tiny, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    source = shutil.copytree(tiny(kind)[0], tmp_path / "source")
+    weights = load_file(source / "model.safetensors")
+    (name,) = (name for name in weights if name.endswith("embed_tokens_per_layer.weight"))
+    weights[name].zero_()
+    save_file(weights, source / "model.safetensors", {"format": "pt"})
+    texts = [
+        load(directory, backend=backend, device="cpu", dtype="float32").generate(PROMPT, max_tokens=TOKENS)
+        for directory in (tiny(kind)[1], convert(source, tmp_path / "vt", progress=False))
+    ]
+    assert texts[0].token_ids != texts[1].token_ids
+
+
+@every_backend
+@every_kind
+def test_half_precision_gives_the_stock_frameworks_logits(backend, kind, tiny):
+    """The scale of the rows is rounded as it is there."""
+    source, directory = tiny(kind, "bfloat16")
+    original = stock.LOAD[backend](stock_source(source, backend), "bfloat16")
+    decoder = load(directory, backend=backend, head="full", device="cpu", dtype="bfloat16").decoder
+    decoder.begin()
+    logits = decoder.logits(decoder.prefill(np.array(PROMPT)))
+    decoder.end()
+    expected = stock.next_logits(backend, original, PROMPT)[: len(logits)]
+    np.testing.assert_array_equal(logits, expected)
+
+
+@every_backend
+@pytest.mark.parametrize(("kind", "bits"), [("gemma4", 4), ("gemma3n", 8)])
+def test_packed_rows_give_the_stock_frameworks_ids(backend, kind, bits, tmp_path):
+    source = write_model(tmp_path / "in", kind, **WIDE)
+    if kind == "gemma4":
+        quantise(source, bits, 32)
+        directory = convert(source, tmp_path / "vt", progress=False)
+        original = stock.LOAD[backend](stock_source(source, backend), "float32")
+    else:
+        pytest.importorskip("mlx_lm")  # the one that reads packed weights of this layout
+        directory = convert(source, tmp_path / "vt", quantize=bits, group_size=32, progress=False)
+        export(ModelDirectory.open(directory), tmp_path / "plain")
+        original = stock.LOAD["mlx"](tmp_path / "plain", "float32")
+    how = ModelDirectory.open(directory).manifest.quantization["per_layer"]
+    assert (how.bits, how.group_size) == (bits, 32)
+    expected = stock.GENERATE[backend](original, PROMPT, TOKENS, eos=[0, 2])[0]
+    model = load(directory, backend=backend, device="cpu", dtype="float32")
+    model.decoder.head.set_static(STATIC)
+    assert list(model.generate(PROMPT, max_tokens=TOKENS).token_ids) == expected
+
+
+@every_backend
+def test_the_table_may_be_held_in_memory_when_that_is_asked_for(backend, tiny):
+    models = [
+        load(tiny("gemma4")[1], backend=backend, device="cpu", store=store) for store in ("lmdb", "ram")
+    ]
+    texts = [model.generate(PROMPT, max_tokens=6).token_ids for model in models]
+    assert texts[0] == texts[1]
+
+
+@every_backend
+def test_a_table_that_the_framework_does_not_know_is_refused(backend, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    source = write_model(tmp_path / "in", "llama")
+    weights = load_file(source / "model.safetensors")
+    rows = len(weights["model.embed_tokens.weight"])
+    weights["model.embed_tokens_per_layer.weight"] = weights["model.norm.weight"].new_zeros(rows, 3 * 8)
+    save_file(weights, source / "model.safetensors", {"format": "pt"})
+    config = json.loads((source / "config.json").read_text())
+    config |= {"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": rows}
+    (source / "config.json").write_text(json.dumps(config))
+    directory = convert(source, tmp_path / "vt", progress=False)
+    with pytest.raises(ModelError, match="has no vocabulary table for its layers"):
+        load(directory, backend=backend, device="cpu")
+
+
+def test_layers_that_came_quantised_inside_a_larger_model_are_refused(tiny, tmp_path):
+    pytest.importorskip("compressed_tensors")
+    directory = shutil.copytree(tiny("gemma3n")[1], tmp_path / "vt")
+    config = json.loads((directory / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "compressed-tensors", "format": "pack-quantized"}
+    (directory / "config.json").write_text(json.dumps(config))
+    manifest = json.loads((directory / "vt.json").read_text())
+    manifest["files"]["config.json"] = (directory / "config.json").stat().st_size
+    (directory / "vt.json").write_text(json.dumps(manifest))
+    with pytest.raises(ModelError, match="gemma3n model whose layers came quantised"):
+        load(directory, backend="torch", device="cpu")
