@@ -396,6 +396,6 @@ NEUTRAL: dict[str, dict] = {
     "gpt_oss": {"sliding_window": 512},
     "gemma3n": {"num_kv_shared_layers": 0},
     "gemma4": {"sliding_window": 512},
-    "gemma4-multimodal": {"final_logit_softcapping": 30.0},
+    "gemma4-multimodal": {"sliding_window": 512},
     "qwen3_moe": {"num_experts_per_tok": 1},
 }
