@@ -127,8 +127,7 @@ class Manifest:
         return sum(table.rows * table.row_bytes for table in self.tables.values())
 
     def table_bytes_of(self, rows: int) -> int:
-        """Bytes that `rows` active rows of every table take. Those of the layers' table never stay: they are
-        read for each token anew."""
+        """Bytes that `rows` active rows of every table take; no rows of the layers' table ever stay."""
         return sum(rows * table.row_bytes for name, table in self.tables.items() if name != PER_LAYER)
 
     def _check(self, path: Path) -> None:
@@ -235,18 +234,14 @@ class ModelDirectory:
 
     @property
     def quantization(self) -> str | None:
-        """How the layers came quantised: ``4-bit affine`` and the like (MLX's format), or the name of
-        another layout; None for floats.
-        """
+        """How the layers came quantised: ``4-bit affine`` (MLX's format), another layout's name, or None."""
         if settings := self.config.get("quantization"):
             return f"{settings['bits']}-bit {settings.get('mode') or 'affine'}"
         return self.carried
 
     @property
     def carried(self) -> str | None:
-        """The name of the layout of layers that came quantised and were converted as they are (GPTQ and the
-        like), if these are such.
-        """
+        """The layout of layers that came quantised and were converted as they are (GPTQ), if they did."""
         settings = self.config.get("quantization_config")
         return str(settings.get("quant_method")) if isinstance(settings, dict) else None
 
