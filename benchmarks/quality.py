@@ -3,7 +3,7 @@
     python -m benchmarks.quality --backend torch --model MODEL_DIR --data DATA_DIR --out DIR
 
 runs the command `eval` for each task, in the directory DIR/TASK, with the corpus that the task is profiled
-from. Run again, it goes on where it was stopped, or takes more rows.
+from, and one report of all. Run again, it goes on where it was stopped, or takes more rows.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import click
 from benchmarks.exact import CORPORA
 from benchmarks.generation import TASKS
 from vt_core.backend import BACKENDS
-from vt_core.evaluation.report import RESULTS, load, report
+from vt_core.evaluation.report import REPORT, RESULTS, load, report
 
 OPTIONS = {"translation": ("--template", "Translate into Italian: {input}")}
 
@@ -57,9 +57,14 @@ def main(
         command = f"from vt_core.cli import {backend}; {backend}()"
         done = [sys.executable, "-c", command, "eval", *listed, *OPTIONS.get(task, ())]
         subprocess.run(done, check=True, stdout=subprocess.DEVNULL)
-    text = report([load(out / task / RESULTS) for task in names])
-    (out / "report.md").write_text(text, encoding="utf-8")
+    text = summary(out)
+    (out / REPORT).write_text(text, encoding="utf-8")
     click.echo(text)
+
+
+def summary(out: Path) -> str:
+    """One report of all tasks whose results lie in a directory, in the tasks' order."""
+    return report([load(file) for task in TASKS if (file := out / task / RESULTS).is_file()])
 
 
 if __name__ == "__main__":

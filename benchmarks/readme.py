@@ -2,8 +2,8 @@
 
     python -m benchmarks.readme
 
-writes both anew: the report beside each ``benchmarks/results/NAME/results.json``, and the README between its
-two marks.
+writes both anew: the report beside each ``benchmarks/results/NAME/results.json``, that of the tasks in each
+``benchmarks/results/quality/NAME``, and the README between its two marks.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 
 import click
 
+from benchmarks.quality import summary
 from vt_core.bench.figures import Figures, Row
 from vt_core.bench.machine import machine_text
 from vt_core.bench.output import load
@@ -30,6 +31,8 @@ NONE = "–"
 def main() -> None:
     for file in files():
         file.with_name("report.md").write_text(report(load(file)), encoding="utf-8")
+    for directory in evaluated():
+        (directory / "report.md").write_text(summary(directory), encoding="utf-8")
     readme = ROOT / "README.md"
     readme.write_text(replaced(readme.read_text(encoding="utf-8"), section()), encoding="utf-8")
 
@@ -50,6 +53,11 @@ def section() -> str:
 def files() -> list[Path]:
     """The committed results, by name."""
     return sorted(RESULTS.glob("*/results.json"))
+
+
+def evaluated() -> list[Path]:
+    """Directories with the committed results of a model's tasks."""
+    return sorted(directory for directory in (RESULTS / "quality").glob("*") if directory.is_dir())
 
 
 def replaced(readme: str, text: str) -> str:

@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from benchmarks import guard, readme
+from benchmarks.quality import summary
 from tests.core.bench.results import results, row
 from vt_core.bench.figures import Figures
 from vt_core.bench.output import dump, load
@@ -36,6 +37,19 @@ def test_a_report_is_made_of_its_results(file):
         assert not re.search(r"(^|[\s=])[/~]", each["command"]), "a path of one machine"
     # A claim needs twenty prompts, whatever was asked for.
     assert made["settings"]["minimum"] >= 20
+
+
+@pytest.mark.parametrize("directory", readme.evaluated(), ids=lambda directory: directory.name)
+def test_a_report_on_quality_is_made_of_its_results(directory):
+    assert (directory / "report.md").read_text(encoding="utf-8") == summary(directory)
+    files = list(directory.glob("*/results.json"))
+    assert files
+    for file in files:
+        made = json.loads(file.read_text())
+        assert made["minimum"] >= 20 and made["versions"] and made["machine"]
+        assert re.search(r"(^| )vt-\w+ eval ", made["command"])
+        assert not re.search(r"(^|[\s=])[/~]", made["command"]), "a path of one machine"
+        assert all(variant["n"] == made["n"] for variant in made["variants"])
 
 
 def test_the_readmes_table_is_made_of_the_results():
