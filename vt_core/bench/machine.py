@@ -69,7 +69,15 @@ def command_text(program: str, arguments: Sequence[str]) -> str:
     working directory only the names, which others can use.
     """
     settings = [f"{name}={os.environ[name]}" for name in ENVIRONMENT if name in os.environ]
-    return " ".join([*map(shlex.quote, settings), shlex.join([program, *map(_short, arguments)])])
+    return " ".join(map(_quoted, [*settings, program, *map(_short, arguments)]))
+
+
+def _quoted(argument: str) -> str:
+    """As a shell reads it, on one line."""
+    if "\n" not in argument:
+        return shlex.quote(argument)
+    escaped = argument.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n")
+    return f"$'{escaped}'"
 
 
 def _short(argument: str) -> str:

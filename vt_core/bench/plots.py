@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from vt_core.bench.figures import Figures, Row
-from vt_core.bench.variants import FULL, STOCK
+from vt_core.bench.variants import FULL, STOCK, parse_variant
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def _png(figures: Figures, look: Look, text: str, drawn: Callable[[Figures, Look
     from vt_core.profile.plot import figure_class
 
     bars = drawn in (_memory, _latency)
-    height = 1.3 + 0.32 * len(figures.rows) if bars else 4.2
+    height = 1.3 + 0.32 * len(_plain(figures)) if bars else 4.2
     figure = figure_class()(figsize=(8, height), layout="constrained", facecolor=look.page)
     axes = figure.add_subplot(facecolor=look.page)
     model = figures.results["model"]["name"]
@@ -94,7 +94,8 @@ def _png(figures: Figures, look: Look, text: str, drawn: Callable[[Figures, Look
 
 
 def _memory(figures: Figures, look: Look, axes: Any) -> None:
-    parts = {row.name: figures.memory_parts(row) for row in figures.rows}
+    rows = _plain(figures)
+    parts = {row.name: figures.memory_parts(row) for row in rows}
     colours = {
         "frameworks": look.grey,
         "weights": look.blue,
@@ -104,8 +105,8 @@ def _memory(figures: Figures, look: Look, axes: Any) -> None:
     }
     found = {label for each in parts.values() for label in each}
     shown = {label: colour for label, colour in colours.items() if label in found}
-    _stacked(axes, figures, shown, lambda row, label: parts[row.name].get(label, 0) / 1e6)
-    for at, row in enumerate(figures.rows):
+    _stacked(axes, rows, shown, lambda row, label: parts[row.name].get(label, 0) / 1e6)
+    for at, row in enumerate(rows):
         peak = figures.peak(row) / 1e6
         axes.plot([peak, peak], [at - 0.4, at + 0.4], color=look.text, linewidth=1.5)
     axes.set_xlabel("MB at the peak (line); shares of it, computed")
@@ -113,23 +114,22 @@ def _memory(figures: Figures, look: Look, axes: Any) -> None:
 
 def _latency(figures: Figures, look: Look, axes: Any) -> None:
     colours = {"prefill": look.blue, "decode": look.orange}
-    parts = {
-        row.name: {"prefill": row.prefill_s / row.n, "decode": row.decode_s / row.n} for row in figures.rows
-    }
-    _stacked(axes, figures, colours, lambda row, label: parts[row.name][label])
+    rows = _plain(figures)
+    parts = {row.name: {"prefill": row.prefill_s / row.n, "decode": row.decode_s / row.n} for row in rows}
+    _stacked(axes, rows, colours, lambda row, label: parts[row.name][label])
     axes.set_xlabel("seconds a request, mean")
 
 
 def _stacked(
-    axes: Any, figures: Figures, colours: Mapping[str, str], size: Callable[[Row, str], float]
+    axes: Any, rows: Sequence[Row], colours: Mapping[str, str], size: Callable[[Row, str], float]
 ) -> None:
     """Horizontal bars, the first variant on top."""
-    lefts = [0.0] * len(figures.rows)
+    lefts = [0.0] * len(rows)
     for label, colour in colours.items():
-        widths = [size(row, label) for row in figures.rows]
+        widths = [size(row, label) for row in rows]
         axes.barh(range(len(widths)), widths, left=lefts, color=colour, label=label, height=0.62)
         lefts = [left + width for left, width in zip(lefts, widths, strict=True)]
-    axes.set_yticks(range(len(figures.rows)), [row.name for row in figures.rows])
+    axes.set_yticks(range(len(rows)), [row.name for row in rows])
     axes.invert_yaxis()
     axes.figure.legend(loc="outside lower center", ncols=len(colours), fontsize=9)
 
@@ -163,6 +163,11 @@ def _curves(
     ticks = sorted({row.static_rows for verified in modes for row in _sized(figures, verified)})
     axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks], rotation=30, ha="right")
     axes.minorticks_off()
+
+
+def _plain(figures: Figures) -> Sequence[Row]:
+    """Rows with a bar: variants of another size have curves of their own."""
+    return [row for row in figures.rows if parse_variant(row.name).rows is None]
 
 
 def _sized(figures: Figures, verified: bool) -> list[Row]:

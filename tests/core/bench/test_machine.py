@@ -19,6 +19,8 @@ def test_a_command_names_no_folder_of_the_machine(monkeypatch, tmp_path):
     expected = "vt-torch bench --model some-vt --data y.jsonl --out a/b"
     assert command_text("vt-torch", arguments) == expected
     assert command_text("vt-torch", ["--template", "Say {input}"]) == "vt-torch --template 'Say {input}'"
+    lines = command_text("vt-torch", ["--template", "It's\n\\{input}"])
+    assert lines == r"vt-torch --template $'It\'s\n\\{input}'"
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     assert command_text("vt-torch", arguments) == f"OMP_NUM_THREADS=2 {expected}"
 
