@@ -97,7 +97,7 @@ def load_body(
 
     No table is ever made, not while loading either. Quantised weights are dequantised. With ``bits``,
     linear layers get so many, one by one; what is no plain linear layer (experts that are held together, the
-    projections of GPT-2) stays. Layers that came quantised are transformers' matter.
+    projections of GPT-2) stays. Layers that came quantised are :mod:`vt_torch.carried`'s matter.
 
     Raises:
         ModelError: transformers does not have this model, or its tables are used in a way that cannot be
