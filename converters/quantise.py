@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from converters.source import Source, TensorInfo
 from vt_core.errors import ModelError, OptionError
+from vt_core.model_config import text_config
 from vt_core.quantisation import GROUP_SIZES, PUBLISHED_LAYOUT, Quantisation
 
 if TYPE_CHECKING:
@@ -54,6 +55,11 @@ class QuantisedSource:
             raise ModelError(
                 f"{source.name} is a {kind} model; vt quantises {', '.join(sorted(PUBLISHED_LAYOUT))}. "
                 "Quantise it with mlx_lm.convert, whose directories vt converts."
+            )
+        if text_config(source.config).get("enable_moe_block"):
+            raise ModelError(
+                f"{source.name} has experts, which vt would leave as they are; quantise it with "
+                "mlx_lm.convert, whose directories vt converts for vt-mlx."
             )
         self._source, self._dtype = source, dtype
         self.kind, self.name, self.default_dtype = source.kind, source.name, source.default_dtype

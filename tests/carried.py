@@ -21,13 +21,13 @@ _AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 Parts = dict[str, np.ndarray]
 
 
-def write_carried(root: Path, kind: str) -> tuple[Path, Path]:
+def write_carried(root: Path, kind: str, model: str = "llama-wide", **changes: object) -> tuple[Path, Path]:
     """A packed model's directory, and one of the floats that it stands for; ``kind``: one of SETTINGS."""
     floats, packed = root / "floats", root / kind
     settings = SETTINGS[kind]
     method, bits, shuffled = settings["quant_method"], settings.get("bits", 4), settings.get("desc_act")
     symmetric = method == "compressed-tensors" or bits == 8
-    write_model(floats, "llama-wide", "float16")
+    write_model(floats, model, "float16", **changes)
     shutil.copytree(floats, packed)
     carried, values = {}, {}
     for name, tensor in load_file(floats / "model.safetensors").items():

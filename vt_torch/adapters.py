@@ -10,6 +10,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from vt_core.adapters import LowRank
+from vt_torch.body import text_name
 from vt_torch.quantised import Int4Linear, Int8Linear
 
 
@@ -21,7 +22,8 @@ def adapt(model: nn.Module, adapter: Sequence[LowRank], device: torch.device) ->
     """
     layers = dict(model.named_modules())
     for part in adapter:
-        layer = layers.get(part.module)
+        # An adapter of a model that also sees names layers of the language model inside it.
+        layer = layers.get(part.module, layers.get(text_name(part.module)))
         if isinstance(layer, Conv1D):
             part.check(layer.nf, layer.nx)
         elif isinstance(layer, (nn.Linear, Int8Linear, Int4Linear)):

@@ -111,7 +111,7 @@ def load_body(
         if layout is not None:
             del config.quantization_config  # or transformers would ask for packages
         if config.model_type in _READ_AS_TEXT:
-            config = _text_config(config, path)
+            config = _text_config(config)
         base = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     except (KeyError, ValueError) as error:
         raise ModelError(
@@ -183,24 +183,23 @@ _READ_AS_TEXT = ("gemma3n", "gemma4")
 _TEXT_PREFIXES = ("model.language_model.", "language_model.model.")
 
 
-def _text_config(config: PretrainedConfig, path: Path) -> PretrainedConfig:
+def _text_config(config: PretrainedConfig) -> PretrainedConfig:
     """The configuration of the language model inside a model."""
-    if getattr(config, "quantization_config", None):
-        raise ModelError(
-            f"{path} is a {config.model_type} model whose layers came quantised in a layout that only "
-            "transformers reads, and vt loads its language model alone; convert the original weights"
-        )
-    return config.get_text_config()
+    text = config.get_text_config()
+    if settings := getattr(config, "quantization_config", None):
+        text.quantization_config = settings
+    return text
 
 
 def _text_weights(weights: dict[str, Any]) -> dict[str, Any]:
     """The weights of the language model inside a model, by the names that they have in one alone."""
-    return {
-        f"model.{name.removeprefix(prefix)}": weight
-        for name, weight in weights.items()
-        for prefix in _TEXT_PREFIXES
-        if name.startswith(prefix)
-    }
+    return {text_name(name): weight for name, weight in weights.items() if name.startswith(_TEXT_PREFIXES)}
+
+
+def text_name(name: str) -> str:
+    """What a module or tensor of a model is called in its language model alone."""
+    prefix = next((prefix for prefix in _TEXT_PREFIXES if name.startswith(prefix)), "model.")
+    return f"model.{name.removeprefix(prefix)}"
 
 
 #: Float types as safetensors calls them.

@@ -13,8 +13,9 @@ import pytest
 from benchmarks import stock
 from converters import convert
 from converters.export import export
+from tests.carried import SETTINGS, write_carried
 from tests.conftest import backend_params
-from tests.tiny import quantise, stock_source, write_model
+from tests.tiny import ARCHITECTURES, quantise, stock_source, write_model
 from vt_core import load
 from vt_core.errors import ModelError
 from vt_core.model_dir import ModelDirectory
@@ -24,6 +25,26 @@ PROMPT = [5, 17, 300, 42, 42, 980, 7]
 STATIC = range(0, 600, 2)
 FEWER = 500  #: rows that Gemma 3n's layers have in these tests, of more than 2,000 tokens
 WIDE = {"hidden_size": 64, "hidden_size_per_layer_input": 32}  # rows have groups
+WIDE_VISION = {
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "position_embedding_size": 16,
+}
+EXPERTS = {
+    "hidden_size_per_layer_input": 0,
+    "num_kv_shared_layers": 0,
+    "use_double_wide_mlp": False,
+    "attention_k_eq_v": True,
+    "num_global_key_value_heads": 1,
+    "enable_moe_block": True,
+    "num_experts": 4,
+    "top_k_experts": 2,
+    "moe_intermediate_size": 32,
+}
 
 every_backend = pytest.mark.parametrize("backend", backend_params())
 every_kind = pytest.mark.parametrize("kind", ["gemma3n", "gemma4"])
@@ -115,12 +136,47 @@ def test_packed_rows_give_the_stock_frameworks_ids(backend, kind, bits, tmp_path
 
 
 @every_backend
+def test_a_gemma_4_without_such_a_table_runs_as_others_do(backend, tmp_path):
+    """Its larger sizes have none, and experts in its place."""
+    source = write_model(tmp_path / "in", "gemma4", **EXPERTS)
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(config | {"num_global_key_value_heads": 1}))
+    directory = convert(source, tmp_path / "vt", progress=False)
+    original = stock.LOAD[backend](source, "float32")
+    expected = stock.GENERATE[backend](original, PROMPT, TOKENS, eos=[0, 2])[0]
+    model = load(directory, backend=backend, device="cpu", dtype="float32")
+    assert "per_layer" not in model.directory.manifest.tables
+    model.decoder.head.set_static(STATIC)
+    assert list(model.generate(PROMPT, max_tokens=TOKENS).token_ids) == expected
+
+
+@every_backend
 def test_the_table_may_be_held_in_memory_when_that_is_asked_for(backend, tiny):
     models = [
         load(tiny("gemma4")[1], backend=backend, device="cpu", store=store) for store in ("lmdb", "ram")
     ]
     texts = [model.generate(PROMPT, max_tokens=6).token_ids for model in models]
     assert texts[0] == texts[1]
+
+
+def test_an_adapter_may_name_layers_by_their_place_in_the_larger_model(tiny, tmp_path):
+    torch, peft = pytest.importorskip("torch"), pytest.importorskip("peft")
+    source, directory = tiny("gemma4-multimodal")
+    original = stock.LOAD["torch"](source, "float32")
+    config = peft.LoraConfig(r=4, target_modules=r".*language_model.*\.(q_proj|down_proj)")
+    original._model = peft.get_peft_model(original._model, config).eval()
+    torch.manual_seed(1)
+    for name, parameter in original._model.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_(std=0.3)
+    original._model.save_pretrained(tmp_path)
+    expected = stock.GENERATE["torch"](original, PROMPT, TOKENS, eos=[0, 2])[0]
+    options = {"backend": "torch", "device": "cpu", "dtype": "float32"}
+    texts = [
+        list(load(directory, adapter=adapter, **options).generate(PROMPT, max_tokens=TOKENS).token_ids)
+        for adapter in (str(tmp_path), None)
+    ]
+    assert texts[0] == expected != texts[1]
 
 
 @every_backend
@@ -140,14 +196,19 @@ def test_a_table_that_the_framework_does_not_know_is_refused(backend, tmp_path):
         load(directory, backend=backend, device="cpu")
 
 
-def test_layers_that_came_quantised_inside_a_larger_model_are_refused(tiny, tmp_path):
-    pytest.importorskip("compressed_tensors")
-    directory = shutil.copytree(tiny("gemma3n")[1], tmp_path / "vt")
-    config = json.loads((directory / "config.json").read_text())
-    config["quantization_config"] = {"quant_method": "compressed-tensors", "format": "pack-quantized"}
-    (directory / "config.json").write_text(json.dumps(config))
-    manifest = json.loads((directory / "vt.json").read_text())
-    manifest["files"]["config.json"] = (directory / "config.json").stat().st_size
-    (directory / "vt.json").write_text(json.dumps(manifest))
-    with pytest.raises(ModelError, match="gemma3n model whose layers came quantised"):
-        load(directory, backend="torch", device="cpu")
+@pytest.mark.parametrize("layout", ["gptq", "compressed-tensors"])
+def test_layers_may_have_come_quantised_inside_a_larger_model(layout, tmp_path, monkeypatch):
+    if layout == "compressed-tensors":
+        pytest.importorskip("compressed_tensors")
+    left_alone = ["lm_head", "re:.*vision.*", "re:.*per_layer.*"]
+    monkeypatch.setitem(SETTINGS, layout, SETTINGS[layout] | {"ignore": left_alone})
+    text = ARCHITECTURES["gemma4-multimodal"][1]["text_config"]
+    sizes = WIDE | {"intermediate_size": 128, "head_dim": 16}
+    packed, floats = write_carried(
+        tmp_path, layout, "gemma4-multimodal", text_config=text | sizes, vision_config=WIDE_VISION
+    )
+    original = stock.LOAD["torch"](floats, "float32")
+    expected = stock.GENERATE["torch"](original, PROMPT, TOKENS, eos=[0, 2])[0]
+    directory = convert(packed, tmp_path / "vt", progress=False)
+    model = load(directory, backend="torch", device="cpu", dtype="float32")
+    assert list(model.generate(PROMPT, max_tokens=TOKENS).token_ids) == expected

@@ -107,6 +107,9 @@ def test_other_models_and_quantised_ones_are_refused(tmp_path):
     other = plain.write_model(tmp_path / "other", model_type="gpt_neox")
     with pytest.raises(ModelError, match=r"is a gpt_neox model; vt quantises cohere, .*mlx_lm.convert"):
         convert(other, tmp_path / "out", quantize=4)
+    experts = plain.write_model(tmp_path / "experts", model_type="gemma4_text", enable_moe_block=True)
+    with pytest.raises(ModelError, match="has experts, which vt would leave as they are"):
+        convert(experts, tmp_path / "out", quantize=4)
     again = plain.write_model(tmp_path / "again", quantization={"bits": 4, "group_size": 32})
     with pytest.raises(ModelError, match="is quantised already"):
         convert(again, tmp_path / "out", quantize=4)
