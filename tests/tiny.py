@@ -206,7 +206,7 @@ KINDS = {
             "sliding_window": 16,
             "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
             "sliding_window_pattern": 3,
-            "query_pre_attn_scalar": 16,
+            "query_pre_attn_scalar": 4,
         },
     ),
     # Wide enough for groups.
@@ -236,24 +236,28 @@ _PER_LAYER = {
     "head_dim": 12,
     "num_kv_shared_layers": 2,
     "hidden_size_per_layer_input": 8,
-    "final_logit_softcapping": 0.5,
+    "final_logit_softcapping": 0.3,
     "pad_token_id": 0,
 }
-_GEMMA4_TEXT = _PER_LAYER | {
-    "global_head_dim": 16,
-    "use_double_wide_mlp": True,
+_GEMMA4_TEXT = _PER_LAYER | {"global_head_dim": 16, "use_double_wide_mlp": True}
+
+_LONGROPE = {
+    "rope_type": "longrope",
+    "short_factor": [1.0, 1.1, 1.2, 1.3, 1.5, 1.8, 2.2, 3.0],
+    "long_factor": [1.0, 1.1, 1.4, 1.8, 2.4, 3.2, 4.0, 5.0],
+    "original_max_position_embeddings": 128,
 }
 
 #: The same for everything else that people run. Each has what is particular to it at a value that matters.
 ARCHITECTURES: dict[str, tuple[str, dict]] = {
-    "qwen3": ("Qwen3Config", {"tie_word_embeddings": True, "head_dim": 12}),
+    "qwen3": ("Qwen3Config", {"tie_word_embeddings": True, "head_dim": 16}),
     "gemma2": (
         "Gemma2Config",
         {
-            "head_dim": 12,
-            "query_pre_attn_scalar": 12,
+            "head_dim": 16,
+            "query_pre_attn_scalar": 4,
             "sliding_window": 16,
-            "final_logit_softcapping": 0.5,
+            "final_logit_softcapping": 0.3,
             "attn_logit_softcapping": 5.0,
         },
     ),
@@ -298,9 +302,15 @@ ARCHITECTURES: dict[str, tuple[str, dict]] = {
             },
         },
     ),
-    "mistral": ("MistralConfig", {"tie_word_embeddings": False, "sliding_window": None, "head_dim": 12}),
+    "mistral": (
+        "MistralConfig",
+        {"tie_word_embeddings": False, "sliding_window": None, "head_dim": 16, "rope_theta": 1e6},
+    ),
     "phi": ("PhiConfig", {"tie_word_embeddings": False, "partial_rotary_factor": 0.5}),
-    "phi3": ("Phi3Config", {"tie_word_embeddings": False}),
+    "phi3": (
+        "Phi3Config",
+        {"tie_word_embeddings": False, "rope_parameters": {**_LONGROPE, "rope_theta": 1e4}, **_WIDE},
+    ),
     "gpt_neox": (
         "GPTNeoXConfig",
         {"tie_word_embeddings": False, "rotary_pct": 0.5, "intermediate_size": 192},
@@ -346,7 +356,7 @@ ARCHITECTURES: dict[str, tuple[str, dict]] = {
         "Qwen3MoeConfig",
         {
             "tie_word_embeddings": False,
-            "head_dim": 12,
+            "head_dim": 16,
             "num_experts": 4,
             "num_experts_per_tok": 2,
             "moe_intermediate_size": 32,
@@ -356,7 +366,7 @@ ARCHITECTURES: dict[str, tuple[str, dict]] = {
         "GptOssConfig",
         {
             "tie_word_embeddings": False,
-            "head_dim": 12,
+            "head_dim": 16,
             "num_local_experts": 4,
             "num_experts_per_tok": 2,
             "sliding_window": 16,
@@ -373,6 +383,7 @@ OTHERS: dict[str, tuple[str, dict]] = {"llama-wide": ("LlamaConfig", {"tie_word_
 OLDER_NAMES: dict[str, dict] = {
     "phi": {"partial_rotary_factor": 0.5},
     "deepseek-coder": {"rope_scaling": {"type": "linear", "factor": 4.0}},
+    "phi3": {"rope_scaling": {"type": "longrope", **_LONGROPE}, "original_max_position_embeddings": 128},
     "gpt_neox": {"rotary_emb_base": 10000, "rotary_pct": 0.5},
     "gpt2": {"n_ctx": 512},
     "falcon_h1": {"head_dim": 12},
@@ -381,21 +392,4 @@ OLDER_NAMES: dict[str, dict] = {
     "gemma3n": {"rope_theta": 1e6, "rope_local_base_freq": 1e4},
     "gemma4": {"global_head_dim": 16},
     "gemma4-multimodal": {"text_config": {"global_head_dim": 16}},
-}
-
-#: Values that take away what is particular to a model.
-NEUTRAL: dict[str, dict] = {
-    "gemma3": {"sliding_window": 512},
-    "gemma2": {"final_logit_softcapping": 30.0},
-    "phi": {"partial_rotary_factor": 1.0, "rope_parameters": None},
-    "granite": {"logits_scaling": 1.0},
-    "cohere": {"logit_scale": 1.0},
-    "smollm3": {"no_rope_layers": [1, 1, 1]},
-    "deepseek-coder": {"rope_scaling": None, "rope_parameters": None},
-    "falcon_h1": {"lm_head_multiplier": 1.0},
-    "gpt_oss": {"sliding_window": 512},
-    "gemma3n": {"num_kv_shared_layers": 0},
-    "gemma4": {"sliding_window": 512},
-    "gemma4-multimodal": {"sliding_window": 512},
-    "qwen3_moe": {"num_experts_per_tok": 1},
 }
