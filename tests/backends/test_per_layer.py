@@ -85,6 +85,31 @@ def test_tokens_behind_the_tables_end_have_its_first_row(backend, tiny):
 
 @every_backend
 @every_kind
+def test_steps_that_were_taken_back_leave_no_trace(backend, kind, tiny):
+    """In windows that have wrapped, and where layers see the keys and values of others."""
+    rng = np.random.default_rng(5)
+    prompt, text = rng.integers(3, 900, 40), rng.integers(3, 900, 20).tolist()
+
+    def logits(wrong):
+        decoder = load(tiny(kind)[1], backend=backend, device="cpu", dtype="float32").decoder
+        decoder.head.set_static(range(1000))
+        decoder.begin()
+        decoder.prefill(prompt)
+        assert decoder.can_rewind
+        for token in text:
+            for other in wrong:
+                decoder.step(other)
+            decoder.rewind(len(wrong))
+            yield decoder.logits(decoder.step(token))
+            decoder.rewind(0)
+        decoder.end()
+
+    for plain, rewound in zip(logits([]), logits([950, 951, 952]), strict=True):
+        np.testing.assert_allclose(rewound, plain, atol=1e-5)
+
+
+@every_backend
+@every_kind
 def test_the_rows_matter(backend, kind, tiny, tmp_path):
     from safetensors.torch import load_file, save_file
 
