@@ -107,6 +107,7 @@ _GEMMA4: dict[str, Change] = {
     "window": _NO_WINDOW,
     "final soft-cap": _NO_SOFT_CAP,
     "scales of the layers": _filled(1, "layer_scalar"),
+    "rotary base": {"rope_parameters": {"full_attention": {"rope_theta": 10.0}}},
 }
 
 #: Features of each kind, by name.
@@ -143,6 +144,8 @@ PARTICULAR: dict[str, dict[str, Change]] = {
         "window": {"text_config": _NO_WINDOW},
         "final soft-cap": {"text_config": _NO_SOFT_CAP},
         "sparse activation": {"text_config": {"activation_sparsity_pattern": [0.0] * 5}},
+        "alternating updates": _filled(0, "prediction_coefs.weight", "correction_coefs.weight"),
+        "augmented residual": _filled(0, "laurel.linear_right.weight"),
     },
     "gemma4": _GEMMA4,
     "gemma4-multimodal": {
