@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from tests.conftest import backend_params
 from tests.tiny import KINDS, QUANTISED
 from vt_core import load
 
-TOKENS = 40
+TOKENS = 24
 RNG = np.random.default_rng(1)
 PROMPTS = [[5, 17, 300, 42, 42, 980, 7], RNG.integers(3, 900, size=60).tolist(), [9]]
 
@@ -39,18 +40,28 @@ FORMATS = [
 ]
 
 
+@pytest.fixture(scope="module")
+def models(tiny):
+    """``models(backend, kind, dtype, quantize)``: one with the full head and one with a reduced one."""
+
+    @cache
+    def make(backend, kind, dtype, quantize):
+        options = {"backend": backend, "device": "cpu", "dtype": dtype, "quantize": quantize}
+        return [load(tiny(kind, dtype)[1], head=head, **options) for head in ("full", "prealloc")]
+
+    return make
+
+
 @pytest.mark.parametrize("sampling", SAMPLINGS)
 @pytest.mark.parametrize(("dtype", "quantize"), FORMATS)
-def test_ids_are_those_of_the_full_head(backend, kind, dtype, quantize, sampling, tiny):
+def test_ids_are_those_of_the_full_head(backend, kind, dtype, quantize, sampling, models):
     if quantize is not None and (backend == "mlx" or kind in QUANTISED):
         pytest.skip("PyTorch quantises float weights while loading")
     if (quantize is not None or kind in QUANTISED) and sampling not in ("greedy", "sampled"):
         pytest.skip("two ways to choose show it")
     sampling = SAMPLINGS[sampling]
-    directory = tiny(kind, dtype)[1]
-    options = {"backend": backend, "device": "cpu", "dtype": dtype, "quantize": quantize}
-    full = load(directory, head="full", **options)
-    model = load(directory, **options)
+    full, model = models(backend, kind, dtype, quantize)
+    model.forget_learned()
     model.decoder.head.set_static(range(0, 300, 2))
     rescued = 0
     for prompt in PROMPTS:  # the second is longer than Gemma's window, and generation wraps it in the others
@@ -75,7 +86,7 @@ def test_rewinding_restores_the_state_before_wrapped_windows_too(backend, kind, 
     decoder = load(tiny(kind)[1], backend=backend, device="cpu").decoder
     assert kind != "gemma3" or len(PROMPTS[1]) > 16
     for prompt in PROMPTS:
-        extra = RNG.integers(3, 900, size=70).tolist()
+        extra = RNG.integers(3, 900, size=42).tolist()
         reference, undone = [], []
         for rewinding, seen in ((False, reference), (True, undone)):
             decoder.begin()
@@ -83,7 +94,7 @@ def test_rewinding_restores_the_state_before_wrapped_windows_too(backend, kind, 
             decoder.prefill(np.array(prompt))
             assert decoder.can_rewind
             decoder.rewind(0)
-            for index in range(0, 60, 6):
+            for index in range(0, 36, 6):
                 if rewinding:
                     for wrong in extra[index : index + 5]:
                         decoder.step(wrong)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from itertools import product
 
 import numpy as np
 import pytest
@@ -14,9 +15,10 @@ from tests.conftest import backend_params
 from tests.tiny import PADDING_ROWS
 from vt_core import load
 from vt_core.errors import OptionError, PromptError
+from vt_core.heads import HEADS
 
 PROMPT = [5, 17, 300, 42]
-TOKENS = 12
+TOKENS = 8
 SAMPLINGS = {"greedy": {}, "sampled": {"temperature": 0.9, "top_p": 0.9, "seed": 1}}
 pytestmark = pytest.mark.parametrize("backend", backend_params())
 
@@ -40,23 +42,21 @@ def test_padding_rows_never_come_out(backend, hostile):
     logits = stock.next_logits(backend, stock.LOAD[backend](source, "float32"), PROMPT)
     tokens = len(logits) - PADDING_ROWS
     assert logits.argmax() >= tokens
-    for sampling in SAMPLINGS.values():
-        texts = set()
-        for head in ("full", "prealloc", "split", "rebuild"):
-            # Small tiles, so that padding has some of its own.
-            model = load(
-                directory, backend=backend, head=head, device="cpu", dtype="float32", tile_bytes=2000
-            )
-            model.decoder.head.set_static(range(0, 300, 2))
-            for approximate in (False, True):
-                result = model.generate(PROMPT, max_tokens=TOKENS, approximate=approximate, **sampling)
-                assert max(result.token_ids) < tokens
-                assert result.vocab_rows == len(logits)
-                if not approximate:
-                    texts.add(result.token_ids)
-            assert head != "full" or result.static_rows == tokens
-            assert head == "full" or result.static_rows == 150
-        assert len(texts) == 1
+    texts = {name: set() for name in SAMPLINGS}
+    for head in HEADS:
+        # Small tiles, so that padding has some of its own.
+        model = load(directory, backend=backend, head=head, device="cpu", dtype="float32", tile_bytes=4000)
+        model.decoder.head.set_static(range(0, 300, 2))
+        for name, approximate in product(SAMPLINGS, (False, True)):
+            model.forget_learned()
+            options = {"max_tokens": TOKENS, "approximate": approximate, **SAMPLINGS[name]}
+            result = model.generate(PROMPT, **options)
+            assert max(result.token_ids) < tokens
+            assert result.vocab_rows == len(logits)
+            assert result.static_rows == (tokens if head == "full" else 150)
+            if not approximate:
+                texts[name].add(result.token_ids)
+    assert [len(each) for each in texts.values()] == [1, 1]
 
 
 def test_padding_is_no_prompt_has_no_bias_and_is_not_static(backend, hostile):
