@@ -86,5 +86,11 @@ def load_stock(path: Path, *, device: str | None, dtype: str | None, stored: str
             "framework out, or compare with vt-mlx"
         )
     reset_peak(target)
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=run_dtype).eval().to(target)
-    return TorchStock(model, target, run_dtype)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=run_dtype)
+    except ImportError as error:  # what Gemma 3n sees with, for one, is another package's
+        raise BackendError(
+            f"transformers needs a package more for the whole of {path}; install it, or leave the stock "
+            f"framework out: {' '.join(str(error).split())}"
+        ) from error
+    return TorchStock(model.eval().to(target), target, run_dtype)

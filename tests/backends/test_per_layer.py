@@ -4,6 +4,7 @@ architectures tests.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 
 import numpy as np
@@ -16,7 +17,7 @@ from tests.carried import SETTINGS, write_carried
 from tests.conftest import backend_params
 from tests.tiny import ARCHITECTURES, quantise, stock_source, write_model
 from vt_core import load
-from vt_core.errors import ModelError
+from vt_core.errors import BackendError, ModelError
 from vt_core.model_dir import ModelDirectory
 
 TOKENS = 24
@@ -201,6 +202,15 @@ def test_a_table_that_the_framework_does_not_know_is_refused(backend, tmp_path):
     directory = convert(source, tmp_path / "vt", progress=False)
     with pytest.raises(ModelError, match="has no vocabulary table for its layers"):
         load(directory, backend=backend, device="cpu")
+
+
+def test_the_stock_framework_may_need_a_package_more(tiny):
+    """vt does not: it loads the language model alone."""
+    pytest.importorskip("torch")
+    if importlib.util.find_spec("timm") is not None:
+        pytest.skip("timm is here")
+    with pytest.raises(BackendError, match=r"leave the stock framework out: .*timm"):
+        stock.LOAD["torch"](tiny("gemma3n")[0], "float32")
 
 
 @pytest.mark.parametrize("layout", ["gptq", "compressed-tensors"])
