@@ -77,8 +77,10 @@ def test_tokens_behind_the_tables_end_have_its_first_row(backend, tiny):
     model = load(directory, backend=backend, device="cpu", dtype="float32")
     model.decoder.head.set_static(STATIC)
     rng = np.random.default_rng(3)
-    for low, high in ((FEWER, 2200), (FEWER - 2, FEWER + 2), (1, FEWER)):
-        prompt = rng.integers(low, high, 12).tolist()
+    ranges = (FEWER, 2200), (FEWER - 2, FEWER + 2), (1, FEWER)
+    prompts = [rng.integers(*ends, 12).tolist() for ends in ranges]
+    prompts.append(rng.permutation(np.arange(3, 2200))[: FEWER + 4].tolist())  # more places than rows
+    for prompt in prompts:
         expected = stock.GENERATE[backend](original, prompt, 8, eos=[0, 2])[0]
         assert list(model.generate(prompt, max_tokens=8).token_ids) == expected
 
