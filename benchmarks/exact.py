@@ -98,7 +98,7 @@ def main(
     for task in tasks or TASKS:
         vocabulary = task_vocabulary(backend, model, data, work, task, CORPORA[task])
         for name, options in settings.items():
-            trio.use(static_ids(trio.reduced.directory, trio.reduced.eos_ids, [vocabulary]))
+            trio.use(static_ids(trio.reduced.directory, trio.reduced.tokenizer, [vocabulary]))
             count = sampled_rows if options else rows
             entries.append(trio.run(task, name, prompts[task][:count], options))
     if hostile_rows:

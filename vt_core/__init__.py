@@ -93,7 +93,8 @@ def load(
     ]
     # Before the weights: reading a large vocabulary takes a few hundred megabytes in passing.
     tokenizer = Tokenizer(directory.path)
-    static = static_ids(directory, tokenizer.eos_ids(directory.manifest.vocab_rows), tasks)
+    give_back()
+    static = static_ids(directory, tokenizer, tasks)
     give_back()
     tokens = tokenizer.size(directory.manifest.vocab_rows)
     decoder = module.load_decoder(

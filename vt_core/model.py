@@ -64,7 +64,7 @@ class Model:
         """
         from vt_core.static import static_ids
 
-        self.set_static(static_ids(self.directory, self.eos_ids, tasks))
+        self.set_static(static_ids(self.directory, self.tokenizer, tasks))
 
     def set_static(self, ids: Ids) -> None:
         """Swap the static rows for those of the given full ids, without those of padding."""

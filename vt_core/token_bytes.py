@@ -90,8 +90,7 @@ class TokenTable:
                 tokens[id], values[id] = token, token.encode()
             kinds[id] = Kind.SPECIAL if special else Kind.ADDED
         for id, text in enumerate(tokens):
-            # The first character rules out nearly every token before the pattern is tried.
-            if text and text[0] in "<[mMuU" and _UNUSED.fullmatch(text):
+            if text and is_unused(text):
                 kinds[id] = Kind.UNUSED
         return cls(tokens, values, kinds)
 
@@ -182,6 +181,12 @@ def _model_tokens(data: Mapping[str, Any], where: str) -> dict[str, int]:
     for id in vocab.values():
         _checked_id(id, where)
     return vocab
+
+
+def is_unused(token: str) -> bool:
+    """Whether a token is spelled like one that is reserved or padding."""
+    # The first character rules out nearly every token before the pattern is tried.
+    return token.startswith(("<", "[", "m", "M", "u", "U")) and _UNUSED.fullmatch(token) is not None
 
 
 def _added_tokens(data: Mapping[str, Any], where: str) -> Iterator[tuple[int, str, bool]]:

@@ -11,6 +11,7 @@ import numpy as np
 from tokenizers import Tokenizer as FastTokenizer
 
 from vt_core.errors import ModelError, PromptError, TokenizerError
+from vt_core.token_bytes import is_unused
 from vt_core.vocabulary import Ids
 
 Message = Mapping[str, Any]  #: a chat message: ``{"role": "user", "content": "…"}``
@@ -120,6 +121,13 @@ class Tokenizer:
         """Ids of those texts that are special tokens, which decoded text does not show."""
         ids = {token_id for text in texts if (token_id := self.id_of(text)) is not None}
         return frozenset(token_id for token_id in ids if not self.decode([token_id]))
+
+    def added_ids(self) -> frozenset[int]:
+        """Ids of special and added tokens, without reserved ones: as
+        :meth:`vt_core.token_bytes.TokenTable.special_ids` gives them.
+        """
+        added = self._fast.get_added_tokens_decoder()
+        return frozenset(token_id for token_id, token in added.items() if not is_unused(token.content))
 
     def eos_ids(self, rows: int) -> frozenset[int]:
         """Ids below ``rows`` that end a text: those of the configurations, the tokenizer's, and the ends of a

@@ -8,6 +8,7 @@ from tokenizers import decoders, models
 
 from tests.tiny import write_tokenizer
 from vt_core.errors import PromptError, TokenizerError
+from vt_core.token_bytes import TokenTable
 from vt_core.tokenizer import Tokenizer
 
 
@@ -167,3 +168,15 @@ def test_rows_behind_the_last_token_are_counted_off(thinking):
         tokens,
         tokens - 1,
     ]
+
+
+def test_added_ids_are_those_of_the_token_table(tmp_path):
+    write_tokenizer(tmp_path)
+    file = tmp_path / "tokenizer.json"
+    fast = FastTokenizer.from_file(str(file))
+    fast.add_tokens(["<think>", "<unused7>", "<|reserved_special_token_3|>", "[PAD12]", "ab"])
+    fast.save(str(file))
+    added = Tokenizer(tmp_path).added_ids()
+    assert added == set(TokenTable.load(file).special_ids(1 << 20).tolist())
+    assert {fast.token_to_id("<think>"), fast.token_to_id("<|im_end|>")} < added
+    assert fast.token_to_id("<unused7>") not in added
