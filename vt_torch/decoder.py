@@ -63,7 +63,10 @@ class TorchDecoder:
         # model has them, or layers ask for rows that no head holds. Only one matrix can be indexed before the
         # choice is known. On a CPU there is nothing to wait for.
         tied = tied and not rows.quantised and rows.per_layer is None
-        self.can_follow = tied and head.name != "split" and device.type != "cpu"
+        self._short_range = _short_range(model)
+        self._text: list[int] = []  # what the cache holds, for when it has to be made anew
+        self._long = False
+        self.can_follow = tied and head.name != "split" and device.type != "cpu" and self._short_range is None
         self._model, self._rows, self._tied = model, rows, tied
         self._device = device
         self._embedding = model.get_input_embeddings()
@@ -85,6 +88,7 @@ class TorchDecoder:
         self._cache = DynamicCache(config=self._model.config)
 
     def prefill(self, ids: Ids) -> Step:
+        self._text, self._long = ids.tolist(), self._is_long(len(ids))
         for _, inputs, index in self._pieces(ids):
             step = self._forward(inputs, index)
         self._look_at(step.logits)
@@ -94,6 +98,11 @@ class TorchDecoder:
         return step
 
     def step(self, token: int) -> Step:
+        self._text.append(token)
+        # Forth over the border, or back behind it after tokens were taken back.
+        if self._is_long(len(self._text)) != self._long:
+            self.begin()
+            return self.prefill(np.array(self._text))
         if self._tied:
             rows, index = self.head.locate(int(self.head.vocabulary.local([token])[0]))
             inputs = Inputs(rows.weight)
@@ -155,6 +164,7 @@ class TorchDecoder:
         assert self._cache is not None
         if self._cache.is_croppable:
             self._cache.crop(-count)
+            del self._text[len(self._text) - count :]
 
     def end(self) -> None:
         self._cache = self._embedding.table = None
@@ -182,10 +192,14 @@ class TorchDecoder:
         ``[1, n]``.
         """
         # Mamba goes on from a state with single tokens only.
-        piece = len(ids) if self._cache_argument == "cache_params" else PREFILL_TOKENS
+        whole = self._cache_argument == "cache_params" or self._is_long(len(ids))
+        piece = len(ids) if whole else PREFILL_TOKENS
         for start in range(0, len(ids), piece):
             needed, index = np.unique(ids[start : start + piece], return_inverse=True)
             yield start, self._rows.inputs(needed), torch.from_numpy(index)[None].to(self._device)
+
+    def _is_long(self, tokens: int) -> bool:
+        return self._short_range is not None and tokens > self._short_range
 
     @torch.inference_mode()
     def _run(self, inputs: Inputs, index: torch.Tensor) -> torch.Tensor:
@@ -204,6 +218,14 @@ class TorchDecoder:
         # Made here, not when it is asked for: by then the next step may be queued before it.
         sure = None if self.head.name == "full" else logits.float().softmax(dim=-1).amax()
         return Step(self._output.hidden, logits, token, local, sure)
+
+
+def _short_range(model: PreTrainedModel) -> int | None:
+    """Up to how many tokens a model turns all its keys in one way; those of a longer text it turns in another
+    (Phi 3's long contexts), so that a cache is of no use beyond, nor one from beyond below. Else None.
+    """
+    rope = getattr(model.config, "rope_parameters", None) or {}
+    return rope["original_max_position_embeddings"] if rope.get("rope_type") == "longrope" else None
 
 
 def _cache_argument(model: PreTrainedModel) -> str:
