@@ -114,11 +114,7 @@ _GEMMA4: dict[str, Change] = {
 PARTICULAR: dict[str, dict[str, Change]] = {
     "llama": {"norms": _filled(1, "norm.weight"), "tied head": (_UNTIED, _head_of_its_own)},
     "qwen2": {"attention biases": _ATTENTION_BIASES, "untied head": _head_is_the_embedding},
-    "gemma3": {
-        "window": _NO_WINDOW,
-        "embedding scale": (_UNTIED, _embedding_as_it_is),
-        "attention scale": {"query_pre_attn_scalar": 16},
-    },
+    "gemma3": {"window": _NO_WINDOW, "embedding scale": (_UNTIED, _embedding_as_it_is)},
     "llama-4bit": {
         "scales of the table": _averaged("embed_tokens.scales"),
         "biases of the table": _averaged("embed_tokens.biases"),

@@ -206,7 +206,7 @@ KINDS = {
             "sliding_window": 16,
             "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
             "sliding_window_pattern": 3,
-            "query_pre_attn_scalar": 4,
+            "query_pre_attn_scalar": 16,
         },
     ),
     # Wide enough for groups.
