@@ -225,7 +225,7 @@ def _short_range(model: PreTrainedModel) -> int | None:
     (Phi 3's long contexts), so that a cache is of no use beyond, nor one from beyond below. Else None.
     """
     rope = getattr(model.config, "rope_parameters", None) or {}
-    return rope["original_max_position_embeddings"] if rope.get("rope_type") == "longrope" else None
+    return rope.get("original_max_position_embeddings") if rope.get("rope_type") == "longrope" else None
 
 
 def _cache_argument(model: PreTrainedModel) -> str:
