@@ -135,7 +135,9 @@ def _claim(figures: Figures, row: Row) -> str:
 
 
 def tables(figures: Figures) -> list[Table]:
-    return [table(figures) for table in (_latency, _throughput, _memory, _vocabulary, _exactness)]
+    searched = [_little_memory] if any(row.limit_bytes is not None for row in figures.rows) else []
+    kinds = (_latency, _throughput, _memory, *searched, _vocabulary, _exactness)
+    return [table(figures) for table in kinds]
 
 
 def _latency(figures: Figures) -> Table:
@@ -214,6 +216,31 @@ def _memory(figures: Figures) -> Table:
         return [_megabytes(figure(row)), _ratio(figures, row, figure)]
 
     return Table("Peak memory", note, columns, [[row.name, str(row.n), *cells(row)] for row in figures.rows])
+
+
+def _little_memory(figures: Figures) -> Table:
+    """What a variant does in less memory than it takes when it is given all."""
+
+    def tries(row: Row) -> list[tuple[int, float]]:
+        return sorted(row.data["limit"]["trials"])
+
+    return Table(
+        "Speed in little memory",
+        "Tokens/s in the tries of that search: without a limit, and by the MB that each was given, page "
+        "cache included. 0: it was killed, or took four times as long as without a limit.",
+        ["variant", "without a limit", "MB: tokens/s"],
+        [
+            [
+                row.name,
+                _number(row.data["limit"]["tokens_per_s"]),
+                "; ".join(
+                    f"{_megabytes(limit)}: {_number(speed) if speed else 0}" for limit, speed in tries(row)
+                ),
+            ]
+            for row in figures.rows
+            if row.limit_bytes is not None
+        ],
+    )
 
 
 def _vocabulary(figures: Figures) -> Table:

@@ -136,7 +136,8 @@ def test_without_the_stock_framework_ratios_are_to_the_full_head():
 
 def test_memory_that_was_allocated_or_searched_for_has_its_columns():
     memory = row("stock", 20)["memory"] | {"allocator_bytes": 500_000_000}
-    limit = {"limit_bytes": 800_000_000, "prompts": 2}
+    trials = [[800_000_000, 11.04], [500_000_000, 0.0]]
+    limit = {"limit_bytes": 800_000_000, "prompts": 2, "tokens_per_s": 12.5, "trials": trials}
     stock = row("stock", 20, memory=memory, limit=limit)
     vt = row(
         "full",
@@ -148,6 +149,10 @@ def test_memory_that_was_allocated_or_searched_for_has_its_columns():
     found = table(text, "Peak memory")
     assert (found["full"]["allocator"], found["full"]["suffices"]) == ("250", "400")
     assert found["prealloc"]["suffices"] == "–" and "from a cold page cache, with 2 prompts." in text
+    tries = table(text, "Speed in little memory")
+    assert set(tries) == {"stock", "full"}
+    assert tries["stock"] | {"without a limit": "12.5", "MB: tokens/s": "500: 0; 800: 11.0"} == tries["stock"]
+    assert "little memory" not in report(results())
     assert "allocator" not in report(results()) and "uffices" not in report(results())
 
 
