@@ -23,6 +23,10 @@ from vt_torch.quantised import GROUPS, Int4Linear, pick_bits
 _PACKAGES = {"compressed-tensors": {"compressed_tensors": "compressed-tensors"}}
 #: What a file holds of a layer in a layout that is read here.
 _PARTS = {"gptq": ("qweight", "qzeros", "scales", "g_idx"), "awq": ("qweight", "qzeros", "scales")}
+_BITS = {"gptq": (2, 4, 8), "awq": (4,)}
+#: Forms that are known, the first one where config.json names none, and what it called them before "format".
+_FORMS = {"gptq": ("gptq", "gptq_v2"), "awq": ("gemm",)}
+_LEGACY = {"gptq": "checkpoint_format", "awq": "version"}
 #: Which of eight neighbours AWQ puts into a word first, second, …, the lowest bits first.
 _AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 _WORD_BITS = 32
@@ -83,16 +87,14 @@ def find_layout(directory: ModelDirectory) -> Layout | None:
     if method not in _PARTS:
         return None
     settings = directory.config["quantization_config"]
-    bits, kind = settings.get("bits"), settings.get("version") or "gemm"
-    form = settings.get("checkpoint_format") or "gptq"
-    known = bits == 4 and kind == "gemm" if method == "awq" else bits in (2, 4, 8) and form.startswith("gptq")
-    if not known:
+    bits, legacy = settings.get("bits"), _LEGACY[method]
+    form = str(settings.get(legacy) or settings.get("format") or _FORMS[method][0]).lower()
+    if not isinstance(bits, int) or bits not in _BITS[method] or form not in _FORMS[method]:
         raise ModelError(
-            f"{directory.path} holds {method} layers of {bits} bits in the form "
-            f"{(kind if method == 'awq' else form)!r}; vt reads AWQ's gemm form of 4 bits, and GPTQ's of 2, "
-            "4 and 8. Use the original weights, or a GGUF file"
+            f"{directory.path} holds {method} layers of {bits} bits in the form {form!r}; vt reads AWQ's "
+            "gemm form of 4 bits, and GPTQ's of 2, 4 and 8. Use the original weights, or a GGUF file"
         )
-    return Layout(method, bits, one_less=method == "gptq" and form != "gptq_v2")
+    return Layout(method, bits, one_less=form == "gptq")
 
 
 def declare(model: nn.Module, layout: Layout, tensors: Mapping[str, Any]) -> None:
@@ -123,13 +125,12 @@ def declare(model: nn.Module, layout: Layout, tensors: Mapping[str, Any]) -> Non
 
 def finish(model: nn.Module) -> None:
     """Put layers that multiply in place of each :class:`CarriedLinear` of a loaded model, one by one."""
-    for path, module in list(model.named_modules()):
-        if isinstance(module, CarriedLinear):
-            parent, _, last = path.rpartition(".")
-            setattr(model.get_submodule(parent), last, module.finished())
-            del module
-            # What is freed here piles up in the C library's heap.
-            give_back()
+    # By their names: a list of modules would hold what came packed until the last one is done.
+    for path in [path for path, module in model.named_modules() if isinstance(module, CarriedLinear)]:
+        parent, _, last = path.rpartition(".")
+        setattr(model.get_submodule(parent), last, model.get_submodule(path).finished())
+        # What is freed here piles up in the C library's heap.
+        give_back()
 
 
 class CarriedLinear(nn.Module):
@@ -142,6 +143,12 @@ class CarriedLinear(nn.Module):
             if (stored := tensors.get(f"{path}.{part}")) is None:
                 raise ModelError(f"{path}.{part} is missing beside {path}.qweight; convert the model again")
             dtype = layer.weight.dtype if part == "scales" else torch.int32
+            # The loader would take the one for the other, digits lost.
+            if stored.get_dtype().startswith(("I", "U")) != (part != "scales"):
+                raise ModelError(
+                    f"{path}.{part} is of the type {stored.get_dtype()}, and should be of "
+                    f"{'floats' if part == 'scales' else 'whole numbers'}; convert the model again"
+                )
             self.register_buffer(part, torch.empty(stored.get_shape(), dtype=dtype, device="meta"))
         self._check(layer, path)
         self.bias = layer.bias

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
+import weakref
 
 import numpy as np
 import pytest
@@ -132,6 +133,9 @@ def test_four_bits_stay_four_bits(kind, made):
         ("gptq", {"bits": 3}, "holds gptq layers of 3 bits in the form 'gptq'"),
         ("gptq", {"checkpoint_format": "marlin"}, "gptq layers of 4 bits in the form 'marlin'"),
         ("awq", {"version": "gemv"}, "awq layers of 4 bits in the form 'gemv'"),
+        ("gptq", {"bits": 4.0}, "holds gptq layers of 4.0 bits"),
+        ("gptq", {"checkpoint_format": 5}, "gptq layers of 4 bits in the form '5'"),
+        ("gptq", {"format": "marlin"}, "gptq layers of 4 bits in the form 'marlin'"),
         ("gptq", {"bits": 8}, "does not fit a layer of 128 inputs and 64 outputs with 8 bits"),
     ],
 )
@@ -146,16 +150,68 @@ def test_other_forms_are_refused(kind, changes, said, made, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("gptq-v2", {"checkpoint_format": None, "format": "gptq_v2"}),
+        ("gptq-v2", {"checkpoint_format": "GPTQ_V2"}),
+        ("awq", {"version": "GEMM"}),
+        ("awq", {"version": None, "format": "gemm"}),
+    ],
+)
+def test_forms_are_read_under_both_names_and_in_capitals(kind, settings, made, tmp_path):
+    pytest.importorskip("torch")
+    packed = shutil.copytree(made(kind)[0], tmp_path / "packed")
+    config = json.loads((packed / "config.json").read_text())
+    config["quantization_config"] |= settings
+    (packed / "config.json").write_text(json.dumps(config))
+    weights = []
+    for directory in (made(kind)[2], convert(packed, tmp_path / "vt", progress=False)):
+        decoder = load(directory, backend="torch", device="cpu").decoder
+        weights.append(dict(decoder._model.named_modules())[LAYER].weight)
+    assert weights[0].equal(weights[1])
+
+
+def test_what_came_packed_is_let_go_layer_by_layer(made, monkeypatch):
+    pytest.importorskip("torch")
+    from vt_torch.carried import CarriedLinear
+
+    finished, done, left = CarriedLinear.finished, [], []
+
+    def finish(layer):
+        left.append(sum(seen() is not None for seen in done))
+        done.append(weakref.ref(layer))
+        return finished(layer)
+
+    monkeypatch.setattr(CarriedLinear, "finished", finish)
+    load(made("gptq")[2], backend="torch", device="cpu")
+    assert left == [0] * (3 * 7)
+
+
+@pytest.mark.parametrize(
     ("change", "said"),
     [
         (lambda tensors: tensors.pop(f"{LAYER}.qzeros"), f"{LAYER}.qzeros is missing"),
+        (
+            lambda tensors: tensors.update(
+                {f"{LAYER}.qweight": tensors[f"{LAYER}.qweight"].astype(np.float32)}
+            ),
+            f"{LAYER}.qweight is of the type F32, and should be of whole numbers",
+        ),
+        (
+            lambda tensors: tensors.update({f"{LAYER}.scales": tensors[f"{LAYER}.scales"].astype(np.int32)}),
+            f"{LAYER}.scales is of the type I32, and should be of floats",
+        ),
+        (
+            lambda tensors: tensors.update({f"{LAYER}.bias": np.zeros(3, np.float16)}),
+            rf"{LAYER}.bias has the shape \[3\], and by config.json it should have \[64\]",
+        ),
         (lambda tensors: tensors[f"{LAYER}.g_idx"].fill(9), "g_idx names groups from 9 to 9, of 2"),
         (
             lambda tensors: tensors.update({"model.extra.qweight": tensors[f"{LAYER}.qweight"]}),
             "model.extra.qweight belongs to no linear layer",
         ),
     ],
-    ids=["missing", "no such group", "no such layer"],
+    ids=["missing", "words of floats", "whole scales", "bias", "no such group", "no such layer"],
 )
 def test_layers_that_do_not_fit_are_refused(change, said, made, tmp_path):
     pytest.importorskip("torch")
