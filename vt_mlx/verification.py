@@ -139,8 +139,9 @@ def logit_transform(arguments: object) -> Transform | None:
     """What an mlx-lm model does to its logits behind the head, by its arguments; None where that is
     nothing.
     """
-    # A model that also sees has the language model's arguments as they stand in config.json.
+    # A model that also sees has the language model's arguments as config.json has them, or read (Llama 4).
     text = getattr(arguments, "text_config", None) or {}
+    text = text if isinstance(text, dict) else vars(text)
     cap = getattr(arguments, "final_logit_softcapping", text.get("final_logit_softcapping"))
     divisor = getattr(arguments, "logits_scaling", None)  # Granite
     factor = getattr(arguments, "logit_scale", None)  # Cohere

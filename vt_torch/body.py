@@ -136,8 +136,15 @@ def load_body(
             **({} if bits is None else {"quantization_config": LoadingBits(bits)}),
             dtype=dtype,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # said below, by name
             # Only accelerators: placing on the CPU is what happens anyway, and needs no accelerate.
             **({} if device.type == "cpu" else {"device_map": {"": device}}),
+        )
+    if report["mismatched_keys"]:
+        name, stored, declared = min(report["mismatched_keys"])
+        raise ModelError(
+            f"{path} does not fit transformers' {base.__name__}: {name} has the shape {list(stored)}, and by "
+            f"config.json it should have {list(declared)}; convert it again"
         )
     missing = sorted(report["missing_keys"]) + sorted(report["unexpected_keys"])
     if missing:

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-torch = pytest.importorskip("torch")
+from converters import convert
+from tests.conftest import backend_params
+from tests.tiny import write_model
+from vt_core import load
+from vt_core.errors import ModelError
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks at Linux's list of mappings")
 @pytest.mark.parametrize("run", ["float32", "bfloat16"])
 def test_weights_are_mapped_only_where_they_stay_as_they_are(tiny, run):
+    torch = pytest.importorskip("torch")
     from vt_torch.body import _weights
 
     directory = tiny("llama", "bfloat16")[1]
@@ -26,3 +33,24 @@ def test_weights_are_mapped_only_where_they_stay_as_they_are(tiny, run):
     ]
     inside = [any(a <= tensor.data_ptr() < b for a, b in mapped) for tensor in weights.values()]
     assert set(inside) == {run == "bfloat16"}
+
+
+@pytest.mark.parametrize("backend", backend_params())
+def test_weights_of_other_sizes_than_config_gives_are_refused_by_name(backend, tmp_path):
+    source = write_model(tmp_path / "in", "phi3")
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(config | {"intermediate_size": 96}))
+    directory = convert(source, tmp_path / "vt", progress=False)
+    with pytest.raises(ModelError, match=r"model\.layers\.\d\.mlp\.(down|gate_up)_proj\.weight"):
+        load(directory, backend=backend, device="cpu")
+
+
+def test_the_language_models_arguments_may_be_read_already():
+    """As those of Llama 4 are."""
+    mx = pytest.importorskip("mlx.core")
+    from vt_mlx.verification import logit_transform
+
+    assert logit_transform(SimpleNamespace(text_config=SimpleNamespace(vocab_size=5))) is None
+    for text in (SimpleNamespace(final_logit_softcapping=2.0), {"final_logit_softcapping": 2.0}):
+        transform = logit_transform(SimpleNamespace(text_config=text))
+        assert transform(mx.array([50.0])).item() == 2
