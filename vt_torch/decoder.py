@@ -65,7 +65,8 @@ class TorchDecoder:
         tied = tied and not rows.quantised and rows.per_layer is None
         self._short_range = _short_range(model)
         self._text: list[int] = []  # what the cache holds, for when it has to be made anew
-        self._long = False
+        self._read = 0  # how much of it was read at once: windows let go of what they need not hold of that
+        self._long: bool | None = False
         self.can_follow = tied and head.name != "split" and device.type != "cpu" and self._short_range is None
         self._model, self._rows, self._tied = model, rows, tied
         self._device = device
@@ -88,7 +89,7 @@ class TorchDecoder:
         self._cache = DynamicCache(config=self._model.config)
 
     def prefill(self, ids: Ids) -> Step:
-        self._text, self._long = ids.tolist(), self._is_long(len(ids))
+        self._text, self._read, self._long = ids.tolist(), len(ids), self._is_long(len(ids))
         for _, inputs, index in self._pieces(ids):
             step = self._forward(inputs, index)
         self._look_at(step.logits)
@@ -163,8 +164,11 @@ class TorchDecoder:
     def rewind(self, count: int) -> None:
         assert self._cache is not None
         if self._cache.is_croppable:
-            self._cache.crop(-count)
             del self._text[len(self._text) - count :]
+            if self._short_range is not None and len(self._text) < self._read:
+                self._long = None  # the next step reads the text anew
+            else:
+                self._cache.crop(-count)
 
     def end(self) -> None:
         self._cache = self._embedding.table = None

@@ -20,9 +20,9 @@ TEXT = np.random.default_rng(0).integers(3, 900, 60).tolist()
 pytestmark = pytest.mark.parametrize("backend", backend_params())
 
 
-@pytest.fixture(scope="module")
-def source(tmp_path_factory):
-    source = write_model(tmp_path_factory.mktemp("long") / "source", "phi3")
+@pytest.fixture(scope="module", params=[None, 16], ids=["all", "window"])
+def source(request, tmp_path_factory):
+    source = write_model(tmp_path_factory.mktemp("long") / "source", "phi3", sliding_window=request.param)
     file = source / "config.json"
     config = json.loads(file.read_text())
     for part in (config, config["rope_parameters"], config["rope_scaling"]):
