@@ -21,7 +21,9 @@ def adapt(model: nn.Module, adapter: Sequence[LowRank]) -> None:
     layers = dict(model.named_modules())
     adapted = []
     for part in adapter:
-        layer = layers.get(part.module)
+        # An adapter of a model that also sees names layers as transformers does.
+        name = part.module if part.module in layers else _inner_name(part.module)
+        layer = layers.get(name)
         if type(layer) not in (nn.Linear, nn.QuantizedLinear):
             raise part.missing()
         outputs, inputs = layer.weight.shape
@@ -31,5 +33,11 @@ def adapt(model: nn.Module, adapter: Sequence[LowRank]) -> None:
         lora = LoRALinear.from_base(layer, r=len(part.a), scale=part.scale)
         lora.lora_a, lora.lora_b = mx.array(part.a.T), mx.array(part.b.T)
         mx.eval(lora.lora_a, lora.lora_b)
-        adapted.append((part.module, lora.eval()))
+        adapted.append((name, lora.eval()))
     model.update_modules(tree_unflatten(adapted))
+
+
+def _inner_name(name: str) -> str:
+    """What mlx-lm calls a layer of the language model inside a model."""
+    prefix = next((prefix for prefix in ("model.language_model.", "model.") if name.startswith(prefix)), "")
+    return f"language_model.model.{name.removeprefix(prefix)}"

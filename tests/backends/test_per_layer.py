@@ -169,9 +169,11 @@ def test_the_table_may_be_held_in_memory_when_that_is_asked_for(backend, tiny):
     assert texts[0] == texts[1]
 
 
-def test_an_adapter_may_name_layers_by_their_place_in_the_larger_model(tiny, tmp_path):
+@every_backend
+@pytest.mark.parametrize("kind", ["gemma3-multimodal", "gemma4-multimodal"])
+def test_an_adapter_may_name_layers_by_their_place_in_the_larger_model(backend, kind, tiny, tmp_path):
     torch, peft = pytest.importorskip("torch"), pytest.importorskip("peft")
-    source, directory = tiny("gemma4-multimodal")
+    source, directory = tiny(kind)
     original = stock.LOAD["torch"](source, "float32")
     config = peft.LoraConfig(r=4, target_modules=r".*language_model.*\.(q_proj|down_proj)")
     original._model = peft.get_peft_model(original._model, config).eval()
@@ -181,7 +183,7 @@ def test_an_adapter_may_name_layers_by_their_place_in_the_larger_model(tiny, tmp
             parameter.data.normal_(std=0.3)
     original._model.save_pretrained(tmp_path)
     expected = stock.GENERATE["torch"](original, PROMPT, TOKENS, eos=[0, 2])[0]
-    options = {"backend": "torch", "device": "cpu", "dtype": "float32"}
+    options = {"backend": backend, "device": "cpu", "dtype": "float32"}
     texts = [
         list(load(directory, adapter=adapter, **options).generate(PROMPT, max_tokens=TOKENS).token_ids)
         for adapter in (str(tmp_path), None)
