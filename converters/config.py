@@ -17,8 +17,8 @@ def written_config(config: dict[str, Any], *, tied: bool, dtype: str | None) -> 
     mlx-lm looks; mlx-lm's quantisation is said once.
     """
     written = copy.deepcopy(config)
-    if written.get("quantization"):
-        # mlx-lm says it twice, and transformers takes this one for a method of its own.
+    if written.get("quantization") or not written.get("quantization_config"):
+        # mlx-lm says it twice, and transformers takes this one for a method of its own, an empty one too.
         written.pop("quantization_config", None)
     parts = [written] if text_config(written) is written else [written, text_config(written)]
     for part in parts:

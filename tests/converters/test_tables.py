@@ -193,6 +193,14 @@ def test_written_config_says_tying_and_dtype_and_leaves_the_source_alone() -> No
     assert "dtype" not in written_config({}, tied=True, dtype=None)
 
 
+def test_written_config_leaves_an_empty_quantisation_out() -> None:
+    """transformers would ask what method it is of."""
+    for empty in ({}, None):
+        assert "quantization_config" not in written_config(
+            {"quantization_config": empty}, tied=True, dtype=None
+        )
+
+
 LAYERS = {"num_hidden_layers": 3, "hidden_size_per_layer_input": 2, "vocab_size_per_layer_input": 10}
 PER_LAYER = info("model.embed_tokens_per_layer.weight", 10, 6)
 
