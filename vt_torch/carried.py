@@ -17,7 +17,7 @@ from torch import nn
 from vt_core.errors import BackendError, ModelError
 from vt_core.host import give_back
 from vt_core.model_dir import ModelDirectory
-from vt_torch.quantised import GROUPS, Int4Linear, pick_bits
+from vt_torch.quantised import GROUPS, Int4Linear, multiplies_four_bits
 
 #: Packages that transformers multiplies with, by what config.json calls the layout: their modules and names.
 _PACKAGES = {"compressed-tensors": {"compressed_tensors": "compressed-tensors"}}
@@ -59,6 +59,15 @@ class Layout:
     method: str
     bits: int
     one_less: bool  #: whether a zero is stored as the number before it
+    in_order: bool = True  #: whether columns of a group lie side by side, by config.json
+    group: int | None = None  #: how many these are, by config.json
+
+    def stays(self, device: torch.device) -> bool:
+        """Whether most layers are to be expected to stay in four bits there, in the float type that these
+        run in; what they then are is decided layer by layer.
+        """
+        fits = self.bits == 4 and self.in_order and self.group in GROUPS
+        return fits and multiplies_four_bits(device, torch.bfloat16)
 
     def numbers(self, words: torch.Tensor) -> torch.Tensor:
         """Whole numbers ``[out, in]`` int32 of stored words."""
@@ -94,7 +103,8 @@ def find_layout(directory: ModelDirectory) -> Layout | None:
             f"{directory.path} holds {method} layers of {bits} bits in the form {form!r}; vt reads AWQ's "
             "gemm form of 4 bits, and GPTQ's of 2, 4 and 8. Use the original weights, or a GGUF file"
         )
-    return Layout(method, bits, one_less=form == "gptq")
+    shuffled = bool(settings.get("desc_act")) and not settings.get("static_groups")
+    return Layout(method, bits, form == "gptq", not shuffled, settings.get("group_size"))
 
 
 def declare(model: nn.Module, layout: Layout, tensors: Mapping[str, Any]) -> None:
@@ -181,13 +191,9 @@ class CarriedLinear(nn.Module):
         group = columns // scales.shape[1]
         index = torch.arange(columns, device=numbers.device) // group
         ordered = self._layout.method == "awq" or torch.equal(self.g_idx, index.to(self.g_idx.dtype))
-        if self._layout.bits == 4 and ordered and group in GROUPS and len(numbers) % 16 == 0:
-            try:
-                pick_bits("int4", scales.device, scales.dtype)
-            except BackendError:
-                pass
-            else:
-                return Int4Linear(numbers, scales, (8 - zeros) * scales, self.bias)
+        fits = self._layout.bits == 4 and ordered and group in GROUPS and len(numbers) % 16 == 0
+        if fits and multiplies_four_bits(scales.device, scales.dtype):
+            return Int4Linear(numbers, scales, (8 - zeros) * scales, self.bias)
         if not ordered:
             index = self.g_idx.long()
             if int(index.min()) < 0 or int(index.max()) >= scales.shape[1]:

@@ -260,7 +260,7 @@ def load_decoder(
     strategy = head_class(head)
     target = pick_device(device)
     layout = find_layout(directory)
-    mode = "int4" if layout is not None and layout.bits == 4 else quantize
+    mode = "int4" if layout is not None and layout.stays(target) else quantize
     run_dtype = pick_dtype(dtype, manifest.dtype, target, mode)
     bits = None if quantize is None else pick_bits(quantize, target, run_dtype)
     reset_peak(target)

@@ -200,6 +200,15 @@ def pick_bits(mode: str, device: torch.device, dtype: torch.dtype) -> int:
     return 4
 
 
+def multiplies_four_bits(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether PyTorch has a kernel for weights of four bits here."""
+    try:
+        pick_bits("int4", device, dtype)
+    except BackendError:
+        return False
+    return True
+
+
 @register_quantization_config("vt")
 class LoadingBits(QuantizationConfigMixin):
     """Asks transformers' loader to quantise linear layers, each as soon as it is read."""
