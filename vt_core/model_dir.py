@@ -197,6 +197,12 @@ class ModelDirectory:
                 f"{path}: config.json says vocab_size {rows}, the tables have {manifest.vocab_rows} rows. "
                 "Convert the model again."
             )
+        settings = config.get("quantization")
+        if settings and not (isinstance(settings, dict) and {"bits", "group_size"} <= settings.keys()):
+            raise ModelError(
+                f"{path}: quantization in config.json does not give bits and group_size. "
+                "Convert the model again."
+            )
         per_layer = manifest.tables.get(PER_LAYER)
         shape = per_layer_shape(config, (manifest.quantization or {}).get(PER_LAYER))
         if shape != (per_layer and (per_layer.rows, per_layer.columns)):

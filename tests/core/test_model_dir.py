@@ -254,6 +254,13 @@ def set_config(model: Path, **changes: Any) -> None:
     edit(model / "vt.json", lambda values: values["files"].update({"config.json": size}))
 
 
+@pytest.mark.parametrize("settings", ["x", ["bits", "group_size"], {"bits": 4}])
+def test_a_quantisation_that_says_nothing(model: Path, settings: object) -> None:
+    set_config(model, quantization=settings)
+    with pytest.raises(ModelError, match="does not give bits and group_size"):
+        ModelDirectory.open(model)
+
+
 def test_the_table_of_the_layers_is_as_config_says(model: Path, tmp_path: Path) -> None:
     source = tiny.write_model(tmp_path / "in", tiny.with_per_layer(), **tiny.PER_LAYER)
     out = convert(source, tmp_path / "out", progress=False)
