@@ -24,6 +24,8 @@ ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).with_name("results")
 BEGIN, END = "<!-- bench: python -m benchmarks.readme -->\n", "<!-- /bench -->\n"
 STOCK_NAMES = {"torch": "transformers", "mlx": "mlx-lm"}
+#: What people call the directories that were measured.
+TITLES = {"gemma-vt": "Gemma 3 270M", "qwen-vt": "Qwen2.5-Coder 0.5B", "smollm2-vt": "SmolLM2 135M"}
 NONE = "–"
 
 
@@ -47,7 +49,7 @@ def section() -> str:
         return text
     name = max(real, key=lambda name: real[name]["table_bytes"] / real[name]["body_bytes"])
     path = (RESULTS / name / "memory.png").relative_to(ROOT)
-    return f"{text}\n![Peak memory of {real[name]['name']} by component]({path})\n"
+    return f"{text}\n![Peak memory of {_title(shown[name])} by component]({path})\n"
 
 
 def files() -> list[Path]:
@@ -85,6 +87,11 @@ def table(all_results: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _title(results: Mapping[str, Any]) -> str:
+    name = str(results["model"]["name"])
+    return TITLES.get(name, name)
+
+
 def _suffices(figures: Figures) -> bool:
     exact = _exact(figures)
     searched = any(row.limit_bytes for row in figures.rows)
@@ -103,7 +110,7 @@ def _cells(figures: Figures) -> list[str]:
     same = NONE
     if exact.same_texts is not None and not figures.random_weights:
         same = f"{exact.same_texts} of {exact.n}"
-    name = results["model"]["name"] + (" (random weights)" if figures.random_weights else "")
+    name = _title(results) + (" (random weights)" if figures.random_weights else "")
     return [
         f"{name}, {exact.data['dtype']}",
         stock,
