@@ -27,7 +27,7 @@ def adapt(model: nn.Module, adapter: Sequence[LowRank], device: torch.device) ->
         if isinstance(layer, Conv1D):
             part.check(layer.nf, layer.nx)
         elif isinstance(layer, (nn.Linear, Int8Linear, Int4Linear)):
-            part.check(*layer.weight.shape)
+            part.check(layer.out_features, layer.in_features)
         else:
             raise part.missing()
         layer.register_buffer("lora_a", torch.from_numpy(part.a).to(device))

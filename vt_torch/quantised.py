@@ -76,6 +76,7 @@ class Int8Linear(nn.Module):
 
     def __init__(self, weight: torch.Tensor, bias: nn.Parameter | None) -> None:
         super().__init__()
+        self.out_features, self.in_features = weight.shape
         numbers = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
         scales = weight.new_empty(len(weight))
         for part in _pieces(weight):
@@ -109,6 +110,7 @@ class Int4Linear(nn.Module):
         zeros ``[rows, columns / group]``, the group one of :data:`GROUPS`; rows come by the sixteen.
         """
         super().__init__()
+        self.out_features, self.in_features = numbers.shape
         self._group, self._cuda = numbers.shape[1] // scales.shape[1], numbers.device.type == "cuda"
         pack = _pack_on_cuda if self._cuda else _pack_on_cpu
         self.register_buffer("numbers", pack(numbers.contiguous()))
@@ -127,9 +129,8 @@ class Int4Linear(nn.Module):
     @property
     def weight(self) -> torch.Tensor:
         """As floats, made anew: the layer's answer to each single column."""
-        columns = self.scales_and_zeros.shape[0] * self._group
         dtype, device = self.scales_and_zeros.dtype, self.scales_and_zeros.device
-        return self._product(torch.eye(columns, dtype=dtype, device=device)).T
+        return self._product(torch.eye(self.in_features, dtype=dtype, device=device)).T
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         flat = hidden.reshape(-1, hidden.shape[-1]).contiguous()
