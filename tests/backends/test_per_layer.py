@@ -145,6 +145,19 @@ def test_packed_rows_give_the_stock_frameworks_ids(backend, kind, bits, tmp_path
     assert list(model.generate(PROMPT, max_tokens=TOKENS).token_ids) == expected
 
 
+@every_kind
+@pytest.mark.parametrize("mode", ["int8", "int4"])
+def test_layers_may_have_fewer_bits_on_pytorch(kind, mode, tiny):
+    pytest.importorskip("torch")
+    options = {"backend": "torch", "device": "cpu", "quantize": mode}
+    texts = []
+    for head in ("full", "prealloc"):
+        model = load(tiny(kind)[1], head=head, **options)
+        model.decoder.head.set_static(STATIC)
+        texts.append(model.generate(PROMPT, max_tokens=TOKENS).token_ids)
+    assert model.decoder.dtype == "bfloat16" and texts[0] == texts[1]
+
+
 @every_backend
 def test_a_gemma_4_without_such_a_table_runs_as_others_do(backend, tmp_path):
     """Its larger sizes have none, and experts in its place."""

@@ -39,10 +39,11 @@ def test_rows_of_zeros_stay_zeros():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("positions", [1, 8, 9, 40])
-def test_few_and_many_positions_have_the_same_product(positions, dtype, monkeypatch):
+@pytest.mark.parametrize("columns", [128, 40, 4])
+def test_few_and_many_positions_have_the_same_product(columns, positions, dtype, monkeypatch):
     monkeypatch.setattr(quantised, "CHUNK_BYTES", 2000)  # several pieces
-    hidden = torch.randn(positions, 128, generator=torch.Generator().manual_seed(1)).to(dtype)
-    numbers, scales = quantised.quantise_rows(WEIGHT.to(dtype))
+    hidden = torch.randn(positions, columns, generator=torch.Generator().manual_seed(1)).to(dtype)
+    numbers, scales = quantised.quantise_rows(WEIGHT[:, :columns].to(dtype))
     out = quantised.product(hidden, numbers.to(torch.int8), scales)
     expected = hidden.double() @ (numbers.double() * scales.double()[:, None]).T
     assert out.dtype == dtype
