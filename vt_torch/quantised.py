@@ -61,8 +61,8 @@ def _pieces(weight: torch.Tensor) -> Iterator[slice]:
 
 
 def _has_kernel(hidden: torch.Tensor) -> bool:
-    # In float32 the kernel is there, and takes a hundred times as long as in bfloat16. It reads rows by the 16
-    # columns, and other memory behind the last ones (Gemma 3n has layers of 4).
+    # In float32 the kernel is there, and takes a hundred times as long as in bfloat16. It reads 16 columns at
+    # a time, and other memory behind a row's last ones (Gemma 3n has layers of 4).
     whole = hidden.shape[1] % 16 == 0
     return whole and hidden.device.type == "cpu" and hidden.dtype != torch.float32
 
