@@ -22,7 +22,7 @@ class Generation:
     backend: str
     device: str
     dtype: str
-    quantization: str | None  #: how layers are held: ``int8``, ``4-bit affine``, ``awq``…; None: in floats
+    quantization: str | None  #: of layers, in their files or while they are read: ``awq``, ``int8``…
     seed: int
     vocab_rows: int  #: V
     static_rows: int
