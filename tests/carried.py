@@ -32,7 +32,7 @@ def write_carried(root: Path, kind: str, model: str = "llama-wide", **changes: o
     carried, values = {}, {}
     for name, tensor in load_file(floats / "model.safetensors").items():
         carried[name] = values[name] = tensor
-        if "_proj." in name:
+        if "_proj." in name and "vision" not in name:
             del carried[name]
             # The column that lies where a group has its place.
             order = np.arange(tensor.shape[1])

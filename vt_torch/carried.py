@@ -30,6 +30,7 @@ _LEGACY = {"gptq": "checkpoint_format", "awq": "version"}
 #: Which of eight neighbours AWQ puts into a word first, second, …, the lowest bits first.
 _AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 _WORD_BITS = 32
+_OLDER, _NEWER = "language_model.model.", "model.language_model."
 
 
 def check_packages(directory: ModelDirectory, bits: int | None) -> None:
@@ -120,8 +121,11 @@ def declare(model: nn.Module, layout: Layout, tensors: Mapping[str, Any]) -> Non
         path = name.removesuffix(".qweight")
         if path == name:
             continue
+        # As transformers names modules, whatever files do: a language model inside a model (Gemma 3).
+        inside = path.removeprefix(_OLDER)
+        place = path if inside == path else f"{_NEWER}{inside}"
         try:
-            layer: Any = model.get_submodule(path)
+            layer: Any = model.get_submodule(place)
         except AttributeError:
             layer = None
         if type(layer) is not nn.Linear:
@@ -129,7 +133,7 @@ def declare(model: nn.Module, layout: Layout, tensors: Mapping[str, Any]) -> Non
                 f"{name} belongs to no linear layer of {type(model).__name__}; vt cannot read it"
             )
         carried = CarriedLinear(layout, layer, path, tensors)
-        parent, _, last = path.rpartition(".")
+        parent, _, last = place.rpartition(".")
         setattr(model.get_submodule(parent), last, carried)
 
 

@@ -16,6 +16,7 @@ from benchmarks import stock
 from converters import convert
 from tests.carried import SETTINGS, write_carried
 from tests.conftest import backend_params
+from tests.tiny import ARCHITECTURES
 from vt_core import load
 from vt_core.cli import build
 from vt_core.errors import BackendError, ModelError, OptionError
@@ -235,3 +236,17 @@ def test_a_bias_that_only_the_file_has_counts(made, tmp_path):
     decoder = load(directory, backend="torch", device="cpu", dtype="float32").decoder
     layer = dict(decoder._model.named_modules())[LAYER]
     np.testing.assert_array_equal(layer.bias.numpy(), bias.astype(np.float32))
+
+
+@pytest.mark.parametrize("kind", ["gptq", "awq"])
+def test_layers_may_be_those_of_a_language_model_inside_a_model(kind, tmp_path):
+    """Whose tensors are published under other names than transformers' modules have."""
+    pytest.importorskip("torch")
+    text = ARCHITECTURES["gemma3-multimodal"][1]["text_config"]
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16}
+    packed, floats = write_carried(tmp_path, kind, "gemma3-multimodal", text_config=text | sizes)
+    assert any(name.startswith("language_model.model.") for name in load_file(packed / "model.safetensors"))
+    expected = stock.GENERATE["torch"](stock.LOAD["torch"](floats, "float32"), PROMPT, 24, eos=[0, 2])[0]
+    directory = convert(packed, tmp_path / "vt", progress=False)
+    model = load(directory, backend="torch", device="cpu", dtype="float32")
+    assert list(model.generate(PROMPT, max_tokens=24).token_ids) == expected
