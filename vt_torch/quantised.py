@@ -93,7 +93,7 @@ class Int8Linear(nn.Module):
         return self.numbers.to(self.scales.dtype) * self.scales[:, None]
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        flat = hidden.reshape(-1, hidden.shape[-1])
+        flat = hidden.reshape(-1, hidden.shape[-1]).contiguous()
         out = product(flat, self.numbers, self.scales).view(*hidden.shape[:-1], -1)
         return out if self.bias is None else out + self.bias
 

@@ -66,6 +66,15 @@ def test_layers_hold_the_rounded_weights_in_fewer_bytes(bits):
     assert numbers.nbytes == WEIGHT.numel() * bits // 8
 
 
+@pytest.mark.parametrize("bits", [8, 4])
+def test_positions_may_lie_the_other_way_round(bits):
+    """As those of Mamba do."""
+    made = quantised._quantised(layer().bfloat16(), bits)
+    turned = torch.randn(1, 128, 3, generator=torch.Generator().manual_seed(2)).bfloat16().transpose(1, 2)
+    with torch.no_grad():
+        assert torch.equal(made(turned), made(turned.contiguous()))
+
+
 @pytest.mark.parametrize("shape", [(48, 16), (64, 24)], ids=["no whole groups", "rows not by the sixteen"])
 def test_what_the_kernels_for_four_bits_do_not_take_has_eight(shape):
     assert type(quantised._quantised(torch.nn.Linear(*shape), 4)) is quantised.Int8Linear
