@@ -184,8 +184,8 @@ def _any_sized(figures: Figures) -> bool:
 
 
 _PICTURES: tuple[tuple[str, str, Callable[[Figures], bool], Callable[[Figures, Look, Any], None]], ...] = (
-    ("memory", "memory by component", lambda figures: True, _memory),
-    ("latency", "time of a request, prefill and decode", lambda figures: True, _latency),
+    ("memory", "memory by component", lambda figures: bool(_plain(figures)), _memory),
+    ("latency", "time of a request, prefill and decode", lambda figures: bool(_plain(figures)), _latency),
     ("speed", "tokens/s against the size of the vocabulary", _any_sized, _speed),
     ("misses", "misses against the size of the vocabulary", lambda f: bool(_sized(f, True)), _misses),
 )

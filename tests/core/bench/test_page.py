@@ -96,6 +96,12 @@ def test_pictures_say_what_they_are_not():
     }
 
 
+def test_nothing_is_drawn_of_what_was_not_measured():
+    pytest.importorskip("matplotlib")
+    sizes = [row("prealloc", 20, variant=f"prealloc@{rows}", static_rows=rows) for rows in (1024, 4096)]
+    assert [picture.name for picture in draw(results(*sizes))] == ["speed", "misses"]
+
+
 def test_what_a_name_brings_is_text_and_no_markup():
     made = results()
     made["model"] = made["model"] | {"name": "<script>alert(1)</script>"}
