@@ -139,8 +139,10 @@ def load_body(path: Path, dtype: mx.Dtype) -> Body:
         model, _ = load_model(
             path, lazy=True, get_model_classes=lambda config: _tableless(config, embedding, head, factors)
         )
-    except (ValueError, RuntimeError) as error:
-        raise ModelError(f"mlx-lm cannot load {path} ({str(error).splitlines()[0]})") from error
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
+        # The first line: a list of all tensors may follow. Values of config.json raise what they happen to.
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ModelError(f"mlx-lm cannot load {path} ({reason})") from error
     # Some models keep a few parameters in float32, and say which.
     castable = getattr(model, "cast_predicate", lambda path: True)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
@@ -89,6 +90,10 @@ class RowHead(nn.Module):
         return self.logits[None]
 
 
+#: What transformers raises over values in a configuration that it did not expect.
+_MISREAD = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, StrictDataclassError)
+
+
 def load_body(
     directory: ModelDirectory, device: torch.device, dtype: torch.dtype, bits: int | None = None
 ) -> PreTrainedModel:
@@ -113,7 +118,7 @@ def load_body(
         if config.model_type in _READ_AS_TEXT:
             config = _text_config(config)
         base = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    except (KeyError, ValueError) as error:
+    except _MISREAD as error:
         raise ModelError(
             f"transformers has no text generation model for {path / 'config.json'} ({error})"
         ) from error
@@ -127,19 +132,26 @@ def load_body(
         "_declare": lambda model: None if layout is None else declare(model, layout, weights),
     }
     body = type(f"Tableless{base.__name__}", (_Tableless, base), attributes)
-    with _quiet():
-        model, report = body.from_pretrained(
-            None,
-            config=config,
-            # Layers that are quantised are read one by one, whatever their type: nothing of them shall stay.
-            state_dict=weights,
-            **({} if bits is None else {"quantization_config": LoadingBits(bits)}),
-            dtype=dtype,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # said below, by name
-            # Only accelerators: placing on the CPU is what happens anyway, and needs no accelerate.
-            **({} if device.type == "cpu" else {"device_map": {"": device}}),
-        )
+    try:
+        with _quiet():
+            model, report = body.from_pretrained(
+                None,
+                config=config,
+                # Layers that are quantised are read one by one, whatever their type: nothing of them shall
+                # stay.
+                state_dict=weights,
+                **({} if bits is None else {"quantization_config": LoadingBits(bits)}),
+                dtype=dtype,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # said below, by name
+                # Only accelerators: placing on the CPU is what happens anyway, and needs no accelerate.
+                **({} if device.type == "cpu" else {"device_map": {"": device}}),
+            )
+    except _MISREAD as error:
+        raise ModelError(
+            f"transformers' {base.__name__} does not take what {path / 'config.json'} says "
+            f"({type(error).__name__}: {error})"
+        ) from error
     if report["mismatched_keys"]:
         name, stored, declared = min(report["mismatched_keys"])
         raise ModelError(

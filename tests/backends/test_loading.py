@@ -45,6 +45,17 @@ def test_weights_of_other_sizes_than_config_gives_are_refused_by_name(backend, t
         load(directory, backend=backend, device="cpu")
 
 
+@pytest.mark.parametrize("backend", backend_params())
+@pytest.mark.parametrize("change", [{"num_hidden_layers": "x"}, {"num_attention_heads": 0}], ids=str)
+def test_a_configuration_of_impossible_values_is_refused(backend, change, tmp_path):
+    source = write_model(tmp_path / "in", "llama")
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(config | change))
+    directory = convert(source, tmp_path / "vt", progress=False)
+    with pytest.raises(ModelError, match=r"mlx-lm cannot load|config\.json"):
+        load(directory, backend=backend, device="cpu")
+
+
 def test_the_language_models_arguments_may_be_read_already():
     """As those of Llama 4 are."""
     mx = pytest.importorskip("mlx.core")
