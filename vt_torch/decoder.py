@@ -28,6 +28,8 @@ from vt_torch.quantised import pick_bits
 from vt_torch.rows import Inputs, TorchRows, greedy
 from vt_torch.verification import HeadScan, TorchTile, logit_transform
 
+#: Models whose cache transformers drops where a text grows beyond the original context.
+_READ_ANEW = ("phi3", "phimoe", "phi4_multimodal")
 PREFILL_TOKENS = 2048  #: tokens of a prompt that run at once; bounds the memory of attention scores
 
 
@@ -226,10 +228,13 @@ class TorchDecoder:
 
 def _short_range(model: PreTrainedModel) -> int | None:
     """Up to how many tokens a model turns all its keys in one way; those of a longer text it turns in another
-    (Phi 3's long contexts), so that a cache is of no use beyond, nor one from beyond below. Else None.
+    (Phi 3's long contexts), so that a cache is of no use beyond, nor one from beyond below. Else None, also
+    of other models with such a rotation, whose caches transformers keeps.
     """
     rope = getattr(model.config, "rope_parameters", None) or {}
-    return rope.get("original_max_position_embeddings") if rope.get("rope_type") == "longrope" else None
+    if model.config.model_type not in _READ_ANEW or rope.get("rope_type") != "longrope":
+        return None
+    return rope.get("original_max_position_embeddings")
 
 
 def _cache_argument(model: PreTrainedModel) -> str:
