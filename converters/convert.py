@@ -19,15 +19,8 @@ from converters.safetensors_io import tensor_bytes, write_file
 from converters.source import Source, TensorInfo, reading
 from converters.tables import Tables, find_tables
 from vt_core.errors import ModelError, OptionError, StoreError
-from vt_core.model_dir import (
-    MANIFEST_NAME,
-    STORE_NAME,
-    Manifest,
-    ModelDirectory,
-    SourceInfo,
-    TableInfo,
-    is_model_directory,
-)
+from vt_core.manifest import MANIFEST_NAME, Manifest, SourceInfo, TableInfo
+from vt_core.model_dir import STORE_NAME, ModelDirectory, is_model_directory
 from vt_core.quantisation import Quantisation
 
 if TYPE_CHECKING:

@@ -14,7 +14,8 @@ from converters.output import check_free_space, locked, new_directory
 from converters.safetensors_io import read_chunks, read_header, write_file
 from converters.source import CHUNK_BYTES, TensorInfo
 from vt_core.errors import ModelError
-from vt_core.model_dir import MANIFEST_NAME, Manifest, ModelDirectory
+from vt_core.manifest import MANIFEST_NAME, Manifest
+from vt_core.model_dir import ModelDirectory
 from vt_core.quantisation import Quantisation
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from converters.packed import refuse_foreign_quantisation
 from converters.safetensors_io import ITEM_BYTES, Entry, read_chunks, read_header
 from converters.source import CHUNK_BYTES, TensorInfo, fingerprint_files
 from vt_core.errors import ModelError, TokenizerError
-from vt_core.model_dir import read_json_object
+from vt_core.model_config import read_json_object
 
 if TYPE_CHECKING:
     import numpy as np

@@ -80,7 +80,7 @@ def read_adapter(directory: str | Path) -> list[LowRank]:
     Raises:
         ModelError: there is none, it cannot be read, or it is of a kind that vt does not apply.
     """
-    from vt_core.model_dir import read_json_object
+    from vt_core.model_config import read_json_object
 
     path = Path(directory).expanduser()
     if not (path / CONFIG_NAME).is_file():

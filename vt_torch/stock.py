@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from vt_core.errors import BackendError
-from vt_core.model_dir import read_json_object
+from vt_core.model_config import read_json_object
 from vt_torch.device import peak_memory, pick_device, pick_dtype, reset_peak
 
 

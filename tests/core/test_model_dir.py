@@ -13,14 +13,8 @@ import pytest
 from converters import convert
 from tests.converters import tiny
 from vt_core.errors import ModelError, StoreError
-from vt_core.model_dir import (
-    FORMAT_VERSION,
-    Manifest,
-    ModelDirectory,
-    SourceInfo,
-    TableInfo,
-    is_model_directory,
-)
+from vt_core.manifest import FORMAT_VERSION, Manifest, SourceInfo, TableInfo
+from vt_core.model_dir import ModelDirectory, is_model_directory
 from vt_core.quantisation import Quantisation
 
 TABLE = TableInfo(10, 4, "bfloat16", "sha256:ab")

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from vt_core.dtypes import from_float32
 from vt_core.errors import OptionError
-from vt_core.model_dir import FORMAT_VERSION, ModelDirectory, is_model_directory
+from vt_core.manifest import FORMAT_VERSION
+from vt_core.model_dir import ModelDirectory, is_model_directory
 
 if TYPE_CHECKING:
     import numpy as np

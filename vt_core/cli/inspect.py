@@ -12,7 +12,8 @@ from vt_core.cli.options import quantize_option
 from vt_core.errors import ModelError
 
 if TYPE_CHECKING:
-    from vt_core.model_dir import ModelDirectory, TableInfo
+    from vt_core.manifest import TableInfo
+    from vt_core.model_dir import ModelDirectory
     from vt_core.task import TaskVocabulary
 
 EXAMPLE_ROWS = 8192

@@ -13,7 +13,7 @@ from vt_core.token_bytes import TokenTable
 from vt_core.vocabulary import Ids
 
 if TYPE_CHECKING:
-    from vt_core.model_dir import Manifest
+    from vt_core.manifest import Manifest
 
 EXAMPLES = 20
 """Tokens shown of each kind."""
