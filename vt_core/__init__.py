@@ -66,7 +66,7 @@ def load(
     """
     from converters.cache import cache_directory, resolve
     from vt_core.adapters import read_adapter
-    from vt_core.backend import QUANTIZE, default_backend
+    from vt_core.backend import QUANTIZE, check_backend, default_backend
     from vt_core.backend import backend as import_backend
     from vt_core.errors import OptionError
     from vt_core.host import give_back
@@ -82,7 +82,7 @@ def load(
     if quantize is not None and quantize not in QUANTIZE:
         raise OptionError(f"unknown quantisation {quantize!r}: choose one of {', '.join(QUANTIZE)}")
     name = backend or default_backend()
-    module = import_backend(name)
+    check_backend(name)
     files = [task] if isinstance(task, (str, Path, TaskVocabulary)) else task
     layers = [] if adapter is None else read_adapter(adapter)
     directory = ModelDirectory.open(resolve(path, revision=revision, progress=progress))
@@ -91,13 +91,14 @@ def load(
         item if isinstance(item, TaskVocabulary) else TaskVocabulary.load(item, tokenizer_json)
         for item in files
     ]
-    # Before the weights: reading a large vocabulary takes a few hundred megabytes in passing.
+    # Before the framework and the weights: reading a large vocabulary takes a few hundred megabytes in
+    # passing.
     tokenizer = Tokenizer(directory.path)
     give_back()
     static = static_ids(directory, tokenizer, tasks)
     give_back()
     tokens = tokenizer.size(directory.manifest.vocab_rows)
-    decoder = module.load_decoder(
+    decoder = import_backend(name).load_decoder(
         directory,
         head=head,
         store=store,

@@ -174,24 +174,38 @@ def default_backend() -> str:
     return order[0]
 
 
+def check_backend(name: str) -> None:
+    """Raises BackendError where there is no such backend, or its framework is not installed; imports
+    nothing.
+    """
+    if name not in BACKENDS:
+        raise BackendError(f"unknown backend {name!r}: choose one of {', '.join(BACKENDS)}")
+    framework = BACKENDS[name][1]
+    if framework not in sys.modules and importlib.util.find_spec(framework) is None:
+        raise _missing(name, f"No module named {framework!r}")
+
+
 def backend(name: str) -> Backend:
     """The backend of that name, imported now.
 
     Raises:
-        BackendError: no such backend, or its framework is not installed.
+        BackendError: no such backend, or its framework cannot be imported.
     """
-    if name not in BACKENDS:
-        raise BackendError(f"unknown backend {name!r}: choose one of {', '.join(BACKENDS)}")
+    check_backend(name)
     package, framework = BACKENDS[name]
     try:
         importlib.import_module(framework)
     except ImportError as error:
-        raise BackendError(
-            f"the {name} backend needs {framework}, which cannot be imported here ({error}); "
-            f"install it with: pip install 'vt[{name}]'"
-        ) from error
+        raise _missing(name, str(error)) from error
     module: Any = importlib.import_module(package)
     return module
+
+
+def _missing(name: str, why: str) -> BackendError:
+    return BackendError(
+        f"the {name} backend needs {BACKENDS[name][1]}, which cannot be imported here ({why}); "
+        f"install it with: pip install 'vt[{name}]'"
+    )
 
 
 def stock_backend(name: str) -> StockBackend:
