@@ -3,7 +3,7 @@
     python -m benchmarks.readme
 
 writes both anew: the report beside each ``benchmarks/results/NAME/results.json``, that of the tasks in each
-``benchmarks/results/quality/NAME``, and the README between its two marks.
+``benchmarks/results/quality/NAME``, and the README between its two marks, with its picture.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from benchmarks.quality import summary
 from vt_core.bench.figures import Figures, Row
 from vt_core.bench.machine import machine_text
 from vt_core.bench.output import load
+from vt_core.bench.plots import draw
 from vt_core.bench.report import report
 
 ROOT = Path(__file__).parents[1]
@@ -35,21 +36,34 @@ def main() -> None:
         file.with_name("report.md").write_text(report(load(file)), encoding="utf-8")
     for directory in evaluated():
         (directory / "report.md").write_text(summary(directory), encoding="utf-8")
+    if (name := pictured()) is not None:
+        memory = next(each for each in draw(load(RESULTS / name / "results.json")) if each.name == "memory")
+        (RESULTS / name / "memory.png").write_bytes(memory.light)
     readme = ROOT / "README.md"
     readme.write_text(replaced(readme.read_text(encoding="utf-8"), section()), encoding="utf-8")
 
 
 def section() -> str:
-    """What stands between the marks: a table, and the picture of the model that its tables are most of."""
-    found = {file.parent.name: load(file) for file in files()}
-    text = table(list(found.values()))
-    shown = {name: results for name, results in found.items() if _suffices(Figures(results))}
-    real = {name: each["model"] for name, each in shown.items() if each["model"]["weights"] == "real"}
-    if not real:
+    """What stands between the marks: a table and a picture."""
+    text = table([load(file) for file in files()])
+    if (name := pictured()) is None:
         return text
-    name = max(real, key=lambda name: real[name]["table_bytes"] / real[name]["body_bytes"])
+    title = _title(load(RESULTS / name / "results.json"))
     path = (RESULTS / name / "memory.png").relative_to(ROOT)
-    return f"{text}\n![Peak memory of {_title(shown[name])} by component]({path})\n"
+    return f"{text}\n![Peak memory of {title} by component]({path})\n"
+
+
+def pictured() -> str | None:
+    """Of which results there is a picture: of the model that its tables are most of, real weights."""
+    found = {file.parent.name: load(file) for file in files()}
+    real = {
+        name: each["model"]
+        for name, each in found.items()
+        if each["model"]["weights"] == "real" and _suffices(Figures(each))
+    }
+    if not real:
+        return None
+    return max(real, key=lambda name: real[name]["table_bytes"] / real[name]["body_bytes"])
 
 
 def files() -> list[Path]:
