@@ -242,7 +242,7 @@ def _model(bench: Benchmark) -> dict[str, Any]:
         "hidden": manifest.hidden,
         "tied": manifest.tied,
         "stored_dtype": manifest.dtype,
-        "quantised": any(bench.directory.config.get(key) for key in ("quantization", "quantization_config")),
+        "quantised": bench.directory.quantization is not None,
         "table_bytes": manifest.table_bytes,
         "body_bytes": manifest.body_bytes,
     }

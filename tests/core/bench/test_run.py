@@ -47,29 +47,38 @@ class FakeWorker:
 
 
 @pytest.fixture
-def measure(tiny, monkeypatch):
+def bench(tiny):
+    """``bench(backend, variants, task)``: a benchmark of a tiny model, with what else is given."""
+
+    def make(backend, names, task=(), **changes):
+        variants = parse_variants(names)
+        return Benchmark(
+            backend=backend,
+            directory=ModelDirectory.open(tiny("llama")[1]),
+            stock=None,
+            variants=variants,
+            tasks={variant.name: task for variant in variants},
+            prompts=PROMPTS,
+            max_tokens=4,
+            minimum=2,
+            command="x",
+            **{"seed": 0, **changes},
+        )
+
+    return make
+
+
+@pytest.fixture
+def measure(bench, monkeypatch):
     """``measure(together)``: the results, what was done in order, and what the progress bar was told."""
 
     def make(together, **changes):
         FakeWorker.log, FakeWorker.loads = [], 0
         monkeypatch.setattr(runs, "Worker", FakeWorker)
-        variants = parse_variants("stock,full,prealloc-approximate,prealloc")
-        bench = Benchmark(
-            backend="torch",
-            directory=ModelDirectory.open(tiny("llama")[1]),
-            stock=None,
-            variants=variants,
-            tasks={variant.name: () for variant in variants},
-            prompts=PROMPTS,
-            max_tokens=4,
-            seed=changes.get("seed", 0),
-            minimum=2,
-            command="x",
-            together=together,
-        )
+        made = bench("torch", "stock,full,prealloc-approximate,prealloc", together=together, **changes)
         told: list[str] = []
-        results = run(bench, told.append)
-        assert len(told) == bench.steps == 20
+        results = run(made, told.append)
+        assert len(told) == made.steps == 20
         return results, FakeWorker.log
 
     return make
@@ -110,22 +119,9 @@ def test_texts_are_compared_with_the_full_heads(measure):
     assert "rescued" not in rows["stock"] and rows["prealloc"]["rescued"] == [0] * 5
 
 
-def test_a_job_says_how_a_variant_is_run(tiny):
-    variants = parse_variants("prealloc-approximate-ram")
-    bench = Benchmark(
-        backend="mlx",
-        directory=ModelDirectory.open(tiny("llama")[1]),
-        stock=None,
-        variants=variants,
-        tasks={"prealloc-approximate-ram": ["a.vt.json"]},
-        prompts=PROMPTS,
-        max_tokens=4,
-        seed=0,
-        minimum=2,
-        command="x",
-        dtype="float16",
-    )
-    told = job(bench, variants[0])
+def test_a_job_says_how_a_variant_is_run(bench):
+    made = bench("mlx", "prealloc-approximate-ram", ["a.vt.json"], dtype="float16")
+    told = job(made, made.variants[0])
     told.pop("model")
     assert told == {
         "name": "prealloc-approximate-ram",
