@@ -35,7 +35,7 @@ import json, sys, time
 import filelock, lmdb, ml_dtypes, numpy, tokenizers, tqdm
 import converters.gguf, converters.huggingface, converters.tokenizer_json, vt_core.store
 from converters import convert
-from vt_core.metrics import ProcessMemory
+from vt_core.decode.metrics import ProcessMemory
 memory = ProcessMemory()
 idle, start = memory.peak, time.perf_counter()
 convert(sys.argv[1], sys.argv[2], progress=False)

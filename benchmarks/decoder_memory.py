@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from vt_core.backend import backend, stock_backend
-from vt_core.generation import Request
-from vt_core.metrics import ProcessMemory
-from vt_core.model_dir import ModelDirectory
-from vt_core.policy import BlockPolicy
-from vt_core.sampling import Sampler, SamplerSettings
+from vt_core.decode.backend import backend, stock_backend
+from vt_core.decode.metrics import ProcessMemory
+from vt_core.decode.policy import BlockPolicy
+from vt_core.decode.request import Request
+from vt_core.decode.sampling import Sampler, SamplerSettings
+from vt_core.files.model_dir import ModelDirectory
 
 Job = dict[str, Any]
 

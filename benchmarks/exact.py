@@ -27,14 +27,14 @@ from benchmarks import stock
 from benchmarks.decoder_memory import run
 from benchmarks.generation import TASKS, read_prompts, ulps
 from vt_core import load
-from vt_core.backend import BACKENDS
-from vt_core.bench.machine import command_text, machine
-from vt_core.learning import Learned
+from vt_core.decode.backend import BACKENDS
+from vt_core.decode.sampling import Sampler, SamplerSettings, gumbel
+from vt_core.measure.bench.machine import command_text, machine
 from vt_core.model import Model
-from vt_core.sampling import Sampler, SamplerSettings, gumbel
-from vt_core.static import static_ids
-from vt_core.task import TaskVocabulary
-from vt_core.token_bytes import TokenTable
+from vt_core.vocab.learning import Learned
+from vt_core.vocab.static import static_ids
+from vt_core.vocab.task import TaskVocabulary
+from vt_core.vocab.token_bytes import TokenTable
 
 CORPORA = {
     "math": "math/gsm8k_profile.jsonl",

@@ -20,13 +20,13 @@ import click
 import numpy as np
 
 from benchmarks import stock
-from vt_core.backend import BACKENDS
-from vt_core.bench.machine import command_text, machine, versions
-from vt_core.bench.processes import Worker
-from vt_core.bench.variants import parse_variant
-from vt_core.model_dir import ModelDirectory
-from vt_core.task import TaskVocabulary
-from vt_core.tokenizer import Tokenizer
+from vt_core.decode.backend import BACKENDS
+from vt_core.files.model_dir import ModelDirectory
+from vt_core.measure.bench.machine import command_text, machine, versions
+from vt_core.measure.bench.processes import Worker
+from vt_core.measure.bench.variants import parse_variant
+from vt_core.vocab.task import TaskVocabulary
+from vt_core.vocab.tokenizer import Tokenizer
 
 TASKS = {
     "math": ("math/gsm8k_eval.jsonl", "Solve step by step.\n\n{input}"),

@@ -22,15 +22,15 @@ from tqdm import tqdm
 
 from converters import resolve
 from converters.export import stock_copy
-from vt_core.backend import BACKENDS, default_backend
-from vt_core.bench.figures import Figures, Row
-from vt_core.bench.machine import command_text, machine, machine_text, versions
-from vt_core.bench.prompts import read_prompts
-from vt_core.bench.run import Benchmark, run
-from vt_core.bench.variants import parse_variants
-from vt_core.model_dir import ModelDirectory
+from vt_core.decode.backend import BACKENDS, default_backend
+from vt_core.files.model_dir import ModelDirectory
+from vt_core.measure.bench.figures import Figures, Row
+from vt_core.measure.bench.machine import command_text, machine, machine_text, versions
+from vt_core.measure.bench.prompts import read_prompts
+from vt_core.measure.bench.run import Benchmark, run
+from vt_core.measure.bench.variants import parse_variants
 from vt_core.profile.layout import Layout
-from vt_core.tokenizer import Tokenizer
+from vt_core.vocab.tokenizer import Tokenizer
 
 RECORD = Path(__file__).with_name("guard.json")
 PROMPTS = Path(__file__).with_name("prompts.jsonl")

@@ -19,13 +19,13 @@ from typing import Any
 import click
 
 from benchmarks import stock
-from vt_core.backend import BACKENDS
-from vt_core.bench.limits import control_group, drop_caches
-from vt_core.bench.processes import Worker
-from vt_core.bench.prompts import Prompts, read_prompts
+from vt_core.decode.backend import BACKENDS
 from vt_core.errors import BackendError
+from vt_core.measure.bench.limits import control_group, drop_caches
+from vt_core.measure.bench.processes import Worker
+from vt_core.measure.bench.prompts import Prompts, read_prompts
 from vt_core.profile.layout import PRESETS
-from vt_core.tokenizer import Tokenizer
+from vt_core.vocab.tokenizer import Tokenizer
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "stock": {"head": None, "exact": True},

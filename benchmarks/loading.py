@@ -27,9 +27,9 @@ from typing import Any
 import click
 
 from benchmarks import stock
-from vt_core.backend import BACKENDS
-from vt_core.metrics import ProcessMemory
-from vt_core.model_dir import STORE_NAME, ModelDirectory
+from vt_core.decode.backend import BACKENDS
+from vt_core.decode.metrics import ProcessMemory
+from vt_core.files.model_dir import STORE_NAME, ModelDirectory
 
 VARIANTS = ("stock", "approximate", "exact")
 PROMPT = "The capital of France is"

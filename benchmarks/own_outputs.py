@@ -19,13 +19,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from benchmarks.profiler import TASKS, Row, files, markdown
-from vt_core.model_dir import ModelDirectory
-from vt_core.prior import DEFAULT_PRIOR
+from vt_core.files.model_dir import ModelDirectory
 from vt_core.profile import Counts, Profiler, Stages
 from vt_core.profile.language_filter import Mask
 from vt_core.profile.selection import ordered_prior, select
-from vt_core.tokenizer import Tokenizer
-from vt_core.vocabulary import Ids
+from vt_core.vocab.active import Ids
+from vt_core.vocab.prior import DEFAULT_PRIOR
+from vt_core.vocab.tokenizer import Tokenizer
 
 OWN_TASKS = ("math", "code, functions")
 

@@ -1,4 +1,4 @@
-"""How packed head rows are multiplied fastest on a CPU: by MLX as they are, or dequantised and by numpy.
+"""How packed head rows are multiplied fastest on a CPU: by MLX as they are, or dequantized and by numpy.
 
     OPENBLAS_NUM_THREADS=1 python -m benchmarks.packed_products
 
@@ -13,9 +13,9 @@ from collections.abc import Callable
 import click
 import numpy as np
 
-from vt_core import packing
-from vt_core.dtypes import from_float32
-from vt_core.quantisation import Quantisation
+from vt_core.files import packing
+from vt_core.files.dtypes import from_float32
+from vt_core.files.quantization import Quantization
 
 
 @click.command()
@@ -29,15 +29,15 @@ def main(rows: int, hidden: int, rounds: int) -> None:
     rng = np.random.default_rng(0)
     values = rng.standard_normal((rows, hidden), dtype=np.float32)
     piece = (2 << 20) // (4 * hidden)
-    click.echo("bits  positions  MLX  numpy  of it dequantising")
+    click.echo("bits  positions  MLX  numpy  of it dequantizing")
     for bits in (4, 5, 6, 8):
-        words, *floats = packing.quantise(values, bits, 64)
-        how = Quantisation(bits, 64, "bfloat16")
+        words, *floats = packing.quantize(values, bits, 64)
+        how = Quantization(bits, 64, "bfloat16")
         stored = packing.join(words, *(from_float32(part, how.dtype) for part in floats))
         packed = [mx.array(part) for part in (words, *floats)]
 
         def pieces(stored=stored, how=how):
-            return (packing.dequantise(stored[at : at + piece], how) for at in range(0, rows, piece))
+            return (packing.dequantize(stored[at : at + piece], how) for at in range(0, rows, piece))
 
         unpacking = best(lambda pieces=pieces: list(map(len, pieces())), rounds) / rows
         for count in (1, 4, 16, 32):

@@ -16,8 +16,8 @@ import click
 
 from benchmarks.exact import CORPORA
 from benchmarks.generation import TASKS
-from vt_core.backend import BACKENDS
-from vt_core.evaluation.report import REPORT, RESULTS, load, report
+from vt_core.decode.backend import BACKENDS
+from vt_core.measure.evaluation.report import REPORT, RESULTS, load, report
 
 OPTIONS = {"translation": ("--template", "Translate into Italian: {input}")}
 

@@ -15,11 +15,11 @@ from typing import Any
 import click
 
 from benchmarks.quality import summary
-from vt_core.bench.figures import Figures, Row
-from vt_core.bench.machine import machine_text
-from vt_core.bench.output import load
-from vt_core.bench.plots import draw
-from vt_core.bench.report import report
+from vt_core.measure.bench.figures import Figures, Row
+from vt_core.measure.bench.machine import machine_text
+from vt_core.measure.bench.output import load
+from vt_core.measure.bench.plots import draw
+from vt_core.measure.bench.report import report
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).with_name("results")

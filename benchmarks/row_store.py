@@ -29,7 +29,7 @@ from pathlib import Path
 import lmdb
 import numpy as np
 
-from vt_core import dtypes
+from vt_core.files import dtypes
 from vt_core.store import Store, StoreWriter, TableSpec
 
 FEW, MANY, BLOCK = 128, 18_874, 16
@@ -147,7 +147,7 @@ class Tiles(Reader):
 
 
 def synthetic(rows: int, columns: int) -> Iterator[np.ndarray]:
-    """Normally distributed bfloat16; two neighbours read as one float32 are a normal number as well."""
+    """Normally distributed bfloat16; two neighbors read as one float32 are a normal number as well."""
     random = np.random.default_rng(0)
     for start in range(0, rows, 8192):
         values = random.standard_normal((min(8192, rows - start), columns), np.float32)

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from converters.export import stock_copy
-from vt_core.backend import BACKENDS, Stock, stock_backend
-from vt_core.model_dir import ModelDirectory
+from vt_core.decode.backend import BACKENDS, Stock, stock_backend
+from vt_core.files.model_dir import ModelDirectory
 
 Tokens = tuple[list[int], list[float]]  #: full ids and the time of each, the start of the call first
 

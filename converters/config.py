@@ -6,7 +6,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from vt_core.model_config import text_config
+from vt_core.files.model_config import text_config
 
 
 def written_config(config: dict[str, Any], *, tied: bool, dtype: str | None) -> dict[str, Any]:
@@ -14,7 +14,7 @@ def written_config(config: dict[str, Any], *, tied: bool, dtype: str | None) -> 
 
     `dtype`: the storage dtype of all floats, where the conversion chose one. What changes: whether embedding
     and head are tied is said, as is `dtype`; rotary parameters, which transformers 5 nests, also stand where
-    mlx-lm looks; mlx-lm's quantisation is said once.
+    mlx-lm looks; mlx-lm's quantization is said once.
     """
     written = copy.deepcopy(config)
     if written.get("quantization") or not written.get("quantization_config"):

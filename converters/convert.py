@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 from converters.config import written_config
 from converters.output import check_free_space, locked, new_directory, refuse_existing
 from converters.packed import carried_method, packed_rows
-from converters.quantise import FLOAT_DTYPES, QuantisedSource, check_quantisation
+from converters.quantize import FLOAT_DTYPES, QuantizedSource, check_quantization
 from converters.safetensors_io import tensor_bytes, write_file
 from converters.source import Source, TensorInfo, reading
 from converters.tables import Tables, find_tables
 from vt_core.errors import ModelError, OptionError, StoreError
-from vt_core.manifest import MANIFEST_NAME, Manifest, SourceInfo, TableInfo
-from vt_core.model_dir import STORE_NAME, ModelDirectory, is_model_directory
-from vt_core.quantisation import Quantisation
+from vt_core.files.manifest import MANIFEST_NAME, Manifest, SourceInfo, TableInfo
+from vt_core.files.model_dir import STORE_NAME, ModelDirectory, is_model_directory
+from vt_core.files.quantization import Quantization
 
 if TYPE_CHECKING:
     import numpy as np
@@ -58,15 +58,15 @@ def convert(
     """
     check_dtype(dtype)
     if quantize is not None:
-        check_quantisation(quantize, group_size)
+        check_quantization(quantize, group_size)
     out = Path(out).expanduser().resolve()
     refuse_existing(out, force=force)
     opened = open_source(source, revision)
     if (method := carried_method(opened.config)) and (dtype is not None or quantize is not None):
         option = "--dtype" if quantize is None else "--quantize"
-        raise OptionError(f"{source} is quantised already ({method}) and stays as it is; leave {option} out.")
+        raise OptionError(f"{source} is quantized already ({method}) and stays as it is; leave {option} out.")
     if quantize is not None:
-        opened = QuantisedSource(opened, quantize, group_size, dtype)
+        opened = QuantizedSource(opened, quantize, group_size, dtype)
     with locked(out, announce=progress):
         refuse_existing(out, force=force)
         write_model(opened, out, dtype=dtype, progress=progress)
@@ -176,8 +176,8 @@ class Plan:
         return infos
 
     @cached_property
-    def quantisation(self) -> dict[str, Quantisation]:
-        """How the quantised ones among the tables are packed."""
+    def quantization(self) -> dict[str, Quantization]:
+        """How the quantized ones among the tables are packed."""
         return {
             name: replace(self.tables.packed[info.name].how, dtype=info.dtype)
             for name, info in self.table_infos.items()
@@ -190,8 +190,8 @@ class Plan:
 
         info = self.table_infos[name]
         columns = math.prod(info.shape[1:])
-        if name in self.quantisation:
-            return TableSpec(name, info.shape[0], self.quantisation[name].columns(columns), "uint32")
+        if name in self.quantization:
+            return TableSpec(name, info.shape[0], self.quantization[name].columns(columns), "uint32")
         return TableSpec(name, info.shape[0], columns, info.dtype)
 
     @cached_property
@@ -287,7 +287,7 @@ def _manifest(plan: Plan, path: Path, tables: dict[str, TableInfo], tokenizer_di
             if file.is_file() and file.name != "lock.mdb"
         },
         tokenizer_digest=tokenizer_digest,
-        quantization=plan.quantisation or None,
+        quantization=plan.quantization or None,
     )
 
 

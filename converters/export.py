@@ -14,9 +14,9 @@ from converters.output import check_free_space, locked, new_directory
 from converters.safetensors_io import read_chunks, read_header, write_file
 from converters.source import CHUNK_BYTES, TensorInfo
 from vt_core.errors import ModelError
-from vt_core.manifest import MANIFEST_NAME, Manifest
-from vt_core.model_dir import ModelDirectory
-from vt_core.quantisation import Quantisation
+from vt_core.files.manifest import MANIFEST_NAME, Manifest
+from vt_core.files.model_dir import ModelDirectory
+from vt_core.files.quantization import Quantization
 
 if TYPE_CHECKING:
     import numpy as np
@@ -100,11 +100,11 @@ class _Part:
 
     info: TensorInfo
     table: str
-    how: Quantisation | None
+    how: Quantization | None
     place: int
 
     def of(self, rows: np.ndarray) -> np.ndarray:
-        from vt_core.packing import split
+        from vt_core.files.packing import split
 
         return rows if self.how is None else split(rows, self.how)[self.place]
 

@@ -301,8 +301,8 @@ def _place_tensors(file: GGUFFile, infos: list[_TensorInfo], alignment: int) -> 
         if info.type not in TENSOR_TYPES:
             known = ", ".join(name for name, _, _ in TENSOR_TYPES.values())
             raise ModelError(
-                f"{file.path}: the tensor {info.name} has the quantisation type {info.type}, which cannot be "
-                f"read; take a file quantised as one of {known}."
+                f"{file.path}: the tensor {info.name} has the quantization type {info.type}, which cannot be "
+                f"read; take a file quantized as one of {known}."
             )
         type_name, elements, size = TENSOR_TYPES[info.type]
         if info.shape[-1] % elements or min(info.shape) < 1:

@@ -1,4 +1,4 @@
-"""A GGUF file's tensors in Hugging Face names and conventions, dequantised a chunk of rows at a time.
+"""A GGUF file's tensors in Hugging Face names and conventions, dequantized a chunk of rows at a time.
 
 Three conventions differ. Names. Llama's query and key rows, which GGUF stores with the two halves of each
 head interleaved. Gemma's norm weights, which GGUF stores with the one added that Gemma's norm adds itself.
@@ -14,8 +14,8 @@ import numpy as np
 
 from converters.gguf_file import GGUFFile, GGUFTensor
 from converters.source import CHUNK_BYTES
-from vt_core.dtypes import from_float32
 from vt_core.errors import ModelError
+from vt_core.files.dtypes import from_float32
 
 EMBEDDING, NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
 
@@ -174,7 +174,7 @@ def read_chunks(file: GGUFFile, plan: Plan, dtype: str) -> Iterator[np.ndarray]:
     for start in range(0, rows, step):
         count = min(step, rows - start)
         data = file.read(tensor.offset + start * tensor.row_bytes, count * tensor.row_bytes)
-        values = _dequantise(data, tensor).reshape(-1, *tensor.shape[1:])
+        values = _dequantize(data, tensor).reshape(-1, *tensor.shape[1:])
         if not np.isfinite(values).all():
             raise ModelError(
                 f"{file.path} is damaged: {tensor.name} holds values that are no finite numbers."
@@ -201,7 +201,7 @@ def separate_halves(values: np.ndarray, head_rows: int) -> np.ndarray:
     return np.ascontiguousarray(heads.swapaxes(1, 2)).reshape(values.shape)
 
 
-def _dequantise(data: bytes, tensor: GGUFTensor) -> np.ndarray:
+def _dequantize(data: bytes, tensor: GGUFTensor) -> np.ndarray:
     """[rows, columns] float32."""
     from gguf.quants import GGMLQuantizationType, dequantize
 

@@ -49,7 +49,7 @@ class Vocabulary:
         types = self._numbers("token_type", np.int64)
         self.types = np.full(len(self.tokens), NORMAL) if types is None else types
         if self.kind == "llama":
-            # GGUF files spell these with plain spaces, the tokenizer sees them after its normaliser.
+            # GGUF files spell these with plain spaces, the tokenizer sees them after its normalizer.
             for id in np.flatnonzero(self.types == USER_DEFINED).tolist():
                 self.tokens[id] = self.tokens[id].replace(" ", SPACE)
 

@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
-from converters.packed import refuse_foreign_quantisation
+from converters.packed import refuse_foreign_quantization
 from converters.safetensors_io import ITEM_BYTES, Entry, read_chunks, read_header
 from converters.source import CHUNK_BYTES, TensorInfo, fingerprint_files
 from vt_core.errors import ModelError, TokenizerError
-from vt_core.model_config import read_json_object
+from vt_core.files.model_config import read_json_object
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,7 +44,7 @@ class HuggingFaceSource:
         """Open `path`; `name` and `fingerprint` are given for a download, whose commit says more than its
         files.
 
-        Raises ModelError when the directory is no such model, has no safetensors weights, or is quantised in
+        Raises ModelError when the directory is no such model, has no safetensors weights, or is quantized in
         a format that vt does not read.
         """
         self.path = path
@@ -80,11 +80,11 @@ class HuggingFaceSource:
 
 def read_config(path: Path) -> dict[str, Any]:
     """config.json of a model directory. Raises ModelError where it is missing or describes weights in a
-    quantised format that vt does not read."""
+    quantized format that vt does not read."""
     if not (path / "config.json").is_file():
         raise ModelError(f"{path} is not a Hugging Face model: it holds no config.json.")
     config = read_json_object(path / "config.json")
-    refuse_foreign_quantisation(path, config)
+    refuse_foreign_quantization(path, config)
     return config
 
 
@@ -150,7 +150,7 @@ def _optional_json(path: Path) -> dict[str, Any] | None:
 
 
 def _convert_chunks(file: Path, entry: Entry, dtype: str) -> Iterator[np.ndarray]:
-    from vt_core import dtypes
+    from vt_core.files import dtypes
 
     info = entry.info
     columns = math.prod(info.shape[1:])

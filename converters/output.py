@@ -14,7 +14,7 @@ from tempfile import TemporaryFile
 from typing import TYPE_CHECKING
 
 from vt_core.errors import ModelError
-from vt_core.model_dir import is_model_directory
+from vt_core.files.model_dir import is_model_directory
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock

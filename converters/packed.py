@@ -1,4 +1,4 @@
-"""Weights that are quantised already, in the layout of mlx-lm: NAME.weight, NAME.scales, NAME.biases.
+"""Weights that are quantized already, in the layout of mlx-lm: NAME.weight, NAME.scales, NAME.biases.
 
 config.json says how under "quantization": bits and group size of all layers, and of single ones by NAME. The
 tensors of the body are copied as they are. The tables' go into the store, where a row holds all three.
@@ -13,25 +13,25 @@ from typing import TYPE_CHECKING, Any
 
 from converters.source import Source, TensorInfo
 from vt_core.errors import ModelError
-from vt_core.quantisation import WORD_BITS, Quantisation
+from vt_core.files.quantization import WORD_BITS, Quantization
 
 if TYPE_CHECKING:
     import numpy as np
 
 CARRIED = ("gptq", "awq", "compressed-tensors")
-"""Layouts of quantised layers, as config.json calls them, whose tensors a conversion carries as they are."""
+"""Layouts of quantized layers, as config.json calls them, whose tensors a conversion carries as they are."""
 _HIDDEN = ("hidden_size", "n_embd", "d_model", "dim")
 """What configurations call the width of the embedding."""
 
 
 @dataclass(frozen=True)
 class Packed:
-    """A quantised matrix `[rows, values]`: its three tensors, and how they are packed."""
+    """A quantized matrix `[rows, values]`: its three tensors, and how they are packed."""
 
     words: TensorInfo
     scales: TensorInfo
     biases: TensorInfo
-    how: Quantisation
+    how: Quantization
 
     @property
     def values(self) -> TensorInfo:
@@ -47,8 +47,8 @@ class Packed:
         return self.scales.shape[1] * self.how.group_size
 
 
-def refuse_foreign_quantisation(path: Path, config: dict[str, Any]) -> None:
-    """Raise ModelError where a configuration describes weights quantised in a way that nobody here reads.
+def refuse_foreign_quantization(path: Path, config: dict[str, Any]) -> None:
+    """Raise ModelError where a configuration describes weights quantized in a way that nobody here reads.
 
     Of a model in mlx-lm's layout, only the tables must be in a format that vt reads: see `find_packed`. Of
     one in a layout of CARRIED, whose tables are floats, the layers are a matter of the backend.
@@ -57,19 +57,19 @@ def refuse_foreign_quantisation(path: Path, config: dict[str, Any]) -> None:
     if settings:
         if not isinstance(settings, dict) or not {"bits", "group_size"} <= settings.keys():
             raise ModelError(
-                f"{path} holds a quantised model (quantization in config.json), and not in mlx-lm's layout, "
+                f"{path} holds a quantized model (quantization in config.json), and not in mlx-lm's layout, "
                 "which gives bits and group_size. Use the original weights, or a GGUF file."
             )
     elif config.get("quantization_config") and carried_method(config) is None:
         raise ModelError(
-            f"{path} holds a quantised model (quantization_config in config.json) in none of the layouts "
+            f"{path} holds a quantized model (quantization_config in config.json) in none of the layouts "
             f"{', '.join(CARRIED)}, and vt reads no other. Use the original weights, a GGUF file, or weights "
             "in MLX's affine format."
         )
 
 
 def carried_method(config: dict[str, Any]) -> str | None:
-    """How the layers of a model are quantised, where that is one of CARRIED."""
+    """How the layers of a model are quantized, where that is one of CARRIED."""
     settings = config.get("quantization_config")
     method = settings.get("quant_method") if isinstance(settings, dict) else None
     return method if method in CARRIED and not config.get("quantization") else None
@@ -78,7 +78,7 @@ def carried_method(config: dict[str, Any]) -> str | None:
 def find_packed(
     config: dict[str, Any], tensors: Mapping[str, TensorInfo], weight: str, columns: int | None = None
 ) -> Packed | None:
-    """The quantised matrix whose words are the tensor `weight`; None where that holds floats.
+    """The quantized matrix whose words are the tensor `weight`; None where that holds floats.
 
     `columns`: how many values a row holds, where that is not the width of the embedding.
 
@@ -96,7 +96,7 @@ def find_packed(
     mode = particular.get("mode") or settings.get("mode") or "affine"
     if mode != "affine" or biases is None:
         raise ModelError(
-            f"{weight} is quantised in the mode {mode!r}{'' if biases else ', without biases'}; vt reads "
+            f"{weight} is quantized in the mode {mode!r}{'' if biases else ', without biases'}; vt reads "
             "vocabulary tables in floats or in MLX's affine format. Convert the original weights."
         )
     two_dimensional = all(len(info.shape) == 2 for info in (words, scales, biases))
@@ -112,7 +112,7 @@ def packed_rows(source: Source, packed: Packed, dtype: str) -> Iterator[np.ndarr
     """The rows as the store keeps them, uint32 `[n, columns]`, scales and biases as the storage dtype
     `dtype`.
     """
-    from vt_core.packing import join
+    from vt_core.files.packing import join
 
     parts = [
         _in_rows(source.chunks(info.name, info.dtype if info is packed.words else dtype), info.shape[1])
@@ -126,7 +126,7 @@ def _hidden(config: dict[str, Any]) -> Any:
     return next((part[key] for part in parts for key in _HIDDEN if key in part), None)
 
 
-def _how(settings: dict[str, Any], words: TensorInfo, scales: TensorInfo, values: Any) -> Quantisation:
+def _how(settings: dict[str, Any], words: TensorInfo, scales: TensorInfo, values: Any) -> Quantization:
     """`values`: how many a row holds, where the configuration says so."""
     bits, group_size = settings.get("bits", 0), settings.get("group_size", 0)
     groups = scales.shape[1]
@@ -136,7 +136,7 @@ def _how(settings: dict[str, Any], words: TensorInfo, scales: TensorInfo, values
         candidates.insert(0, (words.shape[1] * WORD_BITS // values, values // groups))
     for candidate in candidates:
         try:
-            how = Quantisation(*candidate, scales.dtype)
+            how = Quantization(*candidate, scales.dtype)
             if how.words(groups * how.group_size) == words.shape[1]:
                 return how
         except ModelError:

@@ -23,7 +23,7 @@ SAMPLE_BYTES = 64 << 10
 class TensorInfo:
     """A tensor of a source, under its Hugging Face name.
 
-    `dtype` is a storage dtype of `vt_core.dtypes` ("bfloat16", "float32", …), or for a quantised source the
+    `dtype` is a storage dtype of `vt_core.files.dtypes` ("bfloat16", "float32", …), or for a quantized source the
     name of the format it holds; `shape` is the shape of the values, slowest axis first.
     """
 
@@ -76,7 +76,7 @@ def reading(source: str | Path) -> Iterator[None]:
 def fingerprint_files(paths: Iterable[Path]) -> str:
     """Fingerprint of some files, from each one's name, length, time of change, first bytes and last bytes.
 
-    Reads at most 128 KiB of each, so that a model of many gigabytes is recognised at once.
+    Reads at most 128 KiB of each, so that a model of many gigabytes is recognized at once.
     """
     digest = hashlib.sha256()
     for path in paths:

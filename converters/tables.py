@@ -9,7 +9,7 @@ from typing import Any
 from converters.packed import Packed, find_packed
 from converters.source import TensorInfo
 from vt_core.errors import ModelError
-from vt_core.model_config import per_layer_shape, text_config
+from vt_core.files.model_config import per_layer_shape, text_config
 
 EMBEDDING_NAMES = (
     "model.embed_tokens.weight",  # Llama, Qwen, Gemma, Mistral, Phi, OLMo, …
@@ -62,7 +62,7 @@ class Tables:
     bias, and `[rows, layers * width]` where the layers look every token up in a table of their own.
 
     `dropped` are tensors that a tied model stores besides: copies of the embedding under the head's name.
-    `packed` holds, by the name of its weight, each of these that is quantised; the others describe values.
+    `packed` holds, by the name of its weight, each of these that is quantized; the others describe values.
     """
 
     embedding: TensorInfo
@@ -88,7 +88,7 @@ def find_tables(config: dict[str, Any], tensors: Iterable[TensorInfo]) -> Tables
     """The tables among a model's tensors.
 
     Raises ModelError when there is no embedding or more than one, no head where the configuration promises
-    one, when the shapes do not agree with each other and the configuration, or when a table is quantised in
+    one, when the shapes do not agree with each other and the configuration, or when a table is quantized in
     another format than MLX's affine one.
     """
     by_name = {info.name: info for info in tensors}
@@ -101,7 +101,7 @@ def find_tables(config: dict[str, Any], tensors: Iterable[TensorInfo]) -> Tables
     by_name |= {name: found.values for name, found in packed.items()}
     embedding = _one_of(by_name, EMBEDDING_NAMES, "embedding")
     if embedding is None:
-        _refuse_quantised(by_name, EMBEDDING_NAMES)
+        _refuse_quantized(by_name, EMBEDDING_NAMES)
         raise ModelError(
             f"The model ({config.get('model_type')}) has no embedding table under a name that vt knows, "
             "such as "
@@ -120,7 +120,7 @@ def find_tables(config: dict[str, Any], tensors: Iterable[TensorInfo]) -> Tables
     if is_tied(config):
         return Tables(embedding, None, bias, per_layer, (head,) if head else (), packed)
     if head is None:
-        _refuse_quantised(by_name, HEAD_NAMES)
+        _refuse_quantized(by_name, HEAD_NAMES)
         raise ModelError(
             f"The model ({config.get('model_type')}) has no head ({HEAD_NAMES[0]}), and its config.json does "
             "not say "
@@ -140,14 +140,14 @@ def is_tied(config: dict[str, Any]) -> bool:
     return config.get("model_type") in TIED_BY_DEFAULT or nested.get("model_type") in TIED_BY_DEFAULT
 
 
-def _refuse_quantised(tensors: dict[str, TensorInfo], names: Sequence[str]) -> None:
+def _refuse_quantized(tensors: dict[str, TensorInfo], names: Sequence[str]) -> None:
     """Raise ModelError for a table that is there as GPTQ, AWQ and others pack a layer."""
     for name in names:
         for part in ("qweight", "weight_packed"):
             packed = f"{name.removesuffix('weight')}{part}"
             if packed in tensors:
                 raise ModelError(
-                    f"{packed} is a quantised table; vt reads tables in floats or in MLX's affine format. "
+                    f"{packed} is a quantized table; vt reads tables in floats or in MLX's affine format. "
                     "Use a model whose embedding and head were left alone, or the original weights."
                 )
 
@@ -181,7 +181,7 @@ def _check_per_layer(
     shape = per_layer_shape(config)
     if table is None:
         if shape is not None:
-            _refuse_quantised(tensors, [embedding.name.replace("embed_tokens.weight", _PER_LAYER)])
+            _refuse_quantized(tensors, [embedding.name.replace("embed_tokens.weight", _PER_LAYER)])
             raise ModelError(
                 f"config.json gives the layers of the model ({config.get('model_type')}) a vocabulary table "
                 f"(hidden_size_per_layer_input), and no tensor is named …{_PER_LAYER}."

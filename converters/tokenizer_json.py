@@ -6,7 +6,7 @@ import json
 import re
 from pathlib import Path
 
-from vt_core.token_bytes import TokenTable, read_tokenizer_json
+from vt_core.vocab.token_bytes import TokenTable, read_tokenizer_json
 
 _STRING = rb'"[^"\\]*(?:\\.[^"\\]*)*"'
 # Within a string the quotes are escaped, so this is a key, and the only one of its name that holds a list.
@@ -16,7 +16,7 @@ _END = re.compile(rb"\s*\]")
 
 
 def digest(path: Path) -> str:
-    """`vt_core.token_bytes.tokenizer_digest`, computed without parsing the merges. Raises TokenizerError.
+    """`vt_core.vocab.token_bytes.tokenizer_digest`, computed without parsing the merges. Raises TokenizerError.
 
     The digest does not depend on them, and they are most of the file: with them Gemma 3's 33 MB took 284 MiB
     of memory, without them 109.

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vt_core.heads import Head
-from vt_core.scoring import log_probabilities
-from vt_core.verification import NumpyTile, verify
+from vt_core.decode.scoring import log_probabilities
+from vt_core.decode.verification import NumpyTile, verify
+from vt_core.vocab.heads import Head
 
 
 class FakeRows:
-    """:class:`vt_core.heads.RowOps` over a table in memory. A bundle is (weight, ids); ``reads`` counts rows
+    """:class:`vt_core.vocab.heads.RowOps` over a table in memory. A bundle is (weight, ids); ``reads`` counts rows
     read.
     """
 

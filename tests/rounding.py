@@ -1,4 +1,4 @@
-"""Quantised weights as numpy rounds them: what the backends' own arithmetic is compared with."""
+"""Quantized weights as numpy rounds them: what the backends' own arithmetic is compared with."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def four_bits(weight: np.ndarray, group: int) -> np.ndarray:
 
 
 def round_weights(model, bits: int) -> None:
-    """Give transformers' model the weights that it has when it is quantised: linear layers in ``bits``, the
+    """Give transformers' model the weights that it has when it is quantized: linear layers in ``bits``, the
     head in eight, the embedding as it was.
     """
     import torch

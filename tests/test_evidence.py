@@ -12,10 +12,10 @@ from click.testing import CliRunner
 
 from benchmarks import guard, readme
 from benchmarks.quality import summary
-from tests.core.bench.results import results, row
-from vt_core.bench.figures import Figures
-from vt_core.bench.output import dump, load
-from vt_core.bench.report import report
+from tests.core.measure.bench.results import results, row
+from vt_core.measure.bench.figures import Figures
+from vt_core.measure.bench.output import dump, load
+from vt_core.measure.bench.report import report
 
 FILES = readme.files()
 README = readme.ROOT / "README.md"

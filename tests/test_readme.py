@@ -6,7 +6,7 @@ import re
 import shlex
 from pathlib import Path
 
-from tests.tiny import ARCHITECTURES, KINDS, QUANTISED
+from tests.tiny import ARCHITECTURES, KINDS, QUANTIZED
 from vt_core.cli import build
 
 README = Path(__file__).parents[1] / "README.md"
@@ -32,7 +32,7 @@ def test_the_table_of_architectures_is_the_tests_list():
     tested = {
         kind: config.removesuffix("Config")
         for kind, (config, _) in {**KINDS, **ARCHITECTURES}.items()
-        if kind not in QUANTISED
+        if kind not in QUANTIZED
     }
     assert listed == sorted(tested.items()), "\n".join(
         f"| `{kind}` | {name} |" for kind, name in sorted(tested.items())

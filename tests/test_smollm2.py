@@ -13,9 +13,9 @@ from converters.cache import default_model
 from tests.conftest import backend_params
 from vt_core import load
 from vt_core.cli import build
-from vt_core.tokenizer import Tokenizer
+from vt_core.vocab.tokenizer import Tokenizer
 
-PROMPT = "Name three colours of the rainbow."
+PROMPT = "Name three colors of the rainbow."
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def test_exact_text_is_the_full_heads_with_only_special_tokens_kept(backend, cac
 
 
 @pytest.mark.parametrize(("mode", "share"), [("int8", 0.52), ("int4", 0.30)])
-def test_quantised_weights_are_small_and_checked_against_their_own_head(mode, share, cached):
+def test_quantized_weights_are_small_and_checked_against_their_own_head(mode, share, cached):
     pytest.importorskip("torch")
     options = {"backend": "torch", "device": "cpu", "quantize": mode}
     model = load(cached, **options)

@@ -1,6 +1,6 @@
 """Tiny models with random weights, as Hugging Face directories, made when a test asks for them.
 
-A quantised one is in mlx-lm's layout, beside a directory of floats: the values that its weights stand for.
+A quantized one is in mlx-lm's layout, beside a directory of floats: the values that its weights stand for.
 """
 
 from __future__ import annotations
@@ -50,17 +50,17 @@ def write_tokenizer(directory: Path, words: int = 2000) -> int:
 
 def write_model(directory: Path, kind: str, dtype: str = "float32", seed: int = 0, **changes: object) -> Path:
     """A random model of one of the :data:`KINDS` or :data:`ARCHITECTURES`, with its tokenizer; those of
-    :data:`QUANTISED` are quantised. ``changes`` go into its configuration.
+    :data:`QUANTIZED` are quantized. ``changes`` go into its configuration.
     """
     _write_floats(directory, kind, dtype, seed, changes)
-    if kind in QUANTISED:
-        quantise(directory, *QUANTISED[kind])
+    if kind in QUANTIZED:
+        quantize(directory, *QUANTIZED[kind])
     return directory
 
 
 def stock_source(source: Path, backend: str) -> Path:
     """The directory that a stock framework loads for a model that :func:`write_model` wrote: transformers
-    reads no quantised weights of MLX's, and needs a package more for what Gemma 3n sees with.
+    reads no quantized weights of MLX's, and needs a package more for what Gemma 3n sees with.
     """
     floats = floats_of(source)
     return floats if backend == "torch" and floats.exists() else source
@@ -70,8 +70,8 @@ def floats_of(source: Path) -> Path:
     return source.with_name(f"{source.name}-floats")
 
 
-def quantise(source: Path, bits: int, group_size: int, tables: tuple[int, int] | None = None) -> None:
-    """Quantise the matrices of a model, tables included, in place; ``tables``: bits of embedding and head."""
+def quantize(source: Path, bits: int, group_size: int, tables: tuple[int, int] | None = None) -> None:
+    """Quantize the matrices of a model, tables included, in place; ``tables``: bits of embedding and head."""
     from safetensors.torch import load_file, save_file
 
     floats = floats_of(source)
@@ -87,7 +87,7 @@ def quantise(source: Path, bits: int, group_size: int, tables: tuple[int, int] |
         if tables is not None and module in ("model.embed_tokens", "lm_head"):
             own = tables[module == "lm_head"]
             settings[module] = {"bits": own, "group_size": group_size}
-        parts, values[name] = _quantised(tensor, own, group_size)
+        parts, values[name] = _quantized(tensor, own, group_size)
         packed |= {f"{module}.{part}": tensor for part, tensor in parts.items()}
     save_file(packed, source / "model.safetensors", {"format": "mlx"})
     save_file(values, floats / "model.safetensors", {"format": "pt"})
@@ -96,13 +96,13 @@ def quantise(source: Path, bits: int, group_size: int, tables: tuple[int, int] |
     (source / "config.json").write_text(json.dumps(config))
 
 
-def _quantised(tensor, bits: int, group_size: int):
+def _quantized(tensor, bits: int, group_size: int):
     """The three tensors that a matrix becomes, and the values that they stand for, in its dtype."""
     import torch
 
-    from vt_core import packing
+    from vt_core.files import packing
 
-    words, scales, biases = packing.quantise(tensor.float().numpy(), bits, group_size)
+    words, scales, biases = packing.quantize(tensor.float().numpy(), bits, group_size)
     floats = [torch.from_numpy(part).to(tensor.dtype) for part in (scales, biases)]
     values = packing.expand(words, *(part.float().numpy() for part in floats), bits)
     parts = {"weight": torch.from_numpy(words), "scales": floats[0], "biases": floats[1]}
@@ -214,7 +214,7 @@ KINDS = {
     "qwen2-8bit": ("Qwen2Config", {"tie_word_embeddings": False, **_WIDE}),
 }
 #: Bits, group size, and bits of embedding and head where those are others.
-QUANTISED: dict[str, tuple] = {"llama-4bit": (4, 32), "qwen2-8bit": (8, 64, (5, 6))}
+QUANTIZED: dict[str, tuple] = {"llama-4bit": (4, 32), "qwen2-8bit": (8, 64, (5, 6))}
 
 _GEMMA3_TEXT = {key: value for key, value in KINDS["gemma3"][1].items() if key != "tie_word_embeddings"}
 

@@ -16,7 +16,7 @@ from vt_core.errors import VtError
 
 if TYPE_CHECKING:
     from vt_core.model import Chunk, Generation, Model, Score
-    from vt_core.task import TaskVocabulary
+    from vt_core.vocab.task import TaskVocabulary
 
 __version__ = "0.1.0"
 __all__ = ["Chunk", "Generation", "Model", "Score", "TaskVocabulary", "VtError", "load"]
@@ -52,7 +52,7 @@ def load(
         dtype: ``float32``, ``bfloat16`` or ``float16``; None takes what the device runs well.
         tile_bytes: how much of the full head verification holds at once; None takes what is fastest on the
             device.
-        quantize: ``int8`` or ``int4`` holds linear layers in so many bits and the head in eight, quantised
+        quantize: ``int8`` or ``int4`` holds linear layers in so many bits and the head in eight, quantized
             while the float weights are read (PyTorch only); exact means the text of that head. None takes the
             weights as they are.
         adapter: directory of a LoRA adapter, as PEFT or mlx-lm save it, that leaves the vocabulary alone.
@@ -65,22 +65,22 @@ def load(
         VtError: of the kind that fits what is wrong; its text says what to do.
     """
     from converters.cache import cache_directory, resolve
-    from vt_core.adapters import read_adapter
-    from vt_core.backend import QUANTIZE, check_backend, default_backend
-    from vt_core.backend import backend as import_backend
+    from vt_core.decode.backend import QUANTIZE, check_backend, default_backend
+    from vt_core.decode.backend import backend as import_backend
     from vt_core.errors import OptionError
+    from vt_core.files.adapters import read_adapter
+    from vt_core.files.model_dir import ModelDirectory
     from vt_core.host import give_back
-    from vt_core.learning import LearnedFile, learned_path
     from vt_core.model import Model
-    from vt_core.model_dir import ModelDirectory
-    from vt_core.static import static_ids
-    from vt_core.task import TaskVocabulary
-    from vt_core.tokenizer import Tokenizer
+    from vt_core.vocab.learning import LearnedFile, learned_path
+    from vt_core.vocab.static import static_ids
+    from vt_core.vocab.task import TaskVocabulary
+    from vt_core.vocab.tokenizer import Tokenizer
 
     if tile_bytes is not None and tile_bytes < 1:
         raise OptionError(f"a tile of {tile_bytes} bytes holds no row; give at least 1, or leave it out")
     if quantize is not None and quantize not in QUANTIZE:
-        raise OptionError(f"unknown quantisation {quantize!r}: choose one of {', '.join(QUANTIZE)}")
+        raise OptionError(f"unknown quantization {quantize!r}: choose one of {', '.join(QUANTIZE)}")
     name = backend or default_backend()
     check_backend(name)
     files = [task] if isinstance(task, (str, Path, TaskVocabulary)) else task
@@ -128,7 +128,7 @@ def __getattr__(name: str) -> object:
 
         return getattr(model, name)
     if name == "TaskVocabulary":
-        from vt_core.task import TaskVocabulary
+        from vt_core.vocab.task import TaskVocabulary
 
         return TaskVocabulary
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

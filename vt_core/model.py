@@ -11,20 +11,20 @@ from typing import Any, cast
 
 import numpy as np
 
-from vt_core.backend import Decoder
+from vt_core.decode.backend import Decoder
+from vt_core.decode.metrics import Clock, ProcessMemory, Stopwatch
+from vt_core.decode.policy import BlockPolicy
+from vt_core.decode.request import Request
+from vt_core.decode.results import Chunk, Generation, Score
+from vt_core.decode.sampling import Sampler, SamplerSettings
+from vt_core.decode.scoring import score
+from vt_core.decode.stopping import StopMatcher
 from vt_core.errors import BackendError, OptionError, PromptError
-from vt_core.generation import Request
-from vt_core.learning import Learned, LearnedFile
-from vt_core.metrics import Clock, ProcessMemory, Stopwatch
-from vt_core.model_dir import ModelDirectory
-from vt_core.policy import BlockPolicy
-from vt_core.results import Chunk, Generation, Score
-from vt_core.sampling import Sampler, SamplerSettings
-from vt_core.scoring import score
-from vt_core.stopping import StopMatcher
-from vt_core.task import TaskVocabulary
-from vt_core.tokenizer import Message, Prompt, Tokenizer
-from vt_core.vocabulary import Ids
+from vt_core.files.model_dir import ModelDirectory
+from vt_core.vocab.active import Ids
+from vt_core.vocab.learning import Learned, LearnedFile
+from vt_core.vocab.task import TaskVocabulary
+from vt_core.vocab.tokenizer import Message, Prompt, Tokenizer
 
 
 class Model:
@@ -62,7 +62,7 @@ class Model:
         Raises:
             VocabularyError: a vocabulary belongs to another tokenizer.
         """
-        from vt_core.static import static_ids
+        from vt_core.vocab.static import static_ids
 
         self.set_static(static_ids(self.directory, self.tokenizer, tasks))
 
@@ -113,7 +113,7 @@ class Model:
                 full head's choice.
             dynamic: whether the rows of the prompt's tokens join the head; without them it is static only.
             template_arguments: passed on to the chat template, such as ``{"enable_thinking": False}``.
-            sampling: fields of :class:`~vt_core.sampling.SamplerSettings`.
+            sampling: fields of :class:`~vt_core.decode.sampling.SamplerSettings`.
 
         Raises:
             PromptError: the prompt is empty, too long, or has ids without a row.

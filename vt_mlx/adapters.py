@@ -9,7 +9,7 @@ import mlx.nn as nn
 from mlx.utils import tree_unflatten
 from mlx_lm.tuner.lora import LoRALinear
 
-from vt_core.adapters import LowRank
+from vt_core.files.adapters import LowRank
 
 
 def adapt(model: nn.Module, adapter: Sequence[LowRank]) -> None:

@@ -12,7 +12,7 @@ from mlx.utils import tree_map_with_path
 from mlx_lm.utils import _get_classes, load_model
 
 from vt_core.errors import ModelError
-from vt_core.heads import Head
+from vt_core.vocab.heads import Head
 from vt_mlx.rows import PackedMatrix
 
 EMBEDDINGS = ("embed_tokens", "wte", "embed_in", "embeddings", "word_embeddings", "tok_embeddings")
@@ -175,7 +175,7 @@ def _tableless(
             if any(name in PER_LAYER for _, name, _ in _modules(self, nn.Embedding)):
                 self._probes["per_layer"] = _replace(self, nn.Embedding, PER_LAYER, LayerRows())
             for path in self._probes.values():
-                # How it is packed is the rows' business: there is no layer here that could be quantised.
+                # How it is packed is the rows' business: there is no layer here that could be quantized.
                 (config.get("quantization") or {}).pop(path, None)
 
         def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
@@ -193,13 +193,13 @@ def _tableless(
 
 
 def _refuse_misread(config: dict[str, Any]) -> None:
-    """Of layers that came quantised, mlx-lm takes GPTQ's for AWQ's, and reads others of one model only."""
+    """Of layers that came quantized, mlx-lm takes GPTQ's for AWQ's, and reads others of one model only."""
     settings = config.get("quantization_config")
     if config.get("quantization") or not isinstance(settings, dict):
         return
     if (method := settings.get("quant_method")) != "awq":
         raise ModelError(
-            f"mlx-lm does not read layers quantised with {method}; run the model with vt-torch, or convert "
+            f"mlx-lm does not read layers quantized with {method}; run the model with vt-torch, or convert "
             "its original weights with vt-mlx convert --quantize 4"
         )
 

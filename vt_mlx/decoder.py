@@ -1,4 +1,4 @@
-"""A model body with its cache and head: :class:`vt_core.backend.Decoder` for MLX."""
+"""A model body with its cache and head: :class:`vt_core.decode.backend.Decoder` for MLX."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ import numpy as np
 import numpy.typing as npt
 from mlx_lm.models.cache import make_prompt_cache
 
-from vt_core.adapters import LowRank
+from vt_core.decode.sampling import Sampler
+from vt_core.decode.scoring import POSITIONS, Scored, log_probabilities
+from vt_core.decode.verification import Draft, LogitTile, verify
 from vt_core.errors import BackendError, ModelError
-from vt_core.heads import Head, head_class
-from vt_core.model_dir import ModelDirectory
-from vt_core.sampling import Sampler
-from vt_core.scoring import POSITIONS, Scored, log_probabilities
-from vt_core.tables import ScaledTable, Table, open_tables
-from vt_core.verification import Draft, LogitTile, verify
-from vt_core.vocabulary import Ids
+from vt_core.files.adapters import LowRank
+from vt_core.files.model_dir import ModelDirectory
+from vt_core.files.tables import ScaledTable, Table, open_tables
+from vt_core.vocab.active import Ids
+from vt_core.vocab.heads import Head, head_class
 from vt_mlx.adapters import adapt
 from vt_mlx.body import LayerRows, RowEmbedding, RowHead, load_body
 from vt_mlx.caches import CacheLog
@@ -43,7 +43,7 @@ class Step:
 
 
 class MlxDecoder:
-    """See :class:`vt_core.backend.Decoder`."""
+    """See :class:`vt_core.decode.backend.Decoder`."""
 
     def __init__(
         self,
@@ -228,11 +228,11 @@ def load_decoder(
     tokens: int | None = None,
     adapter: Sequence[LowRank] = (),
 ) -> MlxDecoder:
-    """See :meth:`vt_core.backend.Backend.load_decoder`."""
+    """See :meth:`vt_core.decode.backend.Backend.load_decoder`."""
     if quantize is not None:
         bits = quantize.removeprefix("int")
         raise BackendError(
-            f"MLX reads weights that are quantised already: make them with vt-mlx convert --quantize {bits}, "
+            f"MLX reads weights that are quantized already: make them with vt-mlx convert --quantize {bits}, "
             "and leave --quantize out here"
         )
     manifest = directory.manifest
@@ -242,13 +242,13 @@ def load_decoder(
     reset_peak(target)
     body = load_body(directory.path, run_dtype)
     adapt(body.model, adapter)
-    quantised = manifest.quantization or {}
+    quantized = manifest.quantization or {}
     tables: dict[str, Table] = dict(open_tables(directory, store, packed=True))
     for name, factor in body.factors.items():
-        if factor != 1 and name in quantised:
+        if factor != 1 and name in quantized:
             raise ModelError(
                 f"mlx-lm multiplies the {name} of a {manifest.model_type} model while it loads, which vt "
-                "cannot do to a quantised one; convert the original weights"
+                "cannot do to a quantized one; convert the original weights"
             )
         if factor != 1:
             tables[name] = ScaledTable(tables[name], factor)
@@ -257,7 +257,7 @@ def load_decoder(
             f"mlx-lm's {manifest.model_type} has no vocabulary table for its layers, and {directory.path} "
             "has one; vt cannot run this model with MLX"
         )
-    rows = MlxRows(tables, quantised, manifest.tied, target, run_dtype)
+    rows = MlxRows(tables, quantized, manifest.tied, target, run_dtype)
     return MlxDecoder(
         body.model,
         body.embedding,

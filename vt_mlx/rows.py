@@ -8,10 +8,10 @@ from typing import NamedTuple
 import mlx.core as mx
 import numpy as np
 
-from vt_core.packing import split
-from vt_core.quantisation import Quantisation
-from vt_core.tables import Table
-from vt_core.vocabulary import Ids
+from vt_core.files.packing import split
+from vt_core.files.quantization import Quantization
+from vt_core.files.tables import Table
+from vt_core.vocab.active import Ids
 from vt_mlx.device import DTYPES
 
 CHUNK_BYTES = (
@@ -27,7 +27,7 @@ KERNEL_ROWS = 8
 class Rows(NamedTuple):
     """Parallel device arrays: weight ``[n, hidden]``, full ids ``[n]`` int32, bias ``[n]`` or None.
 
-    Of a quantised table the weight is packed, ``[n, words]`` uint32, with scales and biases ``[n, groups]``
+    Of a quantized table the weight is packed, ``[n, words]`` uint32, with scales and biases ``[n, groups]``
     in the run's dtype.
     """
 
@@ -50,7 +50,7 @@ class Inputs(NamedTuple):
 class PackedMatrix:
     """Packed rows, indexed like a matrix of floats."""
 
-    def __init__(self, weight: mx.array, scales: mx.array, biases: mx.array, how: Quantisation) -> None:
+    def __init__(self, weight: mx.array, scales: mx.array, biases: mx.array, how: Quantization) -> None:
         self._parts = (weight, scales, biases)
         self._how = how
 
@@ -60,22 +60,22 @@ class PackedMatrix:
 
 
 class MlxRows:
-    """:class:`vt_core.heads.RowOps` for MLX."""
+    """:class:`vt_core.vocab.heads.RowOps` for MLX."""
 
     def __init__(
         self,
         tables: Mapping[str, Table],
-        quantised: Mapping[str, Quantisation],
+        quantized: Mapping[str, Quantization],
         tied: bool,
         device: mx.Device,
         dtype: mx.Dtype,
     ) -> None:
-        """``tables``: as stored; ``quantised``: how those among them that are quantised are packed."""
+        """``tables``: as stored; ``quantized``: how those among them that are quantized are packed."""
         head = "embedding" if tied else "head"
         self.embedding, self.head_table = tables["embedding"], tables[head]
-        self.embedding_how, self.head_how = quantised.get("embedding"), quantised.get(head)
+        self.embedding_how, self.head_how = quantized.get("embedding"), quantized.get(head)
         self._bias = tables.get("head_bias")
-        self.per_layer, self._per_layer_how = tables.get("per_layer"), quantised.get("per_layer")
+        self.per_layer, self._per_layer_how = tables.get("per_layer"), quantized.get("per_layer")
         self._device, self._dtype = device, dtype
 
     def embed(self, ids: Ids) -> mx.array:
@@ -163,13 +163,13 @@ class MlxRows:
     def _read_bias(self, ids: Ids) -> mx.array:
         return self._read(self._bias, None, ids)[0].flatten()
 
-    def _values(self, table: Table, how: Quantisation | None, ids: Ids) -> mx.array:
+    def _values(self, table: Table, how: Quantization | None, ids: Ids) -> mx.array:
         """Rows as floats."""
         weight, *packed = self._read(table, how, ids)
         return PackedMatrix(weight, *packed, how)[:] if packed else weight
 
-    def _read(self, table: Table, how: Quantisation | None, ids: Ids) -> list[mx.array]:
-        """Rows ``[n, hidden]``; of a quantised table words, scales and biases."""
+    def _read(self, table: Table, how: Quantization | None, ids: Ids) -> list[mx.array]:
+        """Rows ``[n, hidden]``; of a quantized table words, scales and biases."""
 
         def piece(ids: Ids) -> list[mx.array]:
             return self._send(table.read(ids), table.spec.dtype, how)
@@ -184,7 +184,7 @@ class MlxRows:
             mx.eval(wholes)
         return wholes
 
-    def _send(self, stored: np.ndarray, dtype: str, how: Quantisation | None) -> list[mx.array]:
+    def _send(self, stored: np.ndarray, dtype: str, how: Quantization | None) -> list[mx.array]:
         if how is None:
             return [as_array(stored, dtype).astype(self._dtype)]
         words, *floats = split(stored, how)

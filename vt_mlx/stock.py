@@ -1,4 +1,4 @@
-"""mlx-lm as shipped, on the same weights: :class:`vt_core.backend.Stock` for MLX."""
+"""mlx-lm as shipped, on the same weights: :class:`vt_core.decode.backend.Stock` for MLX."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vt_mlx.device import peak_memory, pick_device, pick_dtype, reset_peak
 
 
 class MlxStock:
-    """See :class:`vt_core.backend.Stock`."""
+    """See :class:`vt_core.decode.backend.Stock`."""
 
     def __init__(self, model: nn.Module, device: mx.Device, dtype: mx.Dtype) -> None:
         self.device = "gpu" if device.type == mx.DeviceType.gpu else "cpu"
@@ -54,7 +54,7 @@ class MlxStock:
 
 
 def load_stock(path: Path, *, device: str | None, dtype: str | None, stored: str) -> MlxStock:
-    """See :meth:`vt_core.backend.StockBackend.load_stock`."""
+    """See :meth:`vt_core.decode.backend.StockBackend.load_stock`."""
     target = pick_device(device)
     run_dtype = pick_dtype(dtype, stored, target)
     reset_peak(target)

@@ -9,10 +9,10 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-from vt_core.dtypes import convert, from_float32, to_float32
-from vt_core.tables import DequantisedTable
-from vt_core.verification import LogitTile, NumpyTile
-from vt_core.vocabulary import Ids
+from vt_core.decode.verification import LogitTile, NumpyTile
+from vt_core.files.dtypes import convert, from_float32, to_float32
+from vt_core.files.tables import DequantizedTable
+from vt_core.vocab.active import Ids
 from vt_mlx.rows import MlxRows
 
 #: Above 32 MiB the C library maps every buffer anew, two to three times slower; below 5 MiB a Metal
@@ -23,7 +23,7 @@ Transform = Callable[[mx.array], mx.array]
 
 
 class MlxTile:
-    """:class:`vt_core.verification.LogitTile` over an array ``[k, n]``."""
+    """:class:`vt_core.decode.verification.LogitTile` over an array ``[k, n]``."""
 
     def __init__(self, start: int, logits: mx.array) -> None:
         self.start, self.count = start, logits.shape[1]
@@ -84,13 +84,13 @@ class HeadScan:
         self._transform, self._dtype = transform, dtype
         # MLX's CPU build multiplies with one thread, in time linear in k; numpy's library does far better
         # there, on packed rows too (benchmarks.packed_products, one thread, a busy machine): a 4-bit row of
-        # 896 takes 0.7 us to dequantise and multiply with one state against 1.9 in MLX, and some 0.9 against
+        # 896 takes 0.7 us to dequantize and multiply with one state against 1.9 in MLX, and some 0.9 against
         # 16 times as much with 16. But half floats MLX adds up in their own type there, which only MLX does.
         packed = rows.head_how is not None
         on_host = device == "cpu" and not (packed and dtype != mx.float32)
         self._multiply = self._on_host if on_host else self._on_device
         if on_host and packed:
-            self._table = DequantisedTable(rows.head_table, rows.head_how)
+            self._table = DequantizedTable(rows.head_table, rows.head_how)
         spec = self._table.spec
         row_bytes = spec.row_bytes if spec.dtype == "uint32" else spec.columns * dtype.size
         self._rows = max(1, (tile_bytes or TILE_BYTES[device]) // row_bytes)

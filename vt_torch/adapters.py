@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from vt_core.adapters import LowRank
+from vt_core.files.adapters import LowRank
 from vt_torch.body import text_name
-from vt_torch.quantised import Int4Linear, Int8Linear
+from vt_torch.quantized import Int4Linear, Int8Linear
 
 
 def adapt(model: nn.Module, adapter: Sequence[LowRank], device: torch.device) -> None:

@@ -18,11 +18,11 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils import logging as transformers_logging
 
 from vt_core.errors import ModelError
-from vt_core.heads import Head
-from vt_core.model_dir import ModelDirectory
-from vt_torch.carried import check_packages, declare, find_layout, finish
-from vt_torch.packed import dequantised
-from vt_torch.quantised import Int4Linear, Int8Linear, LoadingBits
+from vt_core.files.model_dir import ModelDirectory
+from vt_core.vocab.heads import Head
+from vt_torch.packed import dequantized
+from vt_torch.prequantized import check_packages, declare, find_layout, finish
+from vt_torch.quantized import Int4Linear, Int8Linear, LoadingBits
 
 
 class RowEmbedding(nn.Module):
@@ -100,9 +100,9 @@ def load_body(
     """The model of a model directory with :class:`RowEmbedding`, :class:`RowHead` and, where its layers have
     a table of their own, :class:`LayerRows` in place of its tables.
 
-    No table is ever made, not while loading either. Quantised weights are dequantised. With ``bits``,
+    No table is ever made, not while loading either. Quantized weights are dequantized. With ``bits``,
     linear layers get so many, one by one; what is no plain linear layer (experts that are held together, the
-    projections of GPT-2) stays. Layers that came quantised are :mod:`vt_torch.carried`'s matter.
+    projections of GPT-2) stays. Layers that came quantized are :mod:`vt_torch.prequantized`'s matter.
 
     Raises:
         ModelError: transformers does not have this model, or its tables are used in a way that cannot be
@@ -122,7 +122,7 @@ def load_body(
         raise ModelError(
             f"transformers has no text generation model for {path / 'config.json'} ({error})"
         ) from error
-    weights = dequantised(directory, _weights(path, None if bits or device.type != "cpu" else dtype))
+    weights = dequantized(directory, _weights(path, None if bits or device.type != "cpu" else dtype))
     if directory.manifest.model_type in _READ_AS_TEXT:
         weights = _text_weights(weights)
     # Of transformers' module, so that it does not count as custom code, whose buffers are left as they are
@@ -137,7 +137,7 @@ def load_body(
             model, report = body.from_pretrained(
                 None,
                 config=config,
-                # Layers that are quantised are read one by one, whatever their type: nothing of them shall
+                # Layers that are quantized are read one by one, whatever their type: nothing of them shall
                 # stay.
                 state_dict=weights,
                 **({} if bits is None else {"quantization_config": LoadingBits(bits)}),
@@ -167,7 +167,7 @@ def load_body(
     finish(model)
     if bits is not None and not any(isinstance(part, (Int8Linear, Int4Linear)) for part in model.modules()):
         raise ModelError(
-            f"transformers' {base.__name__} has no linear layers that vt could quantise; leave --quantize out"
+            f"transformers' {base.__name__} has no linear layers that vt could quantize; leave --quantize out"
         )
     return model.eval().requires_grad_(False)
 

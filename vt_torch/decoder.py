@@ -1,4 +1,4 @@
-"""A model body with its cache and head: :class:`vt_core.backend.Decoder` for PyTorch."""
+"""A model body with its cache and head: :class:`vt_core.decode.backend.Decoder` for PyTorch."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ import numpy.typing as npt
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
-from vt_core.adapters import LowRank
+from vt_core.decode.sampling import Sampler
+from vt_core.decode.scoring import POSITIONS, Scored, log_probabilities
+from vt_core.decode.verification import Draft, verify
 from vt_core.errors import ModelError
-from vt_core.heads import Head, head_class
-from vt_core.model_dir import ModelDirectory
-from vt_core.sampling import Sampler
-from vt_core.scoring import POSITIONS, Scored, log_probabilities
-from vt_core.tables import open_tables
-from vt_core.verification import Draft, verify
-from vt_core.vocabulary import Ids
+from vt_core.files.adapters import LowRank
+from vt_core.files.model_dir import ModelDirectory
+from vt_core.files.tables import open_tables
+from vt_core.vocab.active import Ids
+from vt_core.vocab.heads import Head, head_class
 from vt_torch.adapters import adapt
 from vt_torch.body import layer_table, load_body
-from vt_torch.carried import find_layout
 from vt_torch.device import peak_memory, pick_device, pick_dtype, reset_peak
-from vt_torch.quantised import pick_bits
+from vt_torch.prequantized import find_layout
+from vt_torch.quantized import pick_bits
 from vt_torch.rows import Inputs, TorchRows, greedy
 from vt_torch.verification import HeadScan, TorchTile, logit_transform
 
@@ -45,7 +45,7 @@ class Step:
 
 
 class TorchDecoder:
-    """See :class:`vt_core.backend.Decoder`."""
+    """See :class:`vt_core.decode.backend.Decoder`."""
 
     def __init__(
         self,
@@ -61,10 +61,10 @@ class TorchDecoder:
         self.head = head
         self.device = str(device)
         self.dtype = str(dtype).removeprefix("torch.")
-        # A tied head embeds the choice by its own row, unless that is quantised, for embeddings stay as the
+        # A tied head embeds the choice by its own row, unless that is quantized, for embeddings stay as the
         # model has them, or layers ask for rows that no head holds. Only one matrix can be indexed before the
         # choice is known. On a CPU there is nothing to wait for.
-        tied = tied and not rows.quantised and rows.per_layer is None
+        tied = tied and not rows.quantized and rows.per_layer is None
         self._short_range = _short_range(model)
         self._text: list[int] = []  # what the cache holds, for when it has to be made anew
         self._read = 0  # how much of it was read at once: windows let go of what they need not hold of that
@@ -159,7 +159,7 @@ class TorchDecoder:
                 self._device,
                 hidden.dtype,
                 self._tile_bytes,
-                rows.quantised,
+                rows.quantized,
             )
         return self._scan.tiles(hidden)
 
@@ -260,7 +260,7 @@ def load_decoder(
     tokens: int | None = None,
     adapter: Sequence[LowRank] = (),
 ) -> TorchDecoder:
-    """See :meth:`vt_core.backend.Backend.load_decoder`."""
+    """See :meth:`vt_core.decode.backend.Backend.load_decoder`."""
     manifest = directory.manifest
     strategy = head_class(head)
     target = pick_device(device)
@@ -270,7 +270,7 @@ def load_decoder(
     bits = None if quantize is None else pick_bits(quantize, target, run_dtype)
     reset_peak(target)
     rows = TorchRows(
-        open_tables(directory, store), manifest.tied, target, run_dtype, quantised=bits is not None
+        open_tables(directory, store), manifest.tied, target, run_dtype, quantized=bits is not None
     )
     model = load_body(directory, target, run_dtype, bits)
     if layer_table(model) is None and rows.per_layer is not None:

@@ -33,7 +33,7 @@ def pick_dtype(
 ) -> torch.dtype:
     """The run's float type: as asked, else the model's own; on a CPU without bfloat16 instructions, float32.
 
-    For quantised weights bfloat16 on every CPU (in float32 their kernels take a hundred times as long), and
+    For quantized weights bfloat16 on every CPU (in float32 their kernels take a hundred times as long), and
     for four bits on CUDA, which knows no other.
 
     Raises:

@@ -10,17 +10,17 @@ from typing import Any
 
 import torch
 
-from vt_core import packing
 from vt_core.errors import ModelError
-from vt_core.model_dir import ModelDirectory
-from vt_core.quantisation import PUBLISHED_LAYOUT, WORD_BITS
+from vt_core.files import packing
+from vt_core.files.model_dir import ModelDirectory
+from vt_core.files.quantization import PUBLISHED_LAYOUT, WORD_BITS
 
-_PIECE_VALUES = 1 << 20  #: values that are dequantised at once
+_PIECE_VALUES = 1 << 20  #: values that are dequantized at once
 
 
 class PackedTensor:
     """Stands for a slice of a file, of which transformers' loader takes everything with ``tensor[...]``: then
-    it is dequantised, ``[rows, columns]`` float32.
+    it is dequantized, ``[rows, columns]`` float32.
     """
 
     def __init__(self, words: Any, scales: Any, biases: Any, bits: int) -> None:
@@ -40,7 +40,7 @@ class PackedTensor:
         return out
 
 
-def dequantised(directory: ModelDirectory, tensors: dict[str, Any]) -> dict[str, Any]:
+def dequantized(directory: ModelDirectory, tensors: dict[str, Any]) -> dict[str, Any]:
     """The body's tensors by name with a :class:`PackedTensor` for each that is packed.
 
     Raises:
@@ -52,7 +52,7 @@ def dequantised(directory: ModelDirectory, tensors: dict[str, Any]) -> dict[str,
     kind = directory.manifest.model_type
     if kind not in PUBLISHED_LAYOUT or (settings.get("mode") or "affine") != "affine":
         raise ModelError(
-            f"{directory.path} holds quantised weights of a {kind} model in a layout that only MLX reads; "
+            f"{directory.path} holds quantized weights of a {kind} model in a layout that only MLX reads; "
             "run it with vt-mlx, or convert the original weights"
         )
     weights = dict(tensors)

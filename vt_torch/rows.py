@@ -10,10 +10,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from vt_core.tables import Table
-from vt_core.vocabulary import Ids
+from vt_core.files.tables import Table
+from vt_core.vocab.active import Ids
 from vt_torch.device import DTYPES
-from vt_torch.quantised import product, quantise_rows
+from vt_torch.quantized import product, quantize_rows
 
 CHUNK_BYTES = (
     16 << 20
@@ -45,7 +45,7 @@ class Inputs(NamedTuple):
 
 
 class TorchRows:
-    """:class:`vt_core.heads.RowOps` for PyTorch."""
+    """:class:`vt_core.vocab.heads.RowOps` for PyTorch."""
 
     def __init__(
         self,
@@ -53,14 +53,14 @@ class TorchRows:
         tied: bool,
         device: torch.device,
         dtype: torch.dtype,
-        quantised: bool = False,
+        quantized: bool = False,
     ) -> None:
         self.embedding = tables["embedding"]
         self._head = self.embedding if tied else tables["head"]
         self._bias = tables.get("head_bias")
         self.per_layer = tables.get("per_layer")
         self._device, self._dtype = device, dtype
-        self.quantised = quantised  #: whether rows of the head have eight bits; embeddings never have
+        self.quantized = quantized  #: whether rows of the head have eight bits; embeddings never have
 
     def embed(self, ids: Ids) -> torch.Tensor:
         """Embedding rows ``[n, hidden]`` of full ids, not scaled."""
@@ -87,12 +87,12 @@ class TorchRows:
     def read(self, ids: Ids) -> Rows:
         bias = None if self._bias is None else self._read(self._bias, ids).flatten()
         full_ids = torch.from_numpy(ids.copy()).to(self._device)
-        if not self.quantised:
+        if not self.quantized:
             return Rows(self._read(self._head, ids), full_ids, bias, None)
         numbers = torch.empty(len(ids), self._head.spec.columns, dtype=torch.int8, device=self._device)
         scales = torch.empty(len(ids), dtype=self._dtype, device=self._device)
         for part, rows in self._pieces(self._head, ids):
-            numbers[part], scales[part] = quantise_rows(rows.to(self._device, self._dtype))
+            numbers[part], scales[part] = quantize_rows(rows.to(self._device, self._dtype))
         return Rows(numbers, full_ids, bias, scales)
 
     def reserve(self, rows: Rows, capacity: int) -> Rows:

@@ -1,4 +1,4 @@
-"""transformers as shipped, on the same weights: :class:`vt_core.backend.Stock` for PyTorch."""
+"""transformers as shipped, on the same weights: :class:`vt_core.decode.backend.Stock` for PyTorch."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from vt_core.errors import BackendError
-from vt_core.model_config import read_json_object
+from vt_core.files.model_config import read_json_object
 from vt_torch.device import peak_memory, pick_device, pick_dtype, reset_peak
 
 
 class TorchStock:
-    """See :class:`vt_core.backend.Stock`."""
+    """See :class:`vt_core.decode.backend.Stock`."""
 
     def __init__(self, model: PreTrainedModel, device: torch.device, dtype: torch.dtype) -> None:
         self.device = str(device)
@@ -77,7 +77,7 @@ class _Listener:
 
 
 def load_stock(path: Path, *, device: str | None, dtype: str | None, stored: str) -> TorchStock:
-    """See :meth:`vt_core.backend.StockBackend.load_stock`."""
+    """See :meth:`vt_core.decode.backend.StockBackend.load_stock`."""
     target = pick_device(device)
     run_dtype = pick_dtype(dtype, stored, target)
     if read_json_object(path / "config.json").get("quantization"):

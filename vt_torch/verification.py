@@ -10,10 +10,10 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
-from vt_core.tables import Table
-from vt_core.vocabulary import Ids
+from vt_core.files.tables import Table
+from vt_core.vocab.active import Ids
 from vt_torch.device import DTYPES, multiplies
-from vt_torch.quantised import quantise_rows
+from vt_torch.quantized import quantize_rows
 from vt_torch.rows import as_tensor
 
 #: A tile is converted into a buffer of this many bytes, or sent to the device from it. On a CPU it stays in
@@ -29,7 +29,7 @@ Transform = Callable[[torch.Tensor], torch.Tensor]
 
 
 class TorchTile:
-    """:class:`vt_core.verification.LogitTile` over a tensor ``[k, n]``."""
+    """:class:`vt_core.decode.verification.LogitTile` over a tensor ``[k, n]``."""
 
     def __init__(self, start: int, logits: torch.Tensor) -> None:
         self.start, self.count = start, logits.shape[1]
@@ -88,15 +88,15 @@ class HeadScan:
         device: torch.device,
         dtype: torch.dtype,
         tile_bytes: int | None = None,
-        quantised: bool = False,
+        quantized: bool = False,
     ) -> None:
         self._table, self._bias, self._transform = table, bias, transform
         self._device, self._dtype = device, dtype
-        self._quantised = quantised
+        self._quantized = quantized
         # A CPU without instructions for this type multiplies many positions one by one.
-        self._widens = device.type == "cpu" and not multiplies(dtype) and not quantised
-        # On a CPU quantised rows are whole numbers in float32.
-        widened = self._widens or (quantised and device.type == "cpu")
+        self._widens = device.type == "cpu" and not multiplies(dtype) and not quantized
+        # On a CPU quantized rows are whole numbers in float32.
+        widened = self._widens or (quantized and device.type == "cpu")
         row_bytes = table.spec.columns * (torch.float32 if widened else dtype).itemsize
         converts = device.type != "cpu" or widened or DTYPES[table.spec.dtype] != dtype
         best = TILE_BYTES.get(device.type, 32 << 20) if converts else UNCONVERTED_TILE_BYTES
@@ -110,8 +110,8 @@ class HeadScan:
         on_cpu = self._device.type == "cpu"
         for start, rows in load(torch.float32 if self._widens and len(hidden) > 1 else self._dtype):
             bias = None if self._bias is None else self._bias[start : start + len(rows)]
-            if self._quantised:
-                logits = _quantised_product(rows, hidden, bias)
+            if self._quantized:
+                logits = _quantized_product(rows, hidden, bias)
             elif on_cpu:
                 bias = None if bias is None else bias.to(rows.dtype)
                 logits = _product(rows, hidden.to(rows.dtype), bias).to(self._dtype)
@@ -195,11 +195,11 @@ def _product(rows: torch.Tensor, hidden: torch.Tensor, bias: torch.Tensor | None
     return logits.T[:count]
 
 
-def _quantised_product(rows: torch.Tensor, hidden: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """What the quantised head gives for float rows that are not quantised yet: summed up in float32 on a CPU,
+def _quantized_product(rows: torch.Tensor, hidden: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """What the quantized head gives for float rows that are not quantized yet: summed up in float32 on a CPU,
     as the kernels there do, and rounded once.
     """
-    numbers, scales = quantise_rows(rows)
+    numbers, scales = quantize_rows(rows)
     if hidden.device.type == "cpu":
         logits = _product(numbers, hidden.float(), None).mul_(scales.float()).to(hidden.dtype)
     else:

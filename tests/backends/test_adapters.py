@@ -66,12 +66,12 @@ def test_ids_are_those_of_peft(backend, kind, settings, saved, tiny):
 
 @pytest.mark.parametrize("mode", ["int8", "int4"])
 def test_layers_of_fewer_bits_take_one_and_are_not_made_float_for_it(mode, saved, tiny, monkeypatch):
-    from vt_torch import quantised
+    from vt_torch import quantized as quantized
 
     adapter, _ = saved("gemma3", "plain")
     options = {"backend": "torch", "device": "cpu", "quantize": mode}
     plain = load(tiny("gemma3")[1], **options).generate(PROMPT, max_tokens=TOKENS).token_ids
-    for layer in (quantised.Int8Linear, quantised.Int4Linear):
+    for layer in (quantized.Int8Linear, quantized.Int4Linear):
         monkeypatch.delattr(layer, "weight")
     model = load(tiny("gemma3")[1], adapter=adapter, **options)
     assert model.generate(PROMPT, max_tokens=TOKENS).token_ids != plain

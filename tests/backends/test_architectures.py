@@ -16,11 +16,11 @@ from tests.conftest import backend_params
 from tests.particular import PARTICULAR, write_without
 from tests.tiny import ARCHITECTURES, KINDS, PADDING_ROWS, stock_source, write_model
 from vt_core import load
+from vt_core.decode.results import Generation
+from vt_core.decode.sampling import Sampler, SamplerSettings
 from vt_core.errors import ModelError
-from vt_core.heads import HEADS
 from vt_core.model import Model
-from vt_core.results import Generation
-from vt_core.sampling import Sampler, SamplerSettings
+from vt_core.vocab.heads import HEADS
 
 RNG = np.random.default_rng(0)
 # The first is longer than the windows of 16, the second becomes so.
@@ -193,9 +193,9 @@ def test_scores_are_those_of_the_stock_frameworks_log_softmax(cell, piece, monke
 
 def test_eight_bits_run_too(cell, kind):
     if cell.backend == "mlx":
-        pytest.skip("quantising while loading is PyTorch's")
+        pytest.skip("quantizing while loading is PyTorch's")
     if kind == "gpt2":
-        with pytest.raises(ModelError, match="GPT2LMHeadModel has no linear layers that vt could quantise"):
+        with pytest.raises(ModelError, match="GPT2LMHeadModel has no linear layers that vt could quantize"):
             cell.load(quantize="int8")
         return
     full, model = cell.load("full", quantize="int8"), cell.load(quantize="int8")

@@ -20,11 +20,11 @@ from mlx_lm.models.cache import (  # noqa: E402
 
 from vt_mlx.caches import CacheLog  # noqa: E402
 
-DIMENSIONS = 64  # a group of a quantised cache
+DIMENSIONS = 64  # a group of a quantized cache
 WINDOW = 8
 CACHES = {
     "plain": KVCache,
-    "quantised": QuantizedKVCache,
+    "quantized": QuantizedKVCache,
     "rotating": lambda: RotatingKVCache(max_size=WINDOW),
     "rotating, first kept": lambda: RotatingKVCache(max_size=WINDOW, keep=2),
     "chunked": lambda: ChunkedKVCache(WINDOW),

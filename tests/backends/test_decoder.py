@@ -1,4 +1,4 @@
-"""The laws of :mod:`vt_core.backend`, on every backend, against the stock framework on the same weights."""
+"""The laws of :mod:`vt_core.decode.backend`, on every backend, against the stock framework on the same weights."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import pytest
 from benchmarks import stock
 from tests.conftest import backend_params
 from tests.rounding import round_weights
-from tests.tiny import KINDS, QUANTISED, stock_source
+from tests.tiny import KINDS, QUANTIZED, stock_source
 from vt_core import load
-from vt_core.heads import HEADS
+from vt_core.vocab.heads import HEADS
 
 PROMPT = [5, 17, 300, 42, 42, 980, 7]
 LONG = [
@@ -104,8 +104,8 @@ def test_sampled_full_text_is_the_reduced_one_when_it_is_active(backend, kind, t
 def test_reduced_logits_are_the_gathered_columns_of_the_full_ones(
     backend, kind, dtype, quantize, tiny, stock_model
 ):
-    if quantize is not None and (backend == "mlx" or kind in QUANTISED):
-        pytest.skip("PyTorch quantises float weights while loading")
+    if quantize is not None and (backend == "mlx" or kind in QUANTIZED):
+        pytest.skip("PyTorch quantizes float weights while loading")
 
     def logits(head, static):
         options = {"device": "cpu", "dtype": dtype, "quantize": quantize}

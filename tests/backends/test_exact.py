@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import backend_params
-from tests.tiny import KINDS, QUANTISED
+from tests.tiny import KINDS, QUANTIZED
 from vt_core import load
 
 TOKENS = 24
@@ -30,7 +30,7 @@ SAMPLINGS = {
 }
 
 
-#: How weights are held: the run's type, and what they are quantised to while loading.
+#: How weights are held: the run's type, and what they are quantized to while loading.
 FORMATS = [
     ("float32", None),
     ("bfloat16", None),
@@ -55,9 +55,9 @@ def models(tiny):
 @pytest.mark.parametrize("sampling", SAMPLINGS)
 @pytest.mark.parametrize(("dtype", "quantize"), FORMATS)
 def test_ids_are_those_of_the_full_head(backend, kind, dtype, quantize, sampling, models):
-    if quantize is not None and (backend == "mlx" or kind in QUANTISED):
-        pytest.skip("PyTorch quantises float weights while loading")
-    if (quantize is not None or kind in QUANTISED) and sampling not in ("greedy", "sampled"):
+    if quantize is not None and (backend == "mlx" or kind in QUANTIZED):
+        pytest.skip("PyTorch quantizes float weights while loading")
+    if (quantize is not None or kind in QUANTIZED) and sampling not in ("greedy", "sampled"):
         pytest.skip("two ways to choose show it")
     sampling = SAMPLINGS[sampling]
     full, model = models(backend, kind, dtype, quantize)

@@ -15,7 +15,7 @@ from tests.conftest import backend_params
 from tests.tiny import PADDING_ROWS
 from vt_core import load
 from vt_core.errors import OptionError, PromptError
-from vt_core.heads import HEADS
+from vt_core.vocab.heads import HEADS
 
 PROMPT = [5, 17, 300, 42]
 TOKENS = 8

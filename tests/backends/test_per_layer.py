@@ -13,12 +13,12 @@ import pytest
 from benchmarks import stock
 from converters import convert
 from converters.export import export
-from tests.carried import SETTINGS, write_carried
 from tests.conftest import backend_params
-from tests.tiny import ARCHITECTURES, quantise, stock_source, write_model
+from tests.prequantized import SETTINGS, write_carried
+from tests.tiny import ARCHITECTURES, quantize, stock_source, write_model
 from vt_core import load
 from vt_core.errors import BackendError, ModelError
-from vt_core.model_dir import ModelDirectory
+from vt_core.files.model_dir import ModelDirectory
 
 TOKENS = 24
 PROMPT = [5, 17, 300, 42, 42, 980, 7]
@@ -129,7 +129,7 @@ def test_half_precision_gives_the_stock_frameworks_logits(backend, kind, tiny):
 def test_packed_rows_give_the_stock_frameworks_ids(backend, kind, bits, tmp_path):
     source = write_model(tmp_path / "in", kind, **WIDE)
     if kind == "gemma4":
-        quantise(source, bits, 32)
+        quantize(source, bits, 32)
         directory = convert(source, tmp_path / "vt", progress=False)
         original = stock.LOAD[backend](stock_source(source, backend), "float32")
     else:
@@ -231,7 +231,7 @@ def test_the_stock_framework_may_need_a_package_more(tiny):
 
 
 @pytest.mark.parametrize("layout", ["gptq", "compressed-tensors"])
-def test_layers_may_have_come_quantised_inside_a_larger_model(layout, tmp_path, monkeypatch):
+def test_layers_may_have_come_quantized_inside_a_larger_model(layout, tmp_path, monkeypatch):
     if layout == "compressed-tensors":
         pytest.importorskip("compressed_tensors")
     left_alone = ["lm_head", "re:.*vision.*", "re:.*per_layer.*"]

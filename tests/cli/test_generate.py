@@ -15,8 +15,8 @@ from click.testing import CliRunner
 from tests.conftest import backend_params
 from vt_core import __version__
 from vt_core.cli import build
-from vt_core.task import TaskVocabulary
-from vt_core.token_bytes import tokenizer_digest
+from vt_core.vocab.task import TaskVocabulary
+from vt_core.vocab.token_bytes import tokenizer_digest
 
 pytestmark = pytest.mark.parametrize("backend", backend_params())
 
@@ -51,7 +51,7 @@ def test_text_goes_to_stdout_and_the_summary_to_stderr(backend, model):
     assert quiet.stdout == done.stdout and quiet.stderr == ""
 
 
-def test_weights_may_be_quantised_while_loading(backend, model):
+def test_weights_may_be_quantized_while_loading(backend, model):
     asked = ("--model", model, "--max-tokens", "5", "--json")
     if backend == "mlx":
         assert "vt-mlx convert --quantize 4" in fails(backend, *asked, "--quantize", "int4", "abc")
@@ -310,7 +310,7 @@ def test_an_interrupt_ends_quietly_with_130(backend, model):
 
 
 IMPORT = "import slow"
-FINALISER = """
+FINALIZER = """
 class Slow:
     def __del__(self):
         exec(open(sys.path[-1] + "/slow.py").read())
@@ -319,7 +319,7 @@ Slow()
 """
 
 
-@pytest.mark.parametrize("body", [IMPORT, FINALISER], ids=["import", "finaliser"])
+@pytest.mark.parametrize("body", [IMPORT, FINALIZER], ids=["import", "finalizer"])
 def test_an_interrupt_waits_where_an_exception_would_do_harm_or_be_lost(backend, tmp_path, body):
     # As torch: what it is made of cannot stand an exception.
     (tmp_path / "slow.py").write_text("""

@@ -34,7 +34,7 @@ def test_measure_is_for_models(backend, tmp_path):
     assert done.exit_code == 2 and "--measure is for model directories" in done.stderr
 
 
-def test_measuring_quantised_weights(backend, tiny):
+def test_measuring_quantized_weights(backend, tiny):
     model = str(tiny("llama")[1])
     done = CliRunner().invoke(build(backend), ["inspect", model, "--quantize", "int8"])
     assert done.exit_code == 2 and "--quantize goes with --measure" in done.stderr

@@ -74,7 +74,7 @@ class Tensor:
 
     @classmethod
     def of(cls, values: np.ndarray, kind: int = F32) -> Tensor:
-        """Float values, quantised as `kind`."""
+        """Float values, quantized as `kind`."""
         from gguf.quants import GGMLQuantizationType, quantize
 
         packed = quantize(np.ascontiguousarray(values, np.float32), GGMLQuantizationType(kind))

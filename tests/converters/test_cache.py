@@ -16,7 +16,7 @@ from converters.cache import DEFAULT_HUB_ID, cache_directory, default_model
 from tests.converters import tiny
 from tests.converters.gguf_tiny import weights
 from vt_core.errors import ModelError, OptionError
-from vt_core.model_dir import ModelDirectory
+from vt_core.files.model_dir import ModelDirectory
 
 CACHE = sys.modules["converters.cache"]
 CONVERT = sys.modules["converters.convert"]
@@ -283,9 +283,9 @@ def test_hub_id_with_shards(hub: Hub, source: Path) -> None:
     ]
 
 
-def test_quantised_model_is_refused_before_its_weights_are_fetched(hub: Hub, source: Path) -> None:
+def test_quantized_model_is_refused_before_its_weights_are_fetched(hub: Hub, source: Path) -> None:
     tiny.write_model(source, quantization_config={"bits": 4})
-    with pytest.raises(ModelError, match="quantised model"):
+    with pytest.raises(ModelError, match="quantized model"):
         resolve("owner/Tiny-1M", progress=False)
     assert "model.safetensors" not in hub.fetched
 

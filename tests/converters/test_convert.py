@@ -19,9 +19,9 @@ from converters.safetensors_io import read_chunks, read_header
 from converters.source import TensorInfo
 from tests.converters import tiny
 from tests.converters.gguf_tiny import weights
-from vt_core import dtypes
 from vt_core.errors import ModelError, OptionError, StoreError, TokenizerError
-from vt_core.model_dir import ModelDirectory
+from vt_core.files import dtypes
+from vt_core.files.model_dir import ModelDirectory
 
 MODULE = sys.modules["converters.convert"]
 """The module; the package's attribute of its name is the function."""
@@ -379,7 +379,7 @@ from pathlib import Path
 from converters import convert, resolve
 from converters.output import locked
 from vt_core.errors import ModelError
-from vt_core.model_dir import ModelDirectory, is_model_directory
+from vt_core.files.model_dir import ModelDirectory, is_model_directory
 import converters.gguf, ml_dtypes, lmdb, tqdm, filelock, vt_core.store, converters.tokenizer_json
 
 source, root, force, count = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3] == "force", int(sys.argv[4])

@@ -12,7 +12,7 @@ from converters.export import export, stock_copy, table_names
 from converters.safetensors_io import read_chunks, read_header
 from tests.tiny import ARCHITECTURES, KINDS
 from vt_core.errors import ModelError
-from vt_core.model_dir import ModelDirectory
+from vt_core.files.model_dir import ModelDirectory
 
 
 def tensors(path):

@@ -59,12 +59,12 @@ def test_reads_metadata_of_every_type(tmp_path, version):
 
 def test_places_tensors_outermost_dimension_first(tmp_path):
     file = open_bytes(tmp_path, SMALL)
-    tensor, quantised = file.tensors["t"], file.tensors["q"]
+    tensor, quantized = file.tensors["t"], file.tensors["q"]
     assert tensor.shape == (2, 3)
     assert (tensor.row_bytes, tensor.nbytes) == (12, 24)
     assert np.frombuffer(file.read(tensor.offset, 24), "<f4").tolist() == [0, 1, 2, 3, 4, 5]
-    assert (quantised.type_name, quantised.row_bytes, quantised.nbytes) == ("Q8_0", 34, 68)
-    assert quantised.offset == file.data_offset + 32
+    assert (quantized.type_name, quantized.row_bytes, quantized.nbytes) == ("Q8_0", 34, 68)
+    assert quantized.offset == file.data_offset + 32
     assert file.header() == SMALL[: file.data_offset]
 
 
@@ -194,8 +194,8 @@ def test_reads_the_tensor_that_the_next_tests_damage(tmp_path):
         (with_tensor([8], offset=2**63), "needs bytes"),
         (with_tensor([8], offset=4), "multiple of 32"),
         (with_tensor([33], Q8_0), "blocks of 32"),
-        (with_tensor([8], 4), "quantisation type 4,"),
-        (with_tensor([8], 1000), "quantisation type 1000,"),
+        (with_tensor([8], 4), "quantization type 4,"),
+        (with_tensor([8], 1000), "quantization type 1000,"),
     ],
 )
 def test_refuses_absurd_tensors(tmp_path, data, words):

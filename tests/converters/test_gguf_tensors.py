@@ -24,8 +24,8 @@ from tests.converters.gguf_tiny import (
     weights,
 )
 from tests.converters.gguf_writer import Tensor, write_gguf
-from vt_core.dtypes import to_float32
 from vt_core.errors import ModelError
+from vt_core.files.dtypes import to_float32
 
 
 def plans_of(file: GGUFFile, layers: int = LAYERS) -> dict[str, gguf_tensors.Plan]:
@@ -174,19 +174,19 @@ def blocks(kind: int, rows: int, columns: int) -> np.ndarray:
 
 @pytest.mark.parametrize("kind", [*WRITABLE, *UNWRITABLE])
 @pytest.mark.parametrize("rows_of_a_chunk", [1, 5, 1000])
-def test_chunks_dequantise_to_what_the_whole_does(tmp_path, monkeypatch, kind, rows_of_a_chunk):
+def test_chunks_dequantize_to_what_the_whole_does(tmp_path, monkeypatch, kind, rows_of_a_chunk):
     from gguf.quants import GGMLQuantizationType, dequantize, quantize
 
     rows, columns = 17, 512
     monkeypatch.setattr(gguf_tensors, "CHUNK_BYTES", rows_of_a_chunk * columns * 4)
-    quantisation = GGMLQuantizationType(kind)
+    quantization = GGMLQuantizationType(kind)
     if kind in UNWRITABLE:
         packed = blocks(kind, rows, columns)
     else:
         packed = quantize(
-            np.random.default_rng(3).standard_normal((rows, columns)).astype("f4"), quantisation
+            np.random.default_rng(3).standard_normal((rows, columns)).astype("f4"), quantization
         )
-    whole = dequantize(packed, quantisation)
+    whole = dequantize(packed, quantization)
     values = weights("llama")
     tensors = {name: Tensor.of(value) for name, value in values.items()}
     tensors["blk.0.ffn_down.weight"] = Tensor((rows, columns), kind, packed.tobytes())

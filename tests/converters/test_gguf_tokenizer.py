@@ -25,7 +25,7 @@ from converters.gguf_tokenizer import (
 )
 from tests.converters.gguf_writer import write_gguf
 from vt_core.errors import TokenizerError
-from vt_core.token_bytes import Kind, TokenTable
+from vt_core.vocab.token_bytes import Kind, TokenTable
 
 BYTES = [chr(b) for b in range(0x21, 0x7F)] + [chr(b) for b in [*range(0xA1, 0xAD), *range(0xAE, 0x100)]]
 ALPHABET = BYTES + [chr(256 + i) for i in range(256 - len(BYTES))]

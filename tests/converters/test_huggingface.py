@@ -15,7 +15,7 @@ from converters.source import CHUNK_BYTES, TensorInfo
 from converters.tokenizer_json import digest, without_merges
 from tests.converters import tiny
 from vt_core.errors import ModelError, TokenizerError
-from vt_core.token_bytes import tokenizer_digest
+from vt_core.vocab.token_bytes import tokenizer_digest
 
 
 def values(source: HuggingFaceSource, name: str, dtype: str) -> np.ndarray:
@@ -151,9 +151,9 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
     "GGUF inside": (_weights_replaced("tiny.gguf"), r"give the GGUF file itself: .*tiny\.gguf"),
     "gptq": (
         _config(quantization_config={"bits": 4}),
-        r"quantised model \(quantization_config in config.json\)",
+        r"quantized model \(quantization_config in config.json\)",
     ),
-    "mlx": (_config(quantization={"bits": 4}), r"quantised model \(quantization in config.json\)"),
+    "mlx": (_config(quantization={"bits": 4}), r"quantized model \(quantization in config.json\)"),
     "empty index": (_index({}), "has no weight_map"),
     "list as weight_map": (_index({"weight_map": ["a"]}), "has no weight_map"),
     "index leads outside": (

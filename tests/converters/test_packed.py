@@ -1,4 +1,4 @@
-"""Weights that are quantised already: kept as they are, the tables' rows in the store."""
+"""Weights that are quantized already: kept as they are, the tables' rows in the store."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ import pytest
 from converters import convert
 from converters.safetensors_io import read_chunks, read_header
 from tests.converters import tiny
-from vt_core import packing
 from vt_core.errors import ModelError
-from vt_core.model_dir import ModelDirectory
-from vt_core.quantisation import Quantisation
+from vt_core.files import packing
+from vt_core.files.model_dir import ModelDirectory
+from vt_core.files.quantization import Quantization
 
 HIDDEN = 64
 EMBEDDING, HEAD, LAYER = "model.embed_tokens", "lm_head", "model.layers.0.mlp.up_proj"
 
 
 def packed(seed: int, rows: int, bits: int, group_size: int, module: str) -> dict[str, np.ndarray]:
-    words, scales, biases = packing.quantise(tiny.random(seed, rows, HIDDEN), bits, group_size)
+    words, scales, biases = packing.quantize(tiny.random(seed, rows, HIDDEN), bits, group_size)
     return {
         f"{module}.weight": words,
         f"{module}.scales": tiny.bfloat16(scales),
@@ -56,7 +56,7 @@ def test_rows_are_stored_packed_and_the_body_is_kept(embedding, head, dtype, tmp
     manifest, floats = directory.manifest, dtype or "bfloat16"
     assert (manifest.hidden, manifest.dtype, manifest.vocab_rows) == (HIDDEN, floats, tiny.VOCAB)
     expected = {
-        name: Quantisation(*how, floats)
+        name: Quantization(*how, floats)
         for name, how in (("embedding", embedding), ("head", head))
         if how is not None
     }
@@ -104,7 +104,7 @@ def test_a_tied_model_may_hold_its_table_twice(tmp_path):
         ({"quantization": {"bits": 4, "group_size": 32, "mode": "mxfp4"}}, "in the mode 'mxfp4'"),
         (
             {"quantization": {"bits": 4, "group_size": 32, HEAD: {"mode": "nvfp4"}}},
-            "lm_head.weight is quantised in the mode 'nvfp4'",
+            "lm_head.weight is quantized in the mode 'nvfp4'",
         ),
         ({"quantization": {"bits": 4}}, "not in mlx-lm's layout"),
         ({"hidden_size": ..., "quantization": {"bits": 8, "group_size": 32}}, "rows of another length"),

@@ -193,7 +193,7 @@ def test_written_config_says_tying_and_dtype_and_leaves_the_source_alone() -> No
     assert "dtype" not in written_config({}, tied=True, dtype=None)
 
 
-def test_written_config_leaves_an_empty_quantisation_out() -> None:
+def test_written_config_leaves_an_empty_quantization_out() -> None:
     """transformers would ask what method it is of."""
     for empty in ({}, None):
         assert "quantization_config" not in written_config(
@@ -229,10 +229,10 @@ WRONG_LAYERS: dict[str, tuple[dict[str, Any], list[TensorInfo], str]] = {
     "rows as everywhere": ({"vocab_size_per_layer_input": None}, [PER_LAYER], r"should have \[262144, 6\]"),
     "nothing said": ({"hidden_size_per_layer_input": 0}, [PER_LAYER], "should have none"),
     "missing": ({}, [], r"gives the layers.*no tensor is named …embed_tokens_per_layer.weight"),
-    "quantised": (
+    "quantized": (
         {},
         [info("model.embed_tokens_per_layer.qweight", 10, 6)],
-        "embed_tokens_per_layer.qweight is a quantised table",
+        "embed_tokens_per_layer.qweight is a quantized table",
     ),
     "two": ({}, [PER_LAYER, info("embed_tokens_per_layer.weight", 10, 6)], "more than one candidate"),
 }

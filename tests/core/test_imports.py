@@ -54,7 +54,7 @@ def test_a_missing_framework_gives_the_extra_to_install(name):
     framework = {"mlx": "mlx_lm", "torch": "torch"}[name]
     done = run(
         BLOCK.format(names=[framework])
-        + f"from vt_core.backend import backend\ntry: backend('{name}')\n"
+        + f"from vt_core.decode.backend import backend\ntry: backend('{name}')\n"
         + "except Exception as e: print(type(e).__name__, e)"
     )
     assert done.stdout.startswith("BackendError")
@@ -62,5 +62,7 @@ def test_a_missing_framework_gives_the_extra_to_install(name):
 
 
 def test_an_unknown_backend_is_refused_with_the_known_ones():
-    done = run("from vt_core.backend import backend\ntry: backend('jax')\nexcept Exception as e: print(e)")
+    done = run(
+        "from vt_core.decode.backend import backend\ntry: backend('jax')\nexcept Exception as e: print(e)"
+    )
     assert "unknown backend 'jax': choose one of mlx, torch" in done.stdout

@@ -11,7 +11,7 @@ from converters import convert
 from tests.converters import tiny
 from vt_core.cli import build
 from vt_core.cli.inspect import size_text
-from vt_core.task import TaskVocabulary
+from vt_core.vocab.task import TaskVocabulary
 
 
 def run(*arguments: object) -> Result:

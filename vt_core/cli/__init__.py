@@ -83,7 +83,7 @@ def _run(backend: str) -> None:
 
 
 def _interrupted(_signal: int, frame: FrameType | None) -> None:
-    """What Ctrl-C does: an exception, but not before what is being imported or finalised now has been.
+    """What Ctrl-C does: an exception, but not before what is being imported or finalized now has been.
 
     Frameworks abort the process, with a message, when an exception comes out of what they import; and what
     comes out of a ``__del__`` is printed and forgotten.

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vt_core.bench.geometry import GEOMETRIES
-from vt_core.bench.variants import DEFAULT, STOCK, Variant, parse_variants
 from vt_core.cli.options import device_option, dtype_option, quantize_option
 from vt_core.errors import OptionError
+from vt_core.measure.bench.geometry import GEOMETRIES
+from vt_core.measure.bench.variants import DEFAULT, STOCK, Variant, parse_variants
 
 if TYPE_CHECKING:
-    from vt_core.bench.prompts import Prompts
-    from vt_core.model_dir import ModelDirectory
+    from vt_core.files.model_dir import ModelDirectory
+    from vt_core.measure.bench.prompts import Prompts
 
 
 @click.command()
@@ -104,10 +104,10 @@ def bench(backend: str, out: Path, **options: Any) -> None:
 
     from tqdm import tqdm
 
-    from vt_core.backend import backend as import_backend
-    from vt_core.bench.machine import command_text
-    from vt_core.bench.output import check_folder, write
-    from vt_core.bench.run import Benchmark, run
+    from vt_core.decode.backend import backend as import_backend
+    from vt_core.measure.bench.machine import command_text
+    from vt_core.measure.bench.output import check_folder, write
+    from vt_core.measure.bench.run import Benchmark, run
 
     variants = parse_variants(options["variants"], options["sizes"])
     limited = _limited(options["limited"], variants)
@@ -143,7 +143,7 @@ def bench(backend: str, out: Path, **options: Any) -> None:
 
 
 def _limited(text: str, variants: list[Variant]) -> list[str]:
-    from vt_core.bench import limits
+    from vt_core.measure.bench import limits
 
     names = [variant.name for variant in variants]
     asked = names if text == "all" else [name for name in (part.strip() for part in text.split(",")) if name]
@@ -157,8 +157,8 @@ def _limited(text: str, variants: list[Variant]) -> list[str]:
 
 def _model(options: dict[str, Any]) -> ModelDirectory:
     from converters.cache import resolve
-    from vt_core.bench.geometry import geometry_model
-    from vt_core.model_dir import ModelDirectory
+    from vt_core.files.model_dir import ModelDirectory
+    from vt_core.measure.bench.geometry import geometry_model
 
     progress = sys.stderr.isatty()
     if options["geometry"] is None:
@@ -177,7 +177,7 @@ def _stock_copy(backend: str, directory: ModelDirectory, variants: list[Variant]
         return None
     if backend == "torch" and directory.config.get("quantization"):
         raise OptionError(
-            "transformers reads no weights in MLX's quantised format; give --variants without stock"
+            "transformers reads no weights in MLX's quantized format; give --variants without stock"
         )
     from converters.export import stock_copy
 
@@ -185,10 +185,10 @@ def _stock_copy(backend: str, directory: ModelDirectory, variants: list[Variant]
 
 
 def _prompts(directory: ModelDirectory, options: dict[str, Any]) -> Prompts:
-    from vt_core.bench.prompts import random_prompts, read_prompts
+    from vt_core.measure.bench.prompts import random_prompts, read_prompts
     from vt_core.profile import make_layout
-    from vt_core.token_bytes import TokenTable
-    from vt_core.tokenizer import Tokenizer
+    from vt_core.vocab.token_bytes import TokenTable
+    from vt_core.vocab.tokenizer import Tokenizer
 
     if options["geometry"] is not None:
         table = TokenTable.load(directory.tokenizer_path)
@@ -212,8 +212,8 @@ def _tasks(
     directory: ModelDirectory, variants: list[Variant], files: tuple[str, ...], scratch: Path
 ) -> dict[str, list[str]]:
     """The task-vocabulary files of each variant: those given, or one of the size that it asks for."""
-    from vt_core.bench.sizes import write_sized
-    from vt_core.task import TaskVocabulary
+    from vt_core.measure.bench.sizes import write_sized
+    from vt_core.vocab.task import TaskVocabulary
 
     tasks = [TaskVocabulary.load(file, directory.tokenizer_path) for file in files]
     for task in tasks:

@@ -13,7 +13,7 @@ import click
 @click.option(
     "--dtype",
     type=click.Choice(["float32", "bfloat16", "float16"]),
-    help="Float type to store. Default: the model's own; bfloat16 for a quantised GGUF file.",
+    help="Float type to store. Default: the model's own; bfloat16 for a quantized GGUF file.",
 )
 @click.option(
     "--quantize",
@@ -55,7 +55,7 @@ def convert(
         raise click.UsageError("--group-size goes with --quantize")
     from converters.convert import convert as run
     from vt_core.cli.inspect import size_text
-    from vt_core.model_dir import ModelDirectory
+    from vt_core.files.model_dir import ModelDirectory
 
     path = run(
         source,

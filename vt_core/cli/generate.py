@@ -109,7 +109,7 @@ def generate(
         click.echo("the model has no chat template: the prompt is given as it is", err=True)
     for chunk in model.stream(text, **options):
         if not as_json:
-            # Written directly: click would look for colour codes to strip in every piece.
+            # Written directly: click would look for color codes to strip in every piece.
             sys.stdout.write(chunk.text)
             sys.stdout.flush()
         result = chunk.result

@@ -12,9 +12,9 @@ from vt_core.cli.options import quantize_option
 from vt_core.errors import ModelError
 
 if TYPE_CHECKING:
-    from vt_core.manifest import TableInfo
-    from vt_core.model_dir import ModelDirectory
-    from vt_core.task import TaskVocabulary
+    from vt_core.files.manifest import TableInfo
+    from vt_core.files.model_dir import ModelDirectory
+    from vt_core.vocab.task import TaskVocabulary
 
 EXAMPLE_ROWS = 8192
 """Size of the static vocabulary when there is no task: what the estimate of savings assumes."""
@@ -49,7 +49,7 @@ def inspect(
     if quantize is not None and not measure:
         raise click.UsageError("--quantize goes with --measure: it says how the model is loaded")
     if path.is_file():
-        from vt_core.task import TaskVocabulary
+        from vt_core.vocab.task import TaskVocabulary
 
         if verify or measure:
             option = "--verify" if verify else "--measure"
@@ -60,7 +60,7 @@ def inspect(
             raise ModelError(f"{path} is a GGUF file, no model directory. Make one with the convert command.")
         report, lines = _task_report(TaskVocabulary.load(path))
     else:
-        from vt_core.model_dir import ModelDirectory
+        from vt_core.files.model_dir import ModelDirectory
 
         directory = ModelDirectory.open(path)
         report, lines = _model_report(directory)
@@ -108,9 +108,9 @@ def _model_report(directory: ModelDirectory) -> tuple[dict[str, Any], list[tuple
     if per_layer := manifest.tables.get("per_layer"):
         report["per_layer_rows"] = per_layer.rows
         report["per_layer_bytes"] = per_layer.rows * per_layer.row_bytes
-    quantisation = _quantisation(directory)
-    if quantisation is not None:
-        report["quantization"] = quantisation
+    quantization = _quantization(directory)
+    if quantization is not None:
+        report["quantization"] = quantization
     joined = "embedding and head are one table" if manifest.tied else "separate embedding and head"
     lines = [
         ("model", f"{manifest.model_type}, from {manifest.source.name} ({manifest.source.kind})"),
@@ -118,7 +118,7 @@ def _model_report(directory: ModelDirectory) -> tuple[dict[str, Any], list[tuple
         ("tables", f"{size_text(tables)}, {tables / (tables + body):.0%} of the model"),
         *_per_layer_lines(per_layer),
         ("rest", size_text(body)),
-        *_quantised_lines(quantisation),
+        *_quantized_lines(quantization),
         ("on disk", size_text(manifest.total_bytes)),
         ("tokenizer", manifest.tokenizer_digest),
         (
@@ -138,7 +138,7 @@ def _per_layer_lines(table: TableInfo | None) -> list[tuple[str, str]]:
     ]
 
 
-def _quantisation(directory: ModelDirectory) -> dict[str, Any] | None:
+def _quantization(directory: ModelDirectory) -> dict[str, Any] | None:
     """How the weights are packed: those of the body as config.json says, each table as vt.json says."""
     settings = directory.config.get("quantization")
     if not settings:
@@ -154,12 +154,12 @@ def _quantisation(directory: ModelDirectory) -> dict[str, Any] | None:
     }
 
 
-def _quantised_lines(quantisation: dict[str, Any] | None) -> list[tuple[str, str]]:
-    if quantisation is None:
+def _quantized_lines(quantization: dict[str, Any] | None) -> list[tuple[str, str]]:
+    if quantization is None:
         return []
-    text = quantisation.get("method") or _bits_text(quantisation)
-    tables = [f"the {name} in {_bits_text(how)}" for name, how in quantisation["tables"].items()]
-    return [("quantised", f"{text}; {' and '.join(tables) if tables else 'the tables are not'}")]
+    text = quantization.get("method") or _bits_text(quantization)
+    tables = [f"the {name} in {_bits_text(how)}" for name, how in quantization["tables"].items()]
+    return [("quantized", f"{text}; {' and '.join(tables) if tables else 'the tables are not'}")]
 
 
 def _bits_text(how: dict[str, Any]) -> str:
@@ -169,8 +169,8 @@ def _bits_text(how: dict[str, Any]) -> str:
 def _speed_report(
     directory: ModelDirectory, backend: str, quantize: str | None
 ) -> tuple[dict[str, Any], list[tuple[str, str]]]:
-    from vt_core.measuring import measure
-    from vt_core.policy import MAX_BLOCK
+    from vt_core.decode.policy import MAX_BLOCK
+    from vt_core.measure.speed import measure
 
     costs, full_step_s = measure(directory, backend, quantize)
     hits = costs.tokens_per_s(0, MAX_BLOCK)

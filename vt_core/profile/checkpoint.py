@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from vt_core.errors import DataError, VocabularyError
-from vt_core.json_fields import Fields, read_json, write_json
+from vt_core.files.json_fields import Fields, read_json, write_json
 from vt_core.profile.counts import Counts
 
 INTERVAL = 30.0

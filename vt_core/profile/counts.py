@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from vt_core.errors import VocabularyError
-from vt_core.json_fields import Fields, read_json, write_json
-from vt_core.token_bytes import MAX_TOKENS
-from vt_core.vocabulary import Ids
+from vt_core.files.json_fields import Fields, read_json, write_json
+from vt_core.vocab.active import Ids
+from vt_core.vocab.token_bytes import MAX_TOKENS
 
 FORMAT = "vt-counts/1"
 

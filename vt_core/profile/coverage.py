@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vt_core.vocabulary import Ids
+from vt_core.vocab.active import Ids
 
 SIZES = (0, 256, 512, 1024, 2048, 4096, 8192, 12288, 16384, 24576, 32768, 49152, 65536)
 """Sizes in a coverage table."""

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vt_core.task import TaskVocabulary
-from vt_core.token_bytes import TokenTable
-from vt_core.vocabulary import Ids
+from vt_core.vocab.active import Ids
+from vt_core.vocab.task import TaskVocabulary
+from vt_core.vocab.token_bytes import TokenTable
 
 if TYPE_CHECKING:
-    from vt_core.manifest import Manifest
+    from vt_core.files.manifest import Manifest
 
 EXAMPLES = 20
 """Tokens shown of each kind."""

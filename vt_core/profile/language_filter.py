@@ -1,7 +1,7 @@
 """The language filter: which ids can stand in a text of the given languages (VocabTailor, stage 2).
 
 Exact: an id is kept iff its bytes are a substring of the UTF-8 encoding of some text over the allowed
-characters, as they are after the tokenizer's normaliser.
+characters, as they are after the tokenizer's normalizer.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from vt_core.profile.languages import Range, code_points, merged
 from vt_core.profile.utf8 import Utf8Substrings
-from vt_core.token_bytes import SPACE_MARK, Kind, TokenTable
+from vt_core.vocab.token_bytes import SPACE_MARK, Kind, TokenTable
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -28,12 +28,12 @@ def allowed_ids(table: TokenTable, tokenizer: Tokenizer, languages: Iterable[str
     """Ids that a text in these languages can hold, bool [table.size]; raises OptionError."""
     ranges = code_points(languages)
     if tokenizer.normalizer is not None:
-        ranges = normalised(ranges, tokenizer.normalizer.normalize_str)
+        ranges = normalized(ranges, tokenizer.normalizer.normalize_str)
     accepted = Utf8Substrings(ranges).accepts_each([value or b"" for value in table.bytes])
     return accepted & (table.kinds != Kind.MISSING) & (table.kinds != Kind.UNUSED)
 
 
-def normalised(ranges: Iterable[Range], normalize: Callable[[str], str]) -> list[Range]:
+def normalized(ranges: Iterable[Range], normalize: Callable[[str], str]) -> list[Range]:
     """Code points of texts over `ranges` after `normalize`; SentencePiece's space counts as a space."""
     points: set[int] = set()
     for low, high in ranges:
@@ -46,7 +46,7 @@ def normalised(ranges: Iterable[Range], normalize: Callable[[str], str]) -> list
 
 
 def _add_compositions(points: set[int], normalize: Callable[[str], str]) -> None:
-    """Adds the characters that a composing normaliser makes of an allowed character and an allowed mark."""
+    """Adds the characters that a composing normalizer makes of an allowed character and an allowed mark."""
     found = True
     while found:
         found = False

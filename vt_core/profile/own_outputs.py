@@ -13,7 +13,7 @@ from vt_core.profile.layout import BadRow, Layout
 from vt_core.profile.readers import Row
 from vt_core.profile.running import Running, Tallies, accumulate
 from vt_core.profile.tally import Tally, is_blank, load_tokenizer, parsed
-from vt_core.vocabulary import Ids
+from vt_core.vocab.active import Ids
 
 Generate = Callable[[str, int], Iterable[int]]
 """Full ids that the model writes after a prompt, at most so many tokens."""

@@ -27,12 +27,12 @@ def plot_coverage(report: Mapping[str, Any], path: str | Path) -> None:
     points = report["curve"]
     misses = [100 * (1 - point["token_coverage"]) for point in points]
     axes.plot([point["rows"] for point in points], misses, marker="o", markersize=3, label="any size")
-    axes.axvline(report["profiled_rows"], linestyle="--", color="grey", label="from here on the rank prior")
+    axes.axvline(report["profiled_rows"], linestyle="--", color="gray", label="from here on the rank prior")
     summary = report["held_out"]
     axes.plot(
         summary["rows"], 100 * (1 - summary["token_coverage"]), "k*", markersize=10, label="this vocabulary"
     )
-    axes.axvline(report["knee"], linestyle=":", color="grey", label="knee")
+    axes.axvline(report["knee"], linestyle=":", color="gray", label="knee")
     axes.set(
         xlabel="static rows",
         ylabel="output tokens missing, %",

@@ -21,9 +21,9 @@ from vt_core.profile.own_outputs import Generate, count_own_outputs
 from vt_core.profile.readers import read_chunks
 from vt_core.profile.selection import Stages, most_frequent, ordered_prior, select, with_prior
 from vt_core.profile.tally import Tallier, load_tokenizer
-from vt_core.task import TaskVocabulary
-from vt_core.token_bytes import TokenTable
-from vt_core.vocabulary import Ids
+from vt_core.vocab.active import Ids
+from vt_core.vocab.task import TaskVocabulary
+from vt_core.vocab.token_bytes import TokenTable
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

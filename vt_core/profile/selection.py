@@ -9,12 +9,12 @@ from fractions import Fraction
 import numpy as np
 
 from vt_core.errors import DataError, OptionError
-from vt_core.prior import DEFAULT_PRIOR, rank_prior
 from vt_core.profile.counts import Counts
 from vt_core.profile.language_filter import Mask
-from vt_core.task import TaskVocabulary
-from vt_core.token_bytes import TokenTable
-from vt_core.vocabulary import Ids
+from vt_core.vocab.active import Ids
+from vt_core.vocab.prior import DEFAULT_PRIOR, rank_prior
+from vt_core.vocab.task import TaskVocabulary
+from vt_core.vocab.token_bytes import TokenTable
 
 DEFAULT_TOLERANCE = 0.01
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from vt_core.errors import OptionError
-from vt_core.model_config import read_json_object, text_config
-from vt_core.model_dir import ModelDirectory, is_model_directory
+from vt_core.files.model_config import read_json_object, text_config
+from vt_core.files.model_dir import ModelDirectory, is_model_directory
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from vt_core.token_bytes import SPACE_MARK
+from vt_core.vocab.token_bytes import SPACE_MARK
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -92,7 +92,7 @@ def has_seams(tokenizer: Tokenizer) -> bool:
 
 
 def _parts(component: Any, key: str) -> list[dict[str, Any]]:
-    """Settings of a normaliser or pre-tokenizer, those of a sequence one by one."""
+    """Settings of a normalizer or pre-tokenizer, those of a sequence one by one."""
     if component is None:
         return []
     settings = json.loads(component.__getstate__())
@@ -100,7 +100,7 @@ def _parts(component: Any, key: str) -> list[dict[str, Any]]:
 
 
 def _space(normalizers: list[dict[str, Any]]) -> str | None:
-    """What normalisers make of a space; None where they may do more to a seam."""
+    """What normalizers make of a space; None where they may do more to a seam."""
     space = " "
     for settings in normalizers:
         replaced = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE_MARK}

@@ -22,8 +22,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vt_core.dtypes import item_size, storage_dtype
 from vt_core.errors import ModelError, StoreError
+from vt_core.files.dtypes import item_size, storage_dtype
 
 FORMAT = 1
 KIND = "vt-rows"
@@ -45,7 +45,7 @@ _LARGEST_COUNT = 1 << 40
 
 @dataclass(frozen=True)
 class TableSpec:
-    """A table: `rows` by `columns` elements of type `dtype`, a name of vt_core.dtypes.
+    """A table: `rows` by `columns` elements of type `dtype`, a name of vt_core.files.dtypes.
 
     Raises StoreError for a name, count or type that cannot be.
     """

@@ -15,8 +15,8 @@ from vt_core.cli.profile import profile
 from vt_core.errors import VtError
 from vt_core.profile.counts import Counts
 from vt_core.profile.languages import KNOWN
-from vt_core.task import TaskVocabulary
-from vt_core.token_bytes import TokenTable
+from vt_core.vocab.task import TaskVocabulary
+from vt_core.vocab.token_bytes import TokenTable
 
 
 @pytest.fixture

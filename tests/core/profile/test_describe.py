@@ -9,8 +9,8 @@ import pytest
 from tests.core.profile.small import added, byte_level
 from vt_core.errors import VocabularyError
 from vt_core.profile.describe import describe, description_lines
-from vt_core.task import TaskVocabulary
-from vt_core.token_bytes import TokenTable
+from vt_core.vocab.task import TaskVocabulary
+from vt_core.vocab.token_bytes import TokenTable
 
 TABLE = TokenTable.from_json(byte_level([" the", "да", "中"]))
 

@@ -13,9 +13,9 @@ from tests.core.profile.small import added, byte_level, sentencepiece
 from tests.core.profile.test_languages import SAMPLES
 from tests.core.profile.test_utf8 import Witnesses
 from vt_core.errors import OptionError
-from vt_core.profile.language_filter import allowed_ids, normalised
+from vt_core.profile.language_filter import allowed_ids, normalized
 from vt_core.profile.languages import KNOWN, Range, code_points
-from vt_core.token_bytes import TokenTable
+from vt_core.vocab.token_bytes import TokenTable
 
 WORDS = [*(word for sample in SAMPLES.values() for word in sample.split()), "the", " the", "  ", "\n\n"]
 # Tokens that begin and end inside characters, as byte-level merges make them.
@@ -79,7 +79,7 @@ def test_a_token_is_kept_iff_some_text_holds_it(name: str, language: str) -> Non
     table, tokenizer = loaded(name)
     ranges = code_points([language])
     if tokenizer.normalizer is not None:
-        ranges = normalised(ranges, tokenizer.normalizer.normalize_str)
+        ranges = normalized(ranges, tokenizer.normalizer.normalize_str)
     witnesses = Witnesses(ranges)
     for id in range(table.size):
         witness = witnesses.text(table.bytes[id] or b"")
@@ -108,11 +108,11 @@ def test_unused_and_missing_ids_are_never_kept() -> None:
     assert mask[256:].tolist() == [False, False, False, True]
 
 
-def test_characters_are_those_after_the_normaliser() -> None:
+def test_characters_are_those_after_the_normalizer() -> None:
     def upper(text: str) -> str:
         return text.upper().replace(" ", "\u2581")
 
-    assert normalised([(0x20, 0x20), (0x61, 0x63), (0xDF, 0xDF)], upper) == [
+    assert normalized([(0x20, 0x20), (0x61, 0x63), (0xDF, 0xDF)], upper) == [
         (0x20, 0x20),
         (0x41, 0x43),
         (0x53, 0x53),
@@ -124,8 +124,8 @@ def test_composing_normaliser_makes_new_characters_of_allowed_ones() -> None:
 
     parts = [(0x61, 0x61), (0x302, 0x302), (0x323, 0x323)]  # a, circumflex, dot below
     composed = {0xE2, 0x1EA1, 0x1EAD}  # and both marks at once
-    assert {low for low, _ in normalised(parts, NFC().normalize_str)} == {0x61, 0x302, 0x323} | composed
-    assert normalised(parts, NFD().normalize_str) == parts
+    assert {low for low, _ in normalized(parts, NFC().normalize_str)} == {0x61, 0x302, 0x323} | composed
+    assert normalized(parts, NFD().normalize_str) == parts
 
 
 def test_unknown_language_is_refused() -> None:

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 from tests.core.profile.small import added, byte_level, sentencepiece
 from vt_core.errors import DataError, OptionError
-from vt_core.prior import rank_prior
 from vt_core.profile.counts import Counts
 from vt_core.profile.selection import Stages, most_frequent, ordered_prior, select, within_tolerance
-from vt_core.token_bytes import TokenTable
+from vt_core.vocab.prior import rank_prior
+from vt_core.vocab.token_bytes import TokenTable
 
 TABLE = TokenTable.from_json(byte_level(["the cat", " dog"], [added(300, "<|end|>")]))
 DIGEST = TABLE.digest()

@@ -98,7 +98,7 @@ def test_accepts_exactly_the_substrings(data: st.DataObject) -> None:
 
 
 @given(st.lists(narrow_ranges, min_size=1, max_size=4))
-def test_range_ends_are_in_and_their_neighbours_are_out(ranges: list[Range]) -> None:
+def test_range_ends_are_in_and_their_neighbors_are_out(ranges: list[Range]) -> None:
     automaton = Utf8Substrings(ranges)
     allowed = set(chain.from_iterable(range(low, high + 1) for low, high in ranges))
     for low, high in ranges:

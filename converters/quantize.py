@@ -1,0 +1,141 @@
+"""Quantizing a model while it is converted: a source whose matrices come packed in MLX's affine format.
+
+Those that mlx-lm packs when it is not told otherwise: every matrix of a linear layer or an embedding whose
+rows can be cut into groups. What is packed has the bits that MLX would give it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from converters.source import Source, TensorInfo
+from vt_core.errors import ModelError, OptionError
+from vt_core.files.model_config import text_config
+from vt_core.files.quantization import GROUP_SIZES, PUBLISHED_LAYOUT, Quantization
+
+if TYPE_CHECKING:
+    import numpy as np
+
+BITS = (4, 5, 6, 8)
+PIECE_VALUES = 1 << 19
+"""Values that are packed at once: what is computed on the way stays in a processor's cache."""
+FLOAT_DTYPES = ("float32", "bfloat16", "float16")
+
+_EIGHT_BITS = {"granite": ("self_attn.o_proj", "mlp.down_proj", "lm_head")}
+"""Layers that mlx-lm packs in 8 bits and groups of 64 whatever it is asked for, by how their names end."""
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """One of the three tensors that a matrix becomes."""
+
+    info: TensorInfo
+    matrix: TensorInfo
+    kind: str
+    how: Quantization
+
+
+class QuantizedSource:
+    """Another source, its matrices packed. A :class:`converters.source.Source`."""
+
+    def __init__(self, source: Source, bits: int, group_size: int, dtype: str | None) -> None:
+        """`dtype`: the storage dtype to which the conversion brings all floats, where it chose one.
+
+        Raises ModelError for a model whose layers vt cannot tell from their names, one that is quantized
+        already, and one without a matrix that fits; OptionError for bits and groups that are not offered.
+        """
+        check_quantization(bits, group_size)
+        kind = source.config.get("model_type")
+        if source.config.get("quantization"):
+            raise ModelError(f"{source.name} is quantized already; give the original weights.")
+        if kind not in PUBLISHED_LAYOUT:
+            raise ModelError(
+                f"{source.name} is a {kind} model; vt quantizes {', '.join(sorted(PUBLISHED_LAYOUT))}. "
+                "Quantize it with mlx_lm.convert, whose directories vt converts."
+            )
+        if text_config(source.config).get("enable_moe_block"):
+            raise ModelError(
+                f"{source.name} has experts, which vt would leave as they are; quantize it with "
+                "mlx_lm.convert, whose directories vt converts for vt-mlx."
+            )
+        self._source, self._dtype = source, dtype
+        self.kind, self.name, self.default_dtype = source.kind, source.name, source.default_dtype
+        self.generation_config = source.generation_config
+        settings: dict[str, Any] = {"group_size": group_size, "bits": bits, "mode": "affine"}
+        self._tensors: list[TensorInfo] = []
+        self._pieces: dict[str, _Piece] = {}
+        for info in source.tensors():
+            if not _is_matrix(info, group_size):
+                self._tensors.append(info)
+                continue
+            module = info.name.removesuffix(".weight")
+            how = Quantization(bits, group_size, dtype or info.dtype)
+            if module.endswith(_EIGHT_BITS.get(kind, ())):
+                how = replace(how, bits=8, group_size=64)
+                settings[module] = {"group_size": how.group_size, "bits": how.bits}
+            for piece in _pieces(info, module, how):
+                self._tensors.append(piece.info)
+                self._pieces[piece.info.name] = piece
+        if not self._pieces:
+            raise ModelError(
+                f"{source.name} has no matrix whose rows can be cut into groups of {group_size}; choose "
+                "another --group-size."
+            )
+        self.config = source.config | {"quantization": settings}
+
+    def fingerprint(self) -> str:
+        return self._source.fingerprint()
+
+    def tensors(self) -> list[TensorInfo]:
+        return self._tensors
+
+    def chunks(self, name: str, dtype: str) -> Iterator[np.ndarray]:
+        if name not in self._pieces:
+            return self._source.chunks(name, dtype)
+        return self._packed(self._pieces[name], dtype)
+
+    def write_tokenizer(self, out: Path) -> None:
+        self._source.write_tokenizer(out)
+
+    def _packed(self, piece: _Piece, dtype: str) -> Iterator[np.ndarray]:
+        """One part of a matrix. Each is made from the whole of it: to keep the others would take memory."""
+        from vt_core.files import packing
+        from vt_core.files.dtypes import from_float32, to_float32
+
+        how, columns = piece.how, piece.matrix.shape[1]
+        step = max(1, PIECE_VALUES // columns)
+        for chunk in self._source.chunks(piece.matrix.name, how.dtype):
+            for start in range(0, len(chunk), step):
+                values = to_float32(chunk[start : start + step], how.dtype)
+                if piece.kind == "weight":
+                    yield packing.quantize(values, how.bits, how.group_size)[0]
+                    continue
+                groups = values.reshape(len(values), -1, how.group_size)
+                scales, biases = packing.scales_and_biases(groups, how.bits)
+                yield from_float32(scales if piece.kind == "scales" else biases, dtype)
+
+
+def check_quantization(bits: int, group_size: int) -> None:
+    """Raise OptionError for what is not offered."""
+    if bits not in BITS:
+        raise OptionError(f"{bits} bits are not offered; choose one of {', '.join(map(str, BITS))}.")
+    if group_size not in GROUP_SIZES:
+        raise OptionError(
+            f"Groups of {group_size} are not offered; choose one of {', '.join(map(str, GROUP_SIZES))}."
+        )
+
+
+def _is_matrix(info: TensorInfo, group_size: int) -> bool:
+    whole = len(info.shape) == 2 and info.shape[1] > 0 and info.shape[1] % group_size == 0
+    return whole and info.name.endswith(".weight") and info.dtype in FLOAT_DTYPES
+
+
+def _pieces(info: TensorInfo, module: str, how: Quantization) -> Iterator[_Piece]:
+    rows, columns = info.shape
+    words, groups = how.words(columns), how.groups(columns)
+    yield _Piece(TensorInfo(info.name, "uint32", (rows, words)), info, "weight", how)
+    for kind in ("scales", "biases"):
+        yield _Piece(TensorInfo(f"{module}.{kind}", how.dtype, (rows, groups)), info, kind, how)

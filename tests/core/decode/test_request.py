@@ -1,0 +1,184 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.fake import FakeDecoder, fake_table
+from vt_core.decode.costs import Costs
+from vt_core.decode.policy import BlockPolicy
+from vt_core.decode.request import Request
+from vt_core.decode.sampling import Sampler, SamplerSettings
+from vt_core.vocab.heads import HEADS, FullHead
+
+TABLE = fake_table()
+REDUCED = [head for head in HEADS.values() if head is not FullHead]
+
+
+def request(decoder, *, max_tokens=12, eos=(), policy=None, **sampling):
+    sampler = Sampler(SamplerSettings(**sampling), len(TABLE))
+    return Request(decoder, sampler, max_tokens, eos, policy)
+
+
+def run(head, static, prompt, *, can_follow=False, **options):
+    decoder = FakeDecoder(TABLE, head, can_follow)
+    decoder.head.set_static(static)
+    return list(request(decoder, **options).run(np.array(prompt)))
+
+
+@pytest.mark.parametrize("can_follow", [False, True])
+@pytest.mark.parametrize("head", REDUCED)
+@pytest.mark.parametrize("sampling", [{}, {"temperature": 0.9, "seed": 5}, {"repetition_penalty": 1.4}])
+@settings(max_examples=15, deadline=None)
+@given(
+    prompt=st.lists(st.integers(0, len(TABLE) - 1), min_size=1, max_size=8),
+    others=st.sets(st.integers(0, len(TABLE) - 1)),
+)
+def test_a_vocabulary_that_holds_the_full_output_gives_the_full_output(
+    head, can_follow, sampling, prompt, others
+):
+    full = run(FullHead, [], prompt, can_follow=can_follow, **sampling)
+    assert run(head, others | set(full), prompt, can_follow=can_follow, **sampling) == full
+
+
+@pytest.mark.parametrize("sampling", [{}, {"temperature": 1.5, "seed": 3}])
+def test_only_active_ids_come_out_and_the_prompt_is_active(sampling):
+    static = set(range(0, 200, 20))
+    out = run(HEADS["prealloc"], static, [3, 77, 150], max_tokens=40, **sampling)
+    assert set(out) <= static | {3, 77, 150}
+
+
+@pytest.mark.parametrize("can_follow", [False, True])
+def test_it_stops_at_any_eos_id_and_at_the_limit(can_follow):
+    free = run(FullHead, [], [1, 2], max_tokens=30, can_follow=can_follow)
+    assert len(free) == 30
+    eos = free[4]
+    assert (
+        run(FullHead, [], [1, 2], max_tokens=30, eos={eos, 1999}, can_follow=can_follow)
+        == free[: free.index(eos) + 1]
+    )
+    assert run(FullHead, [], [1, 2], max_tokens=1, can_follow=can_follow) == free[:1]
+
+
+def test_no_step_is_run_beyond_the_last_token():
+    decoder = FakeDecoder(TABLE, FullHead)
+    decoder.head.set_static([])
+    list(request(decoder, max_tokens=5).run(np.array([1])))
+    assert decoder.steps == 5
+
+
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("how", ["closed", "failed", "finished"])
+def test_a_request_leaves_only_static_rows_however_it_ends(how, exact):
+    decoder = FakeDecoder(TABLE, HEADS["prealloc"])
+    decoder.head.set_static([1, 2, 3])
+    decoder.fail_at = 4 if how == "failed" else None
+    policy = BlockPolicy() if exact else None
+    tokens = request(decoder, max_tokens=8, policy=policy).run(np.array([50, 60]))
+    if how == "closed":
+        next(tokens)
+        assert decoder.head.vocabulary.dynamic_size >= 2
+        tokens.close()
+    elif how == "failed":
+        with pytest.raises(MemoryError):
+            list(tokens)
+    else:
+        list(tokens)
+    assert decoder.head.vocabulary.ids.tolist() == [1, 2, 3]
+    assert decoder.state is None
+    decoder.fail_at = None
+    again = list(request(decoder, max_tokens=8, policy=policy).run(np.array([50, 60])))
+    assert again == run(HEADS["prealloc"], [1, 2, 3], [50, 60], max_tokens=8, policy=policy)
+
+
+class Blocks:
+    """A policy of fixed, arbitrary block lengths."""
+
+    def __init__(self, lengths):
+        self.lengths = list(lengths)
+        self.learned = []
+        self.costs = Costs()
+
+    def begin(self):
+        pass
+
+    def block(self):
+        return FixedBlock(self.lengths.pop(0) if self.lengths else 3)
+
+    def learn(self, confidences, accepted):
+        self.learned.append((len(confidences), accepted))
+
+
+class FixedBlock:
+    def __init__(self, length):
+        self.length = length
+        self.confidences = []
+
+    def push(self, confidence):
+        self.confidences.append(confidence)
+        return len(self.confidences) >= self.length
+
+
+samplings = st.fixed_dictionaries(
+    {
+        "temperature": st.sampled_from([0.0, 0.0, 0.7, 1.6]),
+        "top_k": st.sampled_from([0, 0, 3, 20]),
+        "top_p": st.sampled_from([1.0, 0.9, 0.4]),
+        "min_p": st.sampled_from([0.0, 0.1]),
+        "repetition_penalty": st.sampled_from([1.0, 1.3]),
+        "presence_penalty": st.sampled_from([0.0, 0.5]),
+        "frequency_penalty": st.sampled_from([0.0, 0.3]),
+        "logit_bias": st.sampled_from([{}, {7: 3.0, 190: -2.0}]),
+        "seed": st.integers(0, 2**40),
+    }
+)
+lengths = st.lists(st.integers(1, 9), max_size=10)
+ids = st.integers(0, len(TABLE) - 1)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    head=st.sampled_from(REDUCED),
+    static=st.sets(ids, max_size=80),
+    prompt=st.lists(ids, min_size=1, max_size=6),
+    policy=st.one_of(st.builds(Blocks, lengths), st.builds(BlockPolicy)),
+    can_follow=st.booleans(),
+    eos=st.sets(ids, max_size=30),
+    max_tokens=st.integers(1, 20),
+    sampling=samplings,
+)
+def test_exact_ids_are_those_of_the_full_head(
+    head, static, prompt, policy, can_follow, eos, max_tokens, sampling
+):
+    options = {"eos": eos, "max_tokens": max_tokens, "can_follow": can_follow, **sampling}
+    assert run(head, static, prompt, policy=policy, **options) == run(FullHead, [], prompt, **options)
+
+
+def test_rescues_join_the_dynamic_rows_and_are_counted():
+    decoder = FakeDecoder(TABLE, HEADS["prealloc"])
+    decoder.head.set_static([1, 2, 3])
+    policy = Blocks([1, 4, 4])
+    work = request(decoder, max_tokens=16, policy=policy)
+    tokens = work.run(np.array([50, 60]))
+    out = [next(tokens) for _ in range(10)]
+    rescued = work.checks.rescued
+    assert rescued and set(rescued) <= set(decoder.head.vocabulary.ids.tolist())
+    out += list(tokens)
+    assert out == run(FullHead, [], [50, 60], max_tokens=16)
+    assert work.checks.drafted == decoder.verified == sum(length for length, _ in policy.learned)
+    wrong = [(length, accepted) for length, accepted in policy.learned if accepted < length]
+    assert len(rescued) == len(wrong)
+    assert work.checks.rolled_back == sum(length - 1 - accepted for length, accepted in wrong)
+    assert work.checks.verifications == len(policy.learned)
+
+
+@pytest.mark.parametrize("can_follow", [False, True])
+def test_without_rewinding_every_token_is_checked_alone(can_follow):
+    decoder = FakeDecoder(TABLE, HEADS["prealloc"], can_follow)
+    decoder.can_rewind = False
+    decoder.head.set_static([1, 2, 3])
+    policy = Blocks([5] * 20)
+    out = list(request(decoder, max_tokens=10, policy=policy).run(np.array([50, 60])))
+    assert out == run(FullHead, [], [50, 60], max_tokens=10)
+    assert {length for length, _ in policy.learned} == {1}

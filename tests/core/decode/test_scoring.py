@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.fake import FakeDecoder, fake_table
+from vt_core.decode import scoring
+from vt_core.decode.scoring import log_probabilities, score
+from vt_core.decode.verification import NumpyTile
+from vt_core.vocab.heads import PreallocHead
+
+TABLE = fake_table()
+V = len(TABLE)
+
+
+def decoder():
+    made = FakeDecoder(TABLE, PreallocHead)
+    made.head.set_static([0, 1])
+    return made
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    seed=st.integers(0, 99),
+    tile=st.integers(1, 70),
+    spread=st.sampled_from([0.1, 1.0, 30.0]),
+    shift=st.sampled_from([-500.0, 0.0, 500.0]),
+)
+def test_tiles_give_the_log_softmax_and_the_first_of_the_largest(seed, tile, spread, shift):
+    rng = np.random.default_rng(seed)
+    logits = (rng.integers(-4, 5, size=(5, 60)) * spread + shift).astype(np.float32)  # ties are common
+    targets = rng.integers(0, 60, size=5)
+    tiles = (NumpyTile(at, logits[:, at : at + tile].copy()) for at in range(0, 60, tile))
+    found = log_probabilities(tiles, targets)
+    exact = logits.astype(np.float64) - shift
+    expected = exact - np.log(np.exp(exact).sum(axis=1, keepdims=True))
+    np.testing.assert_allclose(found.log_probs, expected[np.arange(5), targets], rtol=1e-5, atol=1e-5)
+    assert found.choices.tolist() == logits.argmax(axis=1).tolist()
+
+
+TEXTS = st.lists(
+    st.tuples(
+        st.lists(st.integers(0, V - 1), min_size=1, max_size=6),
+        st.lists(st.integers(0, V - 1), min_size=1, max_size=9),
+    ),
+    max_size=6,
+)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[])
+@given(texts=TEXTS, positions=st.integers(1, 12))
+def test_texts_scored_together_score_as_one_by_one(texts, positions):
+    together, alone = decoder(), decoder()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scoring, "POSITIONS", positions)
+        pairs = [(np.array(a + b), len(a)) for a, b in texts]
+        results = list(score(together, pairs))
+    for (_, text), pair, result in zip(texts, pairs, results, strict=True):
+        (single,) = score(alone, [pair])
+        np.testing.assert_allclose(result.log_probs, single.log_probs, atol=1e-6)
+        assert result.choices.tolist() == single.choices.tolist()
+        assert len(result.choices) == len(text)
+    # Every position once, and as many together as were asked for: the last reading takes what is left.
+    assert sum(together.scored) == sum(len(text) for _, text in texts)
+    assert all(count >= positions for count in together.scored[:-1])
+
+
+def test_the_same_text_before_choices_of_one_token_is_read_once():
+    made = decoder()
+    texts = [(np.array([5, 6, 7, choice]), 3) for choice in (1, 2, 3, 4)]
+    results = list(score(made, [*texts, (np.array([5, 6, 8, 1]), 3), (np.array([5, 6, 7, 1]), 2)]))
+    assert made.read == 2 + 2
+    assert made.scored == [7]
+    for (ids, _), result in zip(texts, results, strict=False):
+        (single,) = score(decoder(), [(ids, 3)])
+        np.testing.assert_allclose(result.log_probs, single.log_probs)
+
+
+def test_a_failure_leaves_the_decoder_as_it_was_before(monkeypatch):
+    made = decoder()
+    monkeypatch.setattr(scoring, "POSITIONS", 2)
+
+    def fail(states, targets):
+        raise MemoryError("the device is full")
+
+    made.score = fail
+    with pytest.raises(MemoryError) as caught:
+        list(score(made, [(np.arange(9), 1)]))
+    assert made.state is None  # also while the error is still looked at
+    del caught

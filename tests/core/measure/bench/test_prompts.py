@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from vt_core.errors import DataError
+from vt_core.measure.bench.prompts import RANDOM_LENGTHS, random_prompts, read_prompts
+from vt_core.profile.layout import Layout, make_layout
+from vt_core.vocab.tokenizer import Tokenizer
+
+
+@pytest.fixture
+def tokenizer(tiny):
+    return Tokenizer(tiny("llama")[1])
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    texts = ["one", "two words", "three words here", "and a fourth " * 40]
+    path.write_text("\n".join(json.dumps({"question": text}) for text in texts) + "\n\n")
+    return path
+
+
+def test_rows_go_through_the_chat_template_and_the_next_one_warms_up(tokenizer, file):
+    layout = make_layout("math", template="Say {input}")
+    prompts = read_prompts([file], layout, tokenizer, limit=2, most_tokens=None)
+    expected = [
+        tuple(tokenizer.encode_chat([{"role": "user", "content": f"Say {text}"}]).tolist())
+        for text in ("one", "two words", "three words here")
+    ]
+    assert list(prompts.ids) == expected[:2] and prompts.warm_up == expected[2]
+    raw = read_prompts([file], layout, tokenizer, limit=1, most_tokens=None, raw=True)
+    assert list(raw.ids) == [tuple(tokenizer.encode("Say one").tolist())]
+
+
+def test_rows_that_do_not_fit_are_passed_over_and_counted(tokenizer, file):
+    prompts = read_prompts([file], make_layout("math"), tokenizer, limit=9, most_tokens=60)
+    assert len(prompts.ids) == 3 and prompts.too_long == 1
+    assert prompts.warm_up == prompts.ids[-1] and prompts.source == "rows.jsonl"
+    with pytest.raises(DataError, match="no row holds a prompt that fits"):
+        read_prompts([file], make_layout("math"), tokenizer, limit=9, most_tokens=2)
+
+
+def test_a_row_without_the_field_is_named(tokenizer, file):
+    with pytest.raises(DataError, match=r"rows.jsonl, line 1: lacks the input"):
+        read_prompts([file], Layout(), tokenizer, limit=1, most_tokens=None)
+
+
+def test_random_prompts_are_of_the_seed():
+    ids = range(100, 200)
+    prompts = random_prompts(ids, limit=30, seed=1)
+    assert prompts == random_prompts(ids, limit=30, seed=1) != random_prompts(ids, limit=30, seed=2)
+    assert len(prompts.ids) == 30 and {id for each in prompts.ids for id in each} <= set(ids)
+    assert {RANDOM_LENGTHS[0] <= len(each) <= RANDOM_LENGTHS[1] for each in prompts.ids} == {True}

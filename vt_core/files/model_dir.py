@@ -1,0 +1,169 @@
+"""A model directory: what a conversion writes and both backends read.
+
+```
+config.json generation_config.json tokenizer.json …   as in the source
+model.safetensors (or shards and their index)          every tensor except the vocabulary tables
+vocab.lmdb/                                            the tables' rows
+vt.json                                                the manifest: what the rest is, and each file's length
+```
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vt_core.errors import ModelError, StoreError
+from vt_core.files.manifest import MANIFEST_NAME, PER_LAYER, Manifest
+from vt_core.files.model_config import context, per_layer_shape, read_json_object, read_text, text_config
+
+if TYPE_CHECKING:
+    from vt_core.store import Store
+
+STORE_NAME = "vocab.lmdb"
+
+
+@dataclass(frozen=True)
+class ModelDirectory:
+    """An opened model directory: its files are there and whole. No byte of a table has been read."""
+
+    path: Path
+    manifest: Manifest
+    config: dict[str, Any]
+
+    @classmethod
+    def open(cls, path: str | Path) -> ModelDirectory:
+        """Open and check a model directory.
+
+        Raises ModelError when it is no directory or not of this package, of an unknown format version, or
+        when a file is missing or not as long as it was when written.
+        """
+        path = Path(path).expanduser()
+        if not path.is_dir():
+            raise ModelError(f"{path} is not a directory." if path.exists() else f"{path} does not exist.")
+        if not is_model_directory(path):
+            raise ModelError(
+                f"{path} is not a model directory of vt: it holds no {MANIFEST_NAME}. "
+                "Make one with the convert command."
+            )
+        manifest = Manifest.from_json(read_text(path / MANIFEST_NAME), path=path / MANIFEST_NAME)
+        _check_files(path, manifest.files)
+        config = read_json_object(path / "config.json")
+        rows = text_config(config).get("vocab_size", manifest.vocab_rows)
+        if rows != manifest.vocab_rows:
+            raise ModelError(
+                f"{path}: config.json says vocab_size {rows}, the tables have {manifest.vocab_rows} rows. "
+                "Convert the model again."
+            )
+        settings = config.get("quantization")
+        if settings and not (isinstance(settings, dict) and {"bits", "group_size"} <= settings.keys()):
+            raise ModelError(
+                f"{path}: quantization in config.json does not give bits and group_size. "
+                "Convert the model again."
+            )
+        per_layer = manifest.tables.get(PER_LAYER)
+        shape = per_layer_shape(config, (manifest.quantization or {}).get(PER_LAYER))
+        if shape != (per_layer and (per_layer.rows, per_layer.columns)):
+            raise ModelError(
+                f"{path}: vt.json and config.json describe different tables for the layers. "
+                "Convert the model again."
+            )
+        return cls(path, manifest, config)
+
+    @property
+    def store_path(self) -> Path:
+        return self.path / STORE_NAME
+
+    @property
+    def tokenizer_path(self) -> Path:
+        return self.path / "tokenizer.json"
+
+    @property
+    def weight_paths(self) -> tuple[Path, ...]:
+        """The safetensors files of the body, in order."""
+        return tuple(
+            self.path / name for name in sorted(self.manifest.files) if name.endswith(".safetensors")
+        )
+
+    @property
+    def generation_config(self) -> dict[str, Any]:
+        """Content of generation_config.json; empty where there is none."""
+        path = self.path / "generation_config.json"
+        return read_json_object(path) if path.exists() else {}
+
+    @property
+    def context(self) -> int | None:
+        """Tokens that fit the model's context, where its configuration says so."""
+        return context(self.config)
+
+    @property
+    def quantization(self) -> str | None:
+        """How the layers came quantized: ``4-bit affine`` (MLX's format), another layout's name, or None."""
+        if settings := self.config.get("quantization"):
+            return f"{settings['bits']}-bit {settings.get('mode') or 'affine'}"
+        return self.carried
+
+    @property
+    def carried(self) -> str | None:
+        """The layout of layers that came quantized and were converted as they are (GPTQ), if they did."""
+        settings = self.config.get("quantization_config")
+        return str(settings.get("quant_method")) if isinstance(settings, dict) else None
+
+    def open_store(self) -> Store:
+        """Open the row store and check its tables against the manifest. Raises StoreError where they
+        differ."""
+        from vt_core.store import Store
+
+        store = Store.open(self.store_path)
+        try:
+            self._check_store(store)
+        except BaseException:
+            store.close()
+            raise
+        return store
+
+    def _check_store(self, store: Store) -> None:
+        for name, table in self.manifest.tables.items():
+            if name not in store.tables:
+                raise StoreError(f"{self.store_path} has no table {name!r}. Convert the model again.")
+            spec = store.tables[name].spec
+            if (spec.rows, spec.columns, spec.dtype) != (table.rows, table.columns, table.dtype):
+                raise StoreError(
+                    f"{self.store_path}: table {name!r} is {spec.rows} x {spec.columns} {spec.dtype}, "
+                    f"{MANIFEST_NAME} says {table.rows} x {table.columns} {table.dtype}. "
+                    "Convert the model again."
+                )
+            if store.tables[name].stored_checksum != table.checksum:
+                raise StoreError(
+                    f"{self.store_path} is the store of another model: table {name!r} has another "
+                    f"checksum than "
+                    f"{MANIFEST_NAME} says. Convert the model again."
+                )
+
+    def verify(self) -> None:
+        """Read every table and compare its checksum with the manifest's. Raises StoreError where one
+        differs."""
+        with self.open_store() as store:
+            for name, table in self.manifest.tables.items():
+                if store.tables[name].checksum() != table.checksum:
+                    raise StoreError(
+                        f"{self.store_path}: table {name!r} is not what was written: its checksum differs. "
+                        "Convert the model again."
+                    )
+
+
+def is_model_directory(path: str | Path) -> bool:
+    """Whether `path` is a directory that a conversion wrote, whole or not."""
+    return (Path(path) / MANIFEST_NAME).is_file()
+
+
+def _check_files(path: Path, files: dict[str, int]) -> None:
+    for name, expected in files.items():
+        file = path / name
+        if not file.is_file():
+            raise ModelError(f"{path} is incomplete: {name} is missing. Convert the model again.")
+        if file.stat().st_size != expected:
+            raise ModelError(
+                f"{file} has {file.stat().st_size} bytes and should have {expected}. Convert the model again."
+            )

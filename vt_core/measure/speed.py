@@ -1,0 +1,65 @@
+"""How fast a model decodes on this machine, with its full head and with a reduced one."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterable
+
+from vt_core.decode.backend import Decoder, Step
+from vt_core.decode.costs import Costs
+from vt_core.decode.policy import MAX_BLOCK
+from vt_core.decode.sampling import Sampler, SamplerSettings
+from vt_core.decode.verification import Draft
+from vt_core.files.model_dir import ModelDirectory
+
+_PROMPT_TOKENS = 32
+_REPEATS = 3
+
+
+def measure(directory: ModelDirectory, backend: str, quantize: str | None = None) -> tuple[Costs, float]:
+    """Costs with the reduced head of the rank prior, and the seconds of a step on the full head.
+
+    Loads the model twice, one after the other, and runs some tens of greedy steps each time.
+    """
+    from vt_core import load
+
+    costs = Costs()
+    model = load(directory.path, backend=backend, quantize=quantize)
+    steps = _decode(model.decoder, MAX_BLOCK)
+    costs.add_step(_median(seconds for _, seconds in steps))
+    block = [step for step, _ in steps]
+    sampler = Sampler(SamplerSettings(), model.rows)
+    for positions in (1, MAX_BLOCK):
+        drafts = [Draft(position, (), None) for position in range(positions)]
+        times = []
+        for _ in range(_REPEATS + 1):
+            started = time.perf_counter()
+            model.decoder.verify(block[:positions], drafts, sampler)
+            times.append(time.perf_counter() - started)
+        costs.add_verification(positions, _median(times[1:]))
+    model.decoder.end()
+    del model, steps, block
+    full = load(directory.path, backend=backend, head="full", quantize=quantize).decoder
+    full_step_s = _median(seconds for _, seconds in _decode(full, MAX_BLOCK))
+    full.end()
+    return costs, full_step_s
+
+
+def _decode(decoder: Decoder, count: int) -> list[tuple[Step, float]]:
+    """That many steps behind a short prompt, and the seconds of each."""
+    prompt = decoder.head.vocabulary.ids[:_PROMPT_TOKENS].copy()
+    decoder.begin()
+    step = decoder.prefill(prompt)
+    decoder.poll(step)
+    steps = []
+    for _ in range(count):
+        started = time.perf_counter()
+        step = decoder.step(decoder.poll(step))
+        decoder.poll(step)
+        steps.append((step, time.perf_counter() - started))
+    return steps
+
+
+def _median(seconds: Iterable[float]) -> float:
+    return statistics.median(list(seconds))

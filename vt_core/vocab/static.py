@@ -1,0 +1,31 @@
+"""Which rows a model's head keeps for all requests."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from vt_core.files.model_dir import ModelDirectory
+from vt_core.vocab.active import Ids
+from vt_core.vocab.prior import rank_prior
+from vt_core.vocab.task import TaskVocabulary
+from vt_core.vocab.token_bytes import TokenTable
+from vt_core.vocab.tokenizer import Tokenizer
+
+
+def static_ids(directory: ModelDirectory, tokenizer: Tokenizer, tasks: Sequence[TaskVocabulary]) -> Ids:
+    """Sorted full ids: the union of the task vocabularies, or the rank prior without one; special and EOS ids
+    always.
+
+    Raises:
+        VocabularyError: a task vocabulary belongs to another tokenizer.
+    """
+    rows = directory.manifest.vocab_rows
+    for task in tasks:
+        task.check(directory.manifest.tokenizer_digest, rows)
+    # Reading all tokens takes a while, and memory: only the prior needs them.
+    chosen = [np.asarray(task.ids) for task in tasks] or [rank_prior(TokenTable.load(tokenizer.path))]
+    always = np.fromiter(tokenizer.added_ids() | tokenizer.eos_ids(rows), dtype=np.int64)
+    ids: Ids = np.unique(np.concatenate([*chosen, always]).astype(np.int64))
+    return ids[ids < rows]

@@ -1,0 +1,220 @@
+"""Task vocabularies: the static ids of a task, where they come from, and their file (`*.vt.json`)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vt_core.errors import VocabularyError
+from vt_core.files.json_fields import Fields, is_whole, read_json, write_atomically, write_json
+from vt_core.vocab.active import Ids
+from vt_core.vocab.token_bytes import MAX_TOKENS, TokenTable
+
+FORMAT = "vt-task/1"
+
+Stages = Mapping[str, int]
+HeldOut = Mapping[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class TaskVocabulary:
+    """The static vocabulary of a task.
+
+    `ids` are full ids, sorted int64 [n], none twice, all below `vocab_size`; `counts` [n] is the number of
+    profiled examples that needed each id (0 for an id that only the rank prior brought), out of `examples`.
+    """
+
+    name: str
+    tokenizer_digest: str
+    vocab_size: int
+    """Rows of the table of the model that the task was profiled for."""
+    ids: Ids
+    counts: Ids
+    examples: int = 0
+    prior: int = 0
+    """How many ordinary ids the rank prior took; 0 without one."""
+    languages: tuple[str, ...] = ()
+    """Names of the language filter's languages; empty where nothing was filtered."""
+    tolerance: float | None = None
+    """Share of the examples that may lose a token; None where a number of rows was asked for instead."""
+    stages: Stages = field(default_factory=dict)
+    """Ids after each stage of profiling, in order."""
+    source: tuple[Mapping[str, Any], ...] = ()
+    """One `{"file": name, "rows": count}` for each file that was read."""
+    held_out: HeldOut | None = None
+    """Coverage of a held-out file, where it was measured."""
+    model: str = ""
+    """Name of the model that the task was profiled for, for messages."""
+
+    @classmethod
+    def load(cls, path: str | Path, tokenizer_json: str | Path | None = None) -> TaskVocabulary:
+        """Reads a task vocabulary of ours, or one of the published code's forms.
+
+        The published forms, `{token string: id}` and `[id, ...]`, do not say which tokenizer they belong to:
+        the model's `tokenizer_json` is read for them only, and every string must be that tokenizer's.
+        Raises VocabularyError, or TokenizerError.
+        """
+        data = read_json(path, "task vocabulary")
+        if isinstance(data, dict) and "format" in data and not isinstance(data["format"], int):
+            return _parse(Fields(str(path), data))
+        if not isinstance(data, dict | list):
+            raise VocabularyError(f"{path}: not a task vocabulary; it holds neither an object nor a list.")
+        if tokenizer_json is None:
+            raise VocabularyError(
+                f"{path}: a list of ids without its tokenizer's digest; give the model that it belongs to."
+            )
+        return _parse_published(data, TokenTable.load(tokenizer_json), path)
+
+    def save(self, path: str | Path) -> None:
+        """Writes the file whole or not at all; raises VocabularyError."""
+        values = {
+            "format": FORMAT,
+            "name": self.name,
+            "model": self.model,
+            "tokenizer_digest": self.tokenizer_digest,
+            "vocab_size": self.vocab_size,
+            "examples": self.examples,
+            "prior": self.prior,
+            "languages": list(self.languages),
+            "tolerance": self.tolerance,
+            "stages": dict(self.stages),
+            "source": [dict(entry) for entry in self.source],
+            "held_out": None if self.held_out is None else dict(self.held_out),
+            "ids": self.ids.tolist(),
+            "counts": self.counts.tolist(),
+        }
+        write_json(path, values)
+
+    def save_published(self, path: str | Path, table: TokenTable) -> None:
+        """Writes the published code's `{token string: id}`, most frequent first; raises VocabularyError."""
+        self.check(table.digest(), self.vocab_size)
+        ids = self.ids[np.lexsort((self.ids, -self.counts))].tolist()
+        tokens = {token: id for id in ids if id < table.size and (token := table.tokens[id]) is not None}
+        write_atomically(path, json.dumps(tokens, ensure_ascii=False).encode())
+
+    def check(self, tokenizer_digest: str, vocab_size: int, model: str = "") -> None:
+        """Raises VocabularyError unless the ids are of this tokenizer and have rows in `vocab_size` rows."""
+        if tokenizer_digest != self.tokenizer_digest:
+            made_for = _tokenizer(self.model, self.tokenizer_digest)
+            raise VocabularyError(
+                f"Task vocabulary '{self.name}' was made for {made_for}, but the model has "
+                f"{_tokenizer(model, tokenizer_digest)}; profile the task for this model."
+            )
+        if len(self.ids) and self.ids[-1] >= vocab_size:
+            raise VocabularyError(
+                f"Task vocabulary '{self.name}' holds id {self.ids[-1]}, but the model's table has only "
+                f"{vocab_size} rows; profile the task for this model."
+            )
+
+    @staticmethod
+    def union(tasks: Iterable[TaskVocabulary]) -> TaskVocabulary:
+        """All ids of several tasks of one tokenizer, counts and examples added; raises VocabularyError."""
+        first, *rest = tasks
+        for other in rest:
+            first = _unite(first, other)
+        return first
+
+
+def _tokenizer(model: str, digest: str) -> str:
+    return f"tokenizer {digest[:12]}" + (f" of {model}" if model else "")
+
+
+def _unite(a: TaskVocabulary, b: TaskVocabulary) -> TaskVocabulary:
+    if a.tokenizer_digest != b.tokenizer_digest:
+        raise VocabularyError(
+            f"Task vocabularies '{a.name}' ({_tokenizer(a.model, a.tokenizer_digest)}) and '{b.name}' "
+            f"({_tokenizer(b.model, b.tokenizer_digest)}) do not go together; profile both for one model."
+        )
+    ids = np.union1d(a.ids, b.ids)
+    counts = np.zeros(len(ids), np.int64)
+    for task in (a, b):
+        counts[np.searchsorted(ids, task.ids)] += task.counts
+    return replace(
+        a,
+        name=f"{a.name}+{b.name}",
+        vocab_size=max(a.vocab_size, b.vocab_size),
+        ids=ids,
+        counts=counts,
+        examples=a.examples + b.examples,
+        prior=max(a.prior, b.prior),
+        languages=tuple(dict.fromkeys((*a.languages, *b.languages))),
+        tolerance=None if a.tolerance is None or b.tolerance is None else max(a.tolerance, b.tolerance),
+        stages={},
+        source=(*a.source, *b.source),
+        held_out=None,
+    )
+
+
+def _parse(fields: Fields) -> TaskVocabulary:
+    if fields.values["format"] != FORMAT:
+        raise VocabularyError(
+            f"{fields.where}: format {fields.values['format']!r} is unknown; this version reads {FORMAT!r}."
+        )
+    vocab_size = fields.whole("vocab_size", MAX_TOKENS)
+    examples = fields.whole("examples")
+    ids = fields.whole_list("ids", vocab_size - 1)
+    counts = fields.whole_list("counts", examples)
+    if len(counts) != len(ids):
+        raise fields.fault("counts", f"has {len(counts)} entries for {len(ids)} ids")
+    if np.any(np.diff(ids) <= 0):
+        raise fields.fault("ids", "is not sorted, or holds an id twice")
+    return TaskVocabulary(
+        name=fields.text("name"),
+        tokenizer_digest=fields.text("tokenizer_digest"),
+        vocab_size=vocab_size,
+        ids=ids,
+        counts=counts,
+        examples=examples,
+        prior=fields.whole("prior"),
+        languages=fields.texts("languages"),
+        tolerance=_tolerance(fields),
+        stages=_stages(fields),
+        source=fields.files("source"),
+        held_out=_held_out(fields),
+        model=fields.text("model") if "model" in fields.values else "",
+    )
+
+
+def _tolerance(fields: Fields) -> float | None:
+    value = fields.values.get("tolerance")
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
+        raise fields.fault("tolerance", f"is {value!r}, not from 0 up to 1")
+    return float(value)
+
+
+def _stages(fields: Fields) -> Stages:
+    stages = fields.typed("stages", dict, "a table of sizes")
+    if not all(is_whole(value, MAX_TOKENS) for value in stages.values()):
+        raise fields.fault("stages", "is not a table of sizes")
+    return stages
+
+
+def _held_out(fields: Fields) -> HeldOut | None:
+    value = fields.values.get("held_out")
+    if value is not None and not isinstance(value, dict):
+        raise fields.fault("held_out", "is not a table of figures")
+    return value
+
+
+def _parse_published(data: Any, table: TokenTable, path: str | Path) -> TaskVocabulary:
+    values = data.values() if isinstance(data, dict) else data
+    for value in values:
+        if not is_whole(value, table.size - 1) or table.tokens[value] is None:
+            raise VocabularyError(f"{path}: {value!r} is no id of the model's tokenizer ({table.size} ids).")
+    if isinstance(data, dict):
+        for token, id in data.items():
+            if token not in (table.tokens[id], table.text(id)):
+                raise VocabularyError(
+                    f"{path}: id {id} is {token!r} there, but {table.tokens[id]!r} in the model's tokenizer; "
+                    "the vocabulary was made for another one."
+                )
+    ids = np.unique(np.array(list(values), np.int64))
+    name = Path(path).name.removesuffix(".json").removesuffix(".vt")
+    return TaskVocabulary(name, table.digest(), table.size, ids, np.zeros(len(ids), np.int64))

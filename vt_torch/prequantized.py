@@ -1,0 +1,210 @@
+"""Layers that came quantized: GPTQ's and AWQ's are read here, compressed-tensors are transformers' matter.
+
+Four bits in groups stay four bits, for the kernel that PyTorch has; whatever that does not take becomes
+floats while it is loaded.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from vt_core.errors import BackendError, ModelError
+from vt_core.files.model_dir import ModelDirectory
+from vt_core.host import give_back
+from vt_torch.quantized import GROUPS, Int4Linear, multiplies_four_bits
+
+#: Packages that transformers multiplies with, by what config.json calls the layout: their modules and names.
+_PACKAGES = {"compressed-tensors": {"compressed_tensors": "compressed-tensors"}}
+#: What a file holds of a layer in a layout that is read here.
+_PARTS = {"gptq": ("qweight", "qzeros", "scales", "g_idx"), "awq": ("qweight", "qzeros", "scales")}
+_BITS = {"gptq": (2, 4, 8), "awq": (4,)}
+#: Forms that are known, the first one where config.json names none, and what it called them before "format".
+_FORMS = {"gptq": ("gptq", "gptq_v2"), "awq": ("gemm",)}
+_LEGACY = {"gptq": "checkpoint_format", "awq": "version"}
+#: Which of eight neighbors AWQ puts into a word first, second, …, the lowest bits first.
+_AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
+_WORD_BITS = 32
+_OLDER, _NEWER = "language_model.model.", "model.language_model."
+
+
+def check_packages(directory: ModelDirectory, bits: int | None) -> None:
+    """Whether layers that came quantized, if these are such, can be run, and are not to be quantized again.
+
+    Raises:
+        BackendError: a package is missing, which is named, or ``bits`` were asked for.
+    """
+    method = directory.carried
+    if method is None:
+        return
+    if bits is not None:
+        raise BackendError(f"{directory.path} is quantized already ({method}); leave --quantize out")
+    packages = _PACKAGES.get(method, {})
+    missing = [name for module, name in packages.items() if importlib.util.find_spec(module) is None]
+    if missing:
+        raise BackendError(
+            f"{directory.path} holds layers quantized with {method}, for which transformers needs "
+            f"{' and '.join(missing)}; install with: pip install {' '.join(missing)}"
+        )
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How GPTQ or AWQ packed the layers of a model."""
+
+    method: str
+    bits: int
+    one_less: bool  #: whether a zero is stored as the number before it
+    in_order: bool = True  #: whether columns of a group lie side by side, by config.json
+    group: int | None = None  #: how many these are, by config.json
+
+    def stays(self, device: torch.device) -> bool:
+        """Whether most layers are to be expected to stay in four bits there, in the float type that these
+        run in; what they then are is decided layer by layer.
+        """
+        fits = self.bits == 4 and self.in_order and self.group in GROUPS
+        return fits and multiplies_four_bits(device, torch.bfloat16)
+
+    def numbers(self, words: torch.Tensor) -> torch.Tensor:
+        """Whole numbers ``[out, in]`` int32 of stored words."""
+        return self._unpacked(words.T).contiguous() if self.method == "gptq" else self._unpacked(words).T
+
+    def zeros(self, words: torch.Tensor) -> torch.Tensor:
+        """Zeros ``[out, groups]`` int32 of stored words ``[groups, …]``."""
+        found = self._unpacked(words).T
+        return found + 1 & (1 << self.bits) - 1 if self.one_less else found
+
+    def _unpacked(self, words: torch.Tensor) -> torch.Tensor:
+        """The numbers that lie side by side in the last axis of words."""
+        count = _WORD_BITS // self.bits
+        places = [_AWQ_ORDER.index(index) for index in range(count)] if self.method == "awq" else range(count)
+        shifts = self.bits * torch.tensor(list(places), dtype=torch.int32, device=words.device)
+        return (words[..., None] >> shifts & (1 << self.bits) - 1).flatten(-2)
+
+
+def find_layout(directory: ModelDirectory) -> Layout | None:
+    """How the layers are packed, where that is for this module to read.
+
+    Raises:
+        ModelError: in a variant that it does not know.
+    """
+    method = directory.carried
+    if method not in _PARTS:
+        return None
+    settings = directory.config["quantization_config"]
+    bits, legacy = settings.get("bits"), _LEGACY[method]
+    form = str(settings.get(legacy) or settings.get("format") or _FORMS[method][0]).lower()
+    if not isinstance(bits, int) or bits not in _BITS[method] or form not in _FORMS[method]:
+        raise ModelError(
+            f"{directory.path} holds {method} layers of {bits} bits in the form {form!r}; vt reads AWQ's "
+            "gemm form of 4 bits, and GPTQ's of 2, 4 and 8. Use the original weights, or a GGUF file"
+        )
+    shuffled = bool(settings.get("desc_act")) and not settings.get("static_groups")
+    return Layout(method, bits, form == "gptq", not shuffled, settings.get("group_size"))
+
+
+def declare(model: nn.Module, layout: Layout, tensors: Mapping[str, Any]) -> None:
+    """Put a :class:`CarriedLinear` where a model that was just declared has a linear layer that came packed.
+
+    Args:
+        tensors: the body's, by name: slices of an open safetensors file.
+
+    Raises:
+        ModelError: there is no such linear layer, or its parts do not fit it.
+    """
+    for name in tensors:
+        path = name.removesuffix(".qweight")
+        if path == name:
+            continue
+        # As transformers names modules, whatever files do: a language model inside a model (Gemma 3).
+        inside = path.removeprefix(_OLDER)
+        place = path if inside == path else f"{_NEWER}{inside}"
+        try:
+            layer: Any = model.get_submodule(place)
+        except AttributeError:
+            layer = None
+        if type(layer) is not nn.Linear:
+            raise ModelError(
+                f"{name} belongs to no linear layer of {type(model).__name__}; vt cannot read it"
+            )
+        carried = CarriedLinear(layout, layer, path, tensors)
+        parent, _, last = place.rpartition(".")
+        setattr(model.get_submodule(parent), last, carried)
+
+
+def finish(model: nn.Module) -> None:
+    """Put layers that multiply in place of each :class:`CarriedLinear` of a loaded model, one by one."""
+    # By their names: a list of modules would hold what came packed until the last one is done.
+    for path in [path for path, module in model.named_modules() if isinstance(module, CarriedLinear)]:
+        parent, _, last = path.rpartition(".")
+        setattr(model.get_submodule(parent), last, model.get_submodule(path).finished())
+        # What is freed here piles up in the C library's heap.
+        give_back()
+
+
+class CarriedLinear(nn.Module):
+    """What a file holds of a linear layer, until it is loaded."""
+
+    def __init__(self, layout: Layout, layer: nn.Linear, path: str, tensors: Mapping[str, Any]) -> None:
+        super().__init__()
+        self._layout = layout
+        for part in _PARTS[layout.method]:
+            if (stored := tensors.get(f"{path}.{part}")) is None:
+                raise ModelError(f"{path}.{part} is missing beside {path}.qweight; convert the model again")
+            dtype = layer.weight.dtype if part == "scales" else torch.int32
+            # The loader would take the one for the other, digits lost.
+            if stored.get_dtype().startswith(("I", "U")) != (part != "scales"):
+                raise ModelError(
+                    f"{path}.{part} is of the type {stored.get_dtype()}, and should be of "
+                    f"{'floats' if part == 'scales' else 'whole numbers'}; convert the model again"
+                )
+            self.register_buffer(part, torch.empty(stored.get_shape(), dtype=dtype, device="meta"))
+        self._check(layer, path)
+        self.bias = layer.bias
+        # Some files have a bias of zeros for every layer.
+        if self.bias is None and f"{path}.bias" in tensors:
+            self.bias = nn.Parameter(layer.weight.new_empty(layer.out_features), requires_grad=False)
+
+    def _check(self, layer: nn.Linear, path: str) -> None:
+        rows, columns, count = layer.out_features, layer.in_features, _WORD_BITS // self._layout.bits
+        groups = self.scales.shape[0] if self.scales.dim() == 2 else 0
+        gptq = self._layout.method == "gptq"
+        expected = {
+            "qweight": (columns // count, rows) if gptq else (columns, rows // count),
+            "qzeros": (groups, rows // count),
+            "scales": (groups, rows),
+            "g_idx": (columns,),
+        }
+        whole = groups and rows % count == 0 and columns % groups == 0 and columns % count == 0
+        for part, buffer in self.named_buffers():
+            if not whole or tuple(buffer.shape) != expected[part]:
+                raise ModelError(
+                    f"{path}.{part} has the shape {list(buffer.shape)}, which does not fit a layer of "
+                    f"{columns} inputs and {rows} outputs with {self._layout.bits} bits"
+                )
+
+    def finished(self) -> nn.Module:
+        """The layer, on the device and in the float type that its parts were loaded to."""
+        numbers, zeros = self._layout.numbers(self.qweight), self._layout.zeros(self.qzeros)
+        scales, columns = self.scales.T, numbers.shape[1]
+        group = columns // scales.shape[1]
+        index = torch.arange(columns, device=numbers.device) // group
+        ordered = self._layout.method == "awq" or torch.equal(self.g_idx, index.to(self.g_idx.dtype))
+        fits = self._layout.bits == 4 and ordered and group in GROUPS and len(numbers) % 16 == 0
+        if fits and multiplies_four_bits(scales.device, scales.dtype):
+            return Int4Linear(numbers, scales, (8 - zeros) * scales, self.bias)
+        if not ordered:
+            index = self.g_idx.long()
+            if int(index.min()) < 0 or int(index.max()) >= scales.shape[1]:
+                raise ModelError(
+                    f"g_idx names groups from {index.min()} to {index.max()}, of {scales.shape[1]}"
+                )
+        floats = (numbers - zeros[:, index]) * scales[:, index]
+        layer = nn.Linear(columns, len(numbers), bias=False, device="meta")
+        layer.weight, layer.bias = nn.Parameter(floats, requires_grad=False), self.bias
+        return layer
