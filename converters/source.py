@@ -23,8 +23,8 @@ SAMPLE_BYTES = 64 << 10
 class TensorInfo:
     """A tensor of a source, under its Hugging Face name.
 
-    `dtype` is a storage dtype of `vt_core.files.dtypes` ("bfloat16", "float32", …), or for a quantized source the
-    name of the format it holds; `shape` is the shape of the values, slowest axis first.
+    `dtype` is a storage dtype of `vt_core.files.dtypes` ("bfloat16", "float32", …), or for a quantized source
+    the name of the format it holds; `shape` is the shape of the values, slowest axis first.
     """
 
     name: str

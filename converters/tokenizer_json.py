@@ -16,7 +16,8 @@ _END = re.compile(rb"\s*\]")
 
 
 def digest(path: Path) -> str:
-    """`vt_core.vocab.token_bytes.tokenizer_digest`, computed without parsing the merges. Raises TokenizerError.
+    """`vt_core.vocab.token_bytes.tokenizer_digest`, computed without parsing the merges. Raises
+    TokenizerError.
 
     The digest does not depend on them, and they are most of the file: with them Gemma 3's 33 MB took 284 MiB
     of memory, without them 109.

@@ -12,8 +12,8 @@ from vt_core.vocab.heads import Head
 
 
 class FakeRows:
-    """:class:`vt_core.vocab.heads.RowOps` over a table in memory. A bundle is (weight, ids); ``reads`` counts rows
-    read.
+    """:class:`vt_core.vocab.heads.RowOps` over a table in memory. A bundle is (weight, ids); ``reads`` counts
+    rows read.
     """
 
     def __init__(self, table: np.ndarray) -> None:

@@ -1,4 +1,6 @@
-"""The laws of :mod:`vt_core.decode.backend`, on every backend, against the stock framework on the same weights."""
+"""The laws of :mod:`vt_core.decode.backend`, on every backend, against the stock framework on the same
+weights.
+"""
 
 from __future__ import annotations
 

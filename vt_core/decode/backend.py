@@ -87,8 +87,8 @@ class Decoder(Protocol):
         """
 
     def score(self, states: Sequence[States], targets: Ids) -> Scored:
-        """What :func:`vt_core.decode.scoring.log_probabilities` makes of the full head, read once, for the ids
-        ``targets [k]`` at the ``k`` positions of some states.
+        """What :func:`vt_core.decode.scoring.log_probabilities` makes of the full head, read once, for the
+        ids ``targets [k]`` at the ``k`` positions of some states.
         """
 
     def rewind(self, count: int) -> None:
@@ -127,8 +127,8 @@ class Backend(Protocol):
         ``tokens``: the rows that have a token; those behind them are padding, and no head ever holds one.
         None: every row has one. ``adapter``: low-rank layers to put beside the model's own.
         ``tile_bytes``: how much of the full head verification holds at once, in the run's dtype; None takes
-        what was measured to be fastest on the device. ``quantize``: one of :data:`vt_core.decode.backend.QUANTIZE`,
-        or None to take the weights as they are stored; BackendError where the backend cannot.
+        what was measured to be fastest on the device. ``quantize``: one of :data:`QUANTIZE`, or None to take
+        the weights as they are stored; BackendError where the backend cannot.
         """
 
 
