@@ -16,7 +16,7 @@ demo: $(VENV)/demo
 	$(BIN)/$(COMMAND) generate -v --max-tokens 64 "Explain in two sentences why the sky is blue."
 
 test: $(VENV)/test lint types
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 bench: $(VENV)/test
 	$(BIN)/python -m benchmarks.guard

@@ -15,7 +15,7 @@ from vt_core import load
 from vt_core.cli import build
 from vt_core.vocab.tokenizer import Tokenizer
 
-PROMPT = "Name three colors of the rainbow."
+PROMPT = "Name three colours of the rainbow."
 
 
 @pytest.fixture(scope="module")
