@@ -26,8 +26,8 @@ from typing import Any
 
 import click
 
-from benchmarks import stock
-from vt_core.decode.backend import BACKENDS
+from converters.export import stock_copy
+from vt_core.decode.backend import BACKENDS, stock_backend
 from vt_core.decode.metrics import ProcessMemory
 from vt_core.files.model_dir import STORE_NAME, ModelDirectory
 
@@ -46,7 +46,7 @@ PROMPT = "The capital of France is"
 @click.option("--warm", is_flag=True, help="Leave the files in the page cache.")
 @click.option("--out", type=click.Path(path_type=Path), required=True)
 def main(backend: str, model: Path, work: Path, dtype: str, rounds: int, warm: bool, out: Path) -> None:
-    paths = {"stock": stock.export(model)}
+    paths = {"stock": stock_copy(ModelDirectory.open(model))}
     own = work / f"{model.name}-copy"
     if not own.exists():
         shutil.copytree(model, own)
@@ -168,10 +168,11 @@ def _stock(job: dict[str, Any]) -> Callable[[], int]:
         from mlx_lm.utils import load_tokenizer
 
         tokenizer = load_tokenizer(Path(path))
-    model = stock.LOAD[backend](path, job["dtype"])
+    dtype = job["dtype"]
+    model = stock_backend(backend).load_stock(Path(path), device="cpu", dtype=dtype, stored=dtype)
 
     def first() -> int:
-        return stock.GENERATE[backend](model, tokenizer.encode(PROMPT), 1, [0])[0][0]
+        return model.generate(tokenizer.encode(PROMPT), 1, [0], lambda: None)[0]
 
     return first
 

@@ -115,13 +115,13 @@ def batch_writer(arguments: argparse.Namespace) -> Writer:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from benchmarks.stock import export
+    from converters.export import stock_copy
 
     directory = ModelDirectory.open(arguments.model)
     tokenizer = Tokenizer(directory.path)
     ends = tokenizer.eos_ids(directory.manifest.vocab_rows)
     dtype = getattr(torch, directory.manifest.dtype)
-    model = AutoModelForCausalLM.from_pretrained(export(directory.path), dtype=dtype).eval()
+    model = AutoModelForCausalLM.from_pretrained(stock_copy(directory), dtype=dtype).eval()
 
     def write(prompts: Sequence[str]) -> list[list[int]]:
         encoded = [chat_ids(tokenizer, prompt) for prompt in prompts]

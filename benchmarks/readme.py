@@ -14,12 +14,13 @@ from typing import Any
 
 import click
 
-from benchmarks.quality import summary
 from vt_core.measure.bench.figures import Figures, Row
 from vt_core.measure.bench.machine import machine_text
 from vt_core.measure.bench.output import load
 from vt_core.measure.bench.plots import draw
 from vt_core.measure.bench.report import report
+from vt_core.measure.quality.report import load as load_quality
+from vt_core.measure.quality.report import report as quality_report
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).with_name("results")
@@ -27,6 +28,8 @@ BEGIN, END = "<!-- bench: python -m benchmarks.readme -->\n", "<!-- /bench -->\n
 STOCK_NAMES = {"torch": "transformers", "mlx": "mlx-lm"}
 #: What people call the directories that were measured.
 TITLES = {"gemma-vt": "Gemma 3 270M", "qwen-vt": "Qwen2.5-Coder 0.5B", "smollm2-vt": "SmolLM2 135M"}
+#: Tasks in the order of the quality reports.
+TASKS = ("math", "qa", "summarization", "code", "translation")
 NONE = "–"
 
 
@@ -74,6 +77,12 @@ def files() -> list[Path]:
 def evaluated() -> list[Path]:
     """Directories with the committed results of a model's tasks."""
     return sorted(directory for directory in (RESULTS / "quality").glob("*") if directory.is_dir())
+
+
+def summary(directory: Path) -> str:
+    """One quality report of all tasks that a directory has results of."""
+    found = (directory / task / "results.json" for task in TASKS)
+    return quality_report([load_quality(file) for file in found if file.is_file()])
 
 
 def replaced(readme: str, text: str) -> str:

@@ -11,7 +11,6 @@ import pytest
 from click.testing import CliRunner
 
 from benchmarks import guard, readme
-from benchmarks.quality import summary
 from tests.core.measure.bench.results import results, row
 from vt_core.measure.bench.figures import Figures
 from vt_core.measure.bench.output import dump, load
@@ -41,7 +40,7 @@ def test_a_report_is_made_of_its_results(file):
 
 @pytest.mark.parametrize("directory", readme.evaluated(), ids=lambda directory: directory.name)
 def test_a_report_on_quality_is_made_of_its_results(directory):
-    assert (directory / "report.md").read_text(encoding="utf-8") == summary(directory)
+    assert (directory / "report.md").read_text(encoding="utf-8") == readme.summary(directory)
     files = list(directory.glob("*/results.json"))
     assert files
     for file in files:

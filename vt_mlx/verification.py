@@ -83,7 +83,7 @@ class HeadScan:
         self._ops, self._table, self._bias = rows, rows.head_table, rows.whole_bias()
         self._transform, self._dtype = transform, dtype
         # MLX's CPU build multiplies with one thread, in time linear in k; numpy's library does far better
-        # there, on packed rows too (benchmarks.packed_products, one thread, a busy machine): a 4-bit row of
+        # there, on packed rows too (measured with one thread on a busy machine): a 4-bit row of
         # 896 takes 0.7 us to dequantize and multiply with one state against 1.9 in MLX, and some 0.9 against
         # 16 times as much with 16. But half floats MLX adds up in their own type there, which only MLX does.
         packed = rows.head_how is not None

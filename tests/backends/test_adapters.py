@@ -7,7 +7,7 @@ import json
 import pytest
 from click.testing import CliRunner
 
-from benchmarks import stock
+from tests import stock
 from tests.conftest import backend_params
 from tests.tiny import KINDS, stock_source
 from vt_core import load

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 
-from benchmarks import stock
 from converters import convert
+from tests import stock
 from tests.conftest import backend_params
 from tests.particular import PARTICULAR, write_without
 from tests.tiny import ARCHITECTURES, KINDS, PADDING_ROWS, stock_source, write_model

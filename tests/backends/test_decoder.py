@@ -7,7 +7,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from benchmarks import stock
+from tests import stock
 from tests.conftest import backend_params
 from tests.rounding import round_weights
 from tests.tiny import KINDS, QUANTIZED, stock_source

@@ -9,8 +9,8 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks import stock
 from converters import convert
+from tests import stock
 from tests.conftest import backend_params
 from tests.tiny import write_model
 from vt_core import load

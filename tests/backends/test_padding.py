@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from benchmarks import stock
 from converters import convert
+from tests import stock
 from tests.conftest import backend_params
 from tests.tiny import PADDING_ROWS
 from vt_core import load

@@ -10,9 +10,9 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks import stock
 from converters import convert
 from converters.export import export
+from tests import stock
 from tests.conftest import backend_params
 from tests.prequantized import SETTINGS, write_carried
 from tests.tiny import ARCHITECTURES, quantize, stock_source, write_model

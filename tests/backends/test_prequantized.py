@@ -12,8 +12,8 @@ import pytest
 from click.testing import CliRunner
 from safetensors.numpy import load_file, save_file
 
-from benchmarks import stock
 from converters import convert
+from tests import stock
 from tests.conftest import backend_params
 from tests.prequantized import SETTINGS, write_carried
 from tests.tiny import ARCHITECTURES

@@ -8,8 +8,8 @@ import shutil
 import numpy as np
 import pytest
 
-from benchmarks import stock
 from converters import convert
+from tests import stock
 from tests.conftest import backend_params
 from tests.tiny import QUANTIZED, quantize, write_model
 from vt_core import load

@@ -7,7 +7,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from benchmarks import stock
+from tests import stock
 from tests.conftest import backend_params
 from tests.tiny import KINDS, stock_source
 from vt_core import load

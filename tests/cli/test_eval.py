@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from tests.conftest import backend_params
 from vt_core.cli import build
-from vt_core.measure.evaluation.report import report
+from vt_core.measure.quality.report import report
 
 pytestmark = pytest.mark.parametrize("backend", backend_params())
 

@@ -115,11 +115,11 @@ def evaluate(backend: str, **options: Any) -> None:
     from tqdm import tqdm
 
     from vt_core.measure.bench.machine import command_text
-    from vt_core.measure.evaluation.examples import TestFields, read_examples, task_layout
-    from vt_core.measure.evaluation.report import report, write
-    from vt_core.measure.evaluation.run import Plan
-    from vt_core.measure.evaluation.run import evaluate as run
-    from vt_core.measure.evaluation.variants import parse_variants
+    from vt_core.measure.quality.examples import TestFields, read_examples, task_layout
+    from vt_core.measure.quality.report import report, write
+    from vt_core.measure.quality.run import Plan
+    from vt_core.measure.quality.run import evaluate as run
+    from vt_core.measure.quality.variants import parse_variants
 
     if options["test_field"] is not None and options["preset"] != "code":
         raise OptionError("--test-field goes with --preset code.")

@@ -11,14 +11,14 @@ from typing import Any
 
 from vt_core.errors import OptionError
 from vt_core.measure.bench.machine import machine, versions
-from vt_core.measure.evaluation.examples import Example
-from vt_core.measure.evaluation.metrics import metrics_of
-from vt_core.measure.evaluation.predictions import Predictions
-from vt_core.measure.evaluation.results import CONFIDENCE, FORMAT, RESAMPLES, answered, figures
-from vt_core.measure.evaluation.running import Questions
-from vt_core.measure.evaluation.sandbox import protections
-from vt_core.measure.evaluation.variants import VARIANTS
-from vt_core.measure.evaluation.vocabularies import Vocabularies, corpus_vocabulary, task_vocabularies
+from vt_core.measure.quality.examples import Example
+from vt_core.measure.quality.predictions import Predictions
+from vt_core.measure.quality.results import CONFIDENCE, FORMAT, RESAMPLES, answered, figures
+from vt_core.measure.quality.running import Questions
+from vt_core.measure.quality.sandbox import protections
+from vt_core.measure.quality.scores import metrics_of
+from vt_core.measure.quality.variants import VARIANTS
+from vt_core.measure.quality.vocabularies import Vocabularies, corpus_vocabulary, task_vocabularies
 from vt_core.model import Model
 from vt_core.profile.layout import Layout
 from vt_core.vocab.task import TaskVocabulary

@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from vt_core.errors import OptionError
-from vt_core.measure.evaluation.code import code_of
-from vt_core.measure.evaluation.examples import Example
+from vt_core.measure.quality.code import code_of
+from vt_core.measure.quality.examples import Example
 
 Statistics = npt.NDArray[np.float64]
 """What a metric adds up over examples, float64 [n, k]."""
@@ -193,6 +193,6 @@ def metrics_of(preset: str, examples: Sequence[Example], tokenize: str | None = 
     exact = Mean("exact match", "the code is the reference's, line by line", same_code)
     if examples[0].tests is None:
         return [exact]
-    from vt_core.measure.evaluation.sandbox import passes
+    from vt_core.measure.quality.sandbox import passes
 
     return [exact, Mean("pass@1", "the row's unit tests pass, one answer each", passes)]

@@ -6,7 +6,7 @@ import ast
 import re
 import warnings
 
-from vt_core.measure.evaluation.examples import Example
+from vt_core.measure.quality.examples import Example
 
 _FENCE = re.compile(r"^[ \t]*```[^\n]*\n(.*?)(?:^[ \t]*```|\Z)", re.DOTALL | re.MULTILINE)
 

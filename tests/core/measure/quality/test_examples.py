@@ -7,9 +7,9 @@ import json
 import pytest
 
 from vt_core.errors import DataError, OptionError
-from vt_core.measure.evaluation.examples import TestFields as Fields
-from vt_core.measure.evaluation.examples import read_examples, task_layout
-from vt_core.measure.evaluation.variants import VARIANTS, parse_variants
+from vt_core.measure.quality.examples import TestFields as Fields
+from vt_core.measure.quality.examples import read_examples, task_layout
+from vt_core.measure.quality.variants import VARIANTS, parse_variants
 
 
 def rows(tmp_path, *values):

@@ -1,4 +1,4 @@
-"""The stock frameworks, for scripts and tests that hold a plain Hugging Face directory: one call each."""
+"""The stock frameworks on a plain Hugging Face directory: the reference that decoders are tested against."""
 
 from __future__ import annotations
 
@@ -6,27 +6,21 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from converters.export import stock_copy
 from vt_core.decode.backend import BACKENDS, Stock, stock_backend
-from vt_core.files.model_dir import ModelDirectory
-
-Tokens = tuple[list[int], list[float]]  #: full ids and the time of each, the start of the call first
-
-
-def export(model: Path) -> Path:
-    """A model directory as a plain Hugging Face one, in the user's cache."""
-    return stock_copy(ModelDirectory.open(model))
 
 
 def load(backend: str, path: str | Path, dtype: str) -> Stock:
+    """Load the stock framework's model on the CPU."""
     return stock_backend(backend).load_stock(Path(path), device="cpu", dtype=dtype, stored=dtype)
 
 
-def generate(model: Stock, prompt: Sequence[int], max_tokens: int, eos: Collection[int]) -> Tokens:
+def generate(
+    model: Stock, prompt: Sequence[int], max_tokens: int, eos: Collection[int]
+) -> tuple[list[int], list[float]]:
+    """Generate greedily. Returns full ids, and the start time followed by the time of each id."""
     times = [time.perf_counter()]
     ids = model.generate(prompt, max_tokens, eos, lambda: times.append(time.perf_counter()))
     return ids, times
@@ -46,5 +40,5 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
     return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
 
 
-LOAD: dict[str, Callable[..., Any]] = {backend: partial(load, backend) for backend in BACKENDS}
-GENERATE: dict[str, Callable[..., Tokens]] = dict.fromkeys(BACKENDS, generate)
+LOAD: dict[str, Callable[..., Stock]] = {backend: partial(load, backend) for backend in BACKENDS}
+GENERATE: dict[str, Callable[..., tuple[list[int], list[float]]]] = dict.fromkeys(BACKENDS, generate)

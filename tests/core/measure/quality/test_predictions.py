@@ -8,7 +8,7 @@ from contextlib import closing
 import pytest
 
 from vt_core.errors import DataError, OptionError
-from vt_core.measure.evaluation.predictions import Predictions
+from vt_core.measure.quality.predictions import Predictions
 
 SETTINGS = {"max_tokens": 8, "stop": ()}
 

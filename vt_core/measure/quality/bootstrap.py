@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from vt_core.measure.evaluation.metrics import Metric, Statistics
+from vt_core.measure.quality.scores import Metric, Statistics
 
 Weights = npt.NDArray[np.int64]
 

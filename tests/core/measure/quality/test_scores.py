@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from vt_core.errors import OptionError
-from vt_core.measure.evaluation.code import code_of, program_of
-from vt_core.measure.evaluation.examples import Example
-from vt_core.measure.evaluation.metrics import final_number, metrics_of, squad_words
+from vt_core.measure.quality.code import code_of, program_of
+from vt_core.measure.quality.examples import Example
+from vt_core.measure.quality.scores import final_number, metrics_of, squad_words
 
 
 def examples(*references: str | tuple[str, ...], **fields) -> list[Example]:

@@ -12,8 +12,8 @@ from vt_core.files.json_fields import write_atomically
 from vt_core.measure.bench.machine import machine_text
 from vt_core.measure.bench.report import markdown
 from vt_core.measure.bench.tables import NONE, Table
-from vt_core.measure.evaluation.results import FORMAT
-from vt_core.measure.evaluation.variants import VARIANTS
+from vt_core.measure.quality.results import FORMAT
+from vt_core.measure.quality.variants import VARIANTS
 
 Results = Mapping[str, Any]
 Entry = Mapping[str, Any]

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from vt_core.errors import DataError
-from vt_core.measure.evaluation.bootstrap import Weights, draw_weights, estimate, estimate_difference
-from vt_core.measure.evaluation.examples import Example
-from vt_core.measure.evaluation.metrics import Metric, Statistics
-from vt_core.measure.evaluation.predictions import Predictions, Record
-from vt_core.measure.evaluation.variants import REFERENCE, VARIANTS
+from vt_core.measure.quality.bootstrap import Weights, draw_weights, estimate, estimate_difference
+from vt_core.measure.quality.examples import Example
+from vt_core.measure.quality.predictions import Predictions, Record
+from vt_core.measure.quality.scores import Metric, Statistics
+from vt_core.measure.quality.variants import REFERENCE, VARIANTS
 
 FORMAT = "vt-eval/1"
 CONFIDENCE = 0.95

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vt_core.measure.evaluation.bootstrap import draw_weights, estimate, estimate_difference
-from vt_core.measure.evaluation.metrics import Mean
+from vt_core.measure.quality.bootstrap import draw_weights, estimate, estimate_difference
+from vt_core.measure.quality.scores import Mean
 
 MEAN = Mean("mean", "", lambda answer, example: 0.0)
 

@@ -14,8 +14,8 @@ from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from vt_core.measure.evaluation.code import program_of
-from vt_core.measure.evaluation.examples import Example
+from vt_core.measure.quality.code import program_of
+from vt_core.measure.quality.examples import Example
 
 SCRIPT = Path(__file__).with_name("shut_in.py")
 

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 
 from tests.core.profile.small import added, byte_level, sentencepiece, write
 from vt_core.errors import TokenizerError
-from vt_core.measure.evaluation.pruning import Pruning
+from vt_core.measure.quality.pruning import Pruning
 
 WORDS = ["hello", "help", " world", "world", "日本", "held"]
 END, PAD = 276, 277  # behind the tokens of WORDS

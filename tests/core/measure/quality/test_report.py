@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from vt_core.errors import DataError
-from vt_core.measure.evaluation.examples import Example
-from vt_core.measure.evaluation.metrics import Mean
-from vt_core.measure.evaluation.report import load, report, write
-from vt_core.measure.evaluation.results import figures
+from vt_core.measure.quality.examples import Example
+from vt_core.measure.quality.report import load, report, write
+from vt_core.measure.quality.results import figures
+from vt_core.measure.quality.scores import Mean
 
 
 def entry(name, title, kept, value, low, high, difference=None, **more):

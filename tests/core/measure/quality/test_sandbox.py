@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from vt_core.measure.evaluation.sandbox import Limits, protections, runs_through
+from vt_core.measure.quality.sandbox import Limits, protections, runs_through
 
 QUICK = Limits(cpu_s=1, wall_s=30, memory_bytes=512 << 20)
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from vt_core.errors import PromptError
-from vt_core.measure.evaluation.examples import Example
-from vt_core.measure.evaluation.predictions import Predictions, Record
-from vt_core.measure.evaluation.variants import VARIANTS
-from vt_core.measure.evaluation.vocabularies import Vocabularies
+from vt_core.measure.quality.examples import Example
+from vt_core.measure.quality.predictions import Predictions, Record
+from vt_core.measure.quality.variants import VARIANTS
+from vt_core.measure.quality.vocabularies import Vocabularies
 from vt_core.model import Model
 
 KEPT = (

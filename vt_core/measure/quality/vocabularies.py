@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from vt_core.files.json_fields import write_atomically
-from vt_core.measure.evaluation.pruning import Pruning
-from vt_core.measure.evaluation.variants import Variant
+from vt_core.measure.quality.pruning import Pruning
+from vt_core.measure.quality.variants import Variant
 from vt_core.model import Model
 from vt_core.profile import Profiler, Stages
 from vt_core.profile.layout import Layout
