@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from converters.packed import refuse_foreign_quantization
 from converters.safetensors_io import ITEM_BYTES, Entry, read_chunks, read_header
 from converters.source import CHUNK_BYTES, TensorInfo, fingerprint_files
-from vt_core.errors import ModelError, TokenizerError
-from vt_core.files.model_config import read_json_object
+from vt_core.errors import ConfigError, ModelError, TokenizerError
+from vt_core.files.json_files import read_object
 
 if TYPE_CHECKING:
     import numpy as np
@@ -83,7 +83,7 @@ def read_config(path: Path) -> dict[str, Any]:
     quantized format that vt does not read."""
     if not (path / "config.json").is_file():
         raise ModelError(f"{path} is not a Hugging Face model: it holds no config.json.")
-    config = read_json_object(path / "config.json")
+    config = read_object(path / "config.json", "model configuration", ConfigError, strict=False)
     refuse_foreign_quantization(path, config)
     return config
 
@@ -99,7 +99,7 @@ def fingerprint(path: Path) -> str:
 def index_files(index: Path) -> dict[str, list[str]]:
     """The weight files that an index names, each with its tensors. Raises ModelError for an index that is not
     sound."""
-    weight_map = read_json_object(index).get("weight_map")
+    weight_map = read_object(index, "weight index", ModelError).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise ModelError(f"{index} has no weight_map.")
     files: dict[str, list[str]] = {}
@@ -146,7 +146,7 @@ def _no_weights(path: Path) -> str:
 
 
 def _optional_json(path: Path) -> dict[str, Any] | None:
-    return read_json_object(path) if path.is_file() else None
+    return read_object(path, "configuration", ConfigError, strict=False) if path.is_file() else None
 
 
 def _convert_chunks(file: Path, entry: Entry, dtype: str) -> Iterator[np.ndarray]:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from converters.source import TensorInfo
 from vt_core.errors import ModelError
+from vt_core.files.json_files import parse_object
 
 if TYPE_CHECKING:
     import numpy as np
@@ -88,19 +89,7 @@ def read_header(path: Path) -> dict[str, Entry]:
 
 
 def _parse(path: Path, raw: bytes) -> dict[str, Any]:
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        names = dict(pairs)
-        if len(names) != len(pairs):
-            raise ModelError(f"{path} names a tensor or a field twice in its header.")
-        return names
-
-    try:
-        header = json.loads(raw, object_pairs_hook=unique)
-    except (ValueError, RecursionError) as error:
-        raise ModelError(f"{path} is not a safetensors file: its header is not JSON ({error}).") from error
-    if not isinstance(header, dict):
-        raise ModelError(f"{path} is not a safetensors file: its header is not a JSON object.")
-    return header
+    return parse_object(raw, f"{path}, header", "safetensors file", ModelError)
 
 
 def _entry(path: Path, name: str, value: Any, *, data_start: int) -> Entry:

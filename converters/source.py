@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from vt_core.errors import ModelError
+from vt_core.errors import ModelError, shorten
 
 if TYPE_CHECKING:
     import numpy as np
@@ -70,7 +70,7 @@ def reading(source: str | Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ModelError(f"{source} cannot be read: {error}.") from error
+        raise ModelError(f"{shorten(str(source), 300)} cannot be read: {error.strerror}.") from error
 
 
 def fingerprint_files(paths: Iterable[Path]) -> str:

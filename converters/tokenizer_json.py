@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
-from vt_core.vocab.token_bytes import TokenTable, read_tokenizer_json
+from vt_core.errors import TokenizerError
+from vt_core.files.json_files import parse_object, read_bytes
+from vt_core.vocab.token_bytes import TokenTable
 
 _STRING = rb'"[^"\\]*(?:\\.[^"\\]*)*"'
 # Within a string the quotes are escaped, so this is a key, and the only one of its name that holds a list.
@@ -22,12 +23,10 @@ def digest(path: Path) -> str:
     The digest does not depend on them, and they are most of the file: with them Gemma 3's 33 MB took 284 MiB
     of memory, without them 109.
     """
-    try:
-        parsed = json.loads(without_merges(path.read_bytes()))
-    except (OSError, ValueError):
-        parsed = None
-    if not isinstance(parsed, dict) or not isinstance(parsed.get("model"), dict):
-        parsed = read_tokenizer_json(path)  # which says what is wrong
+    content = without_merges(read_bytes(path, "tokenizer", TokenizerError))
+    parsed = parse_object(content, path, "tokenizer", TokenizerError, strict=False)
+    if not isinstance(parsed.get("model"), dict):
+        raise TokenizerError(f"{path}: not a tokenizer.json (it has no 'model').")
     return TokenTable.from_json(parsed, str(path)).digest()
 
 

@@ -70,7 +70,7 @@ def load(
     from vt_core.errors import OptionError
     from vt_core.files.adapters import read_adapter
     from vt_core.files.model_dir import ModelDirectory
-    from vt_core.host import give_back
+    from vt_core.host import trim_heap
     from vt_core.model import Model
     from vt_core.vocab.learning import LearnedFile, learned_path
     from vt_core.vocab.static import static_ids
@@ -94,9 +94,9 @@ def load(
     # Before the framework and the weights: reading a large vocabulary takes a few hundred megabytes in
     # passing.
     tokenizer = Tokenizer(directory.path)
-    give_back()
+    trim_heap()
     static = static_ids(directory, tokenizer, tasks)
-    give_back()
+    trim_heap()
     tokens = tokenizer.size(directory.manifest.vocab_rows)
     decoder = import_backend(name).load_decoder(
         directory,
@@ -117,7 +117,7 @@ def load(
         file = LearnedFile(path, digest, tokens)
     model = Model(directory, decoder, tokenizer, backend=name, quantize=quantize, learned_file=file)
     model.set_static(static)
-    give_back()
+    trim_heap()
     return model
 
 

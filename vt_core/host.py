@@ -6,7 +6,7 @@ import ctypes
 import os
 
 
-def give_back() -> None:
+def trim_heap() -> None:
     """Return freed memory to the system, where the C library can (glibc); elsewhere nothing happens.
 
     Reading Gemma 3's tokenizer of 262,144 tokens leaves 294 MB resident, of which 112 are in use.

@@ -16,7 +16,7 @@ from torch import nn
 
 from vt_core.errors import BackendError, ModelError
 from vt_core.files.model_dir import ModelDirectory
-from vt_core.host import give_back
+from vt_core.host import trim_heap
 from vt_torch.quantized import GROUPS, Int4Linear, multiplies_four_bits
 
 #: Packages that transformers multiplies with, by what config.json calls the layout: their modules and names.
@@ -144,7 +144,7 @@ def finish(model: nn.Module) -> None:
         parent, _, last = path.rpartition(".")
         setattr(model.get_submodule(parent), last, model.get_submodule(path).finished())
         # What is freed here piles up in the C library's heap.
-        give_back()
+        trim_heap()
 
 
 class CarriedLinear(nn.Module):

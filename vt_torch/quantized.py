@@ -16,7 +16,7 @@ from transformers.quantizers import HfQuantizer, register_quantization_config, r
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from vt_core.errors import BackendError
-from vt_core.host import give_back
+from vt_core.host import trim_heap
 from vt_torch.device import multiplies
 
 #: Floats of this size are held at once, where weights are quantized or made float again.
@@ -263,6 +263,6 @@ class _Replacement:
         # What is freed here piles up in the C library's heap: 1.3 GB for Qwen2.5 0.5B in four bits, which
         # take 0.2.
         del weight, layer
-        give_back()
+        trim_heap()
         missing_keys.discard(full_layer_name)
         return {}

@@ -10,8 +10,8 @@ import numpy.typing as npt
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from vt_core.errors import BackendError
-from vt_core.files.model_config import read_json_object
+from vt_core.errors import BackendError, ConfigError
+from vt_core.files.json_files import read_object
 from vt_torch.device import peak_memory, pick_device, pick_dtype, reset_peak
 
 
@@ -80,7 +80,7 @@ def load_stock(path: Path, *, device: str | None, dtype: str | None, stored: str
     """See :meth:`vt_core.decode.backend.StockBackend.load_stock`."""
     target = pick_device(device)
     run_dtype = pick_dtype(dtype, stored, target)
-    if read_json_object(path / "config.json").get("quantization"):
+    if read_object(path / "config.json", "configuration", ConfigError, strict=False).get("quantization"):
         raise BackendError(
             f"transformers reads no weights in MLX's affine format, which {path} holds; leave the stock "
             "framework out, or compare with vt-mlx"

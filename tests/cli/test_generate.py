@@ -145,7 +145,7 @@ def test_arguments_of_the_chat_template_and_tools_reach_it(backend, tiny, tmp_pa
     plain = tokens()
     assert plain < tokens(*mood) < tokens(*mood, *tools)
     assert plain < tokens(*tools)
-    assert "is no JSON" in fails(backend, "--model", model, "--chat-template-kwargs", "mood=sunny", "ab")
+    assert "not valid JSON" in fails(backend, "--model", model, "--chat-template-kwargs", "mood=sunny", "ab")
     assert "holds no JSON object" in fails(backend, "--model", model, "--chat-template-kwargs", "[1]", "ab")
     (tmp_path / "tools.json").write_text("{}")
     assert "holds no JSON list" in fails(backend, "--model", model, *tools, "ab")

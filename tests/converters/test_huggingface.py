@@ -139,7 +139,10 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
         lambda path: (path / "config.json").unlink(),
         "is not a Hugging Face model: it holds no config.json",
     ),
-    "broken config": (lambda path: (path / "config.json").write_text("{"), "config.json is not JSON"),
+    "broken config": (
+        lambda path: (path / "config.json").write_text("{"),
+        "config.json: not a model configuration",
+    ),
     "no weights": (
         lambda path: (path / "model.safetensors").unlink(),
         "holds no weights: neither model.safetensors",

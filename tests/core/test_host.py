@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from vt_core.host import give_back, usable_cores
+from vt_core.host import trim_heap, usable_cores
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system binds no process to cores")
@@ -20,5 +20,5 @@ def test_cores_are_those_that_the_process_is_bound_to():
 def test_giving_memory_back_harms_nothing():
     assert usable_cores() >= 1
     data = [bytes(1000) for _ in range(1000)]
-    give_back()
+    trim_heap()
     assert data[-1] == bytes(1000)

@@ -12,6 +12,7 @@ import click
 
 from vt_core.cli.options import device_option, dtype_option, quantize_option
 from vt_core.errors import OptionError, PromptError
+from vt_core.files.json_files import parse_json, read_text
 
 
 @click.command()
@@ -146,19 +147,12 @@ def _template_arguments(given: str | None, tools: str | None, raw: bool) -> dict
         raise click.UsageError("--chat-template-kwargs and --tools need the chat template; leave --raw out")
     arguments = {} if given is None else _parse(given, "--chat-template-kwargs", dict)
     if tools is not None:
-        try:
-            content = Path(tools).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise OptionError(f"{tools} cannot be read as text ({error})") from error
-        arguments["tools"] = _parse(content, tools, list)
+        arguments["tools"] = _parse(read_text(tools, "list of tools", OptionError), tools, list)
     return arguments
 
 
 def _parse(text: str, where: str, kind: type) -> Any:
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise OptionError(f"{where} is no JSON ({error})") from error
+    value = parse_json(text, where, "JSON value", OptionError)
     if not isinstance(value, kind):
         raise OptionError(f"{where} holds no JSON {'object' if kind is dict else 'list'}: {text[:60]}")
     return value

@@ -120,7 +120,7 @@ def profile(backend: str, **options: Any) -> None:
       vt-torch profile --model gemma-vt --data train.jsonl --self --limit 500 --out math.vt.json
       vt-torch profile --model gemma-vt --merge a.counts b.counts --out math.vt.json
     """
-    from vt_core.files.json_fields import write_json
+    from vt_core.files.json_files import write_json
     from vt_core.profile import Profiler, make_layout
     from vt_core.profile.languages import code_points
     from vt_core.profile.plot import plot_coverage

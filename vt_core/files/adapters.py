@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from vt_core.errors import ModelError
 from vt_core.files.dtypes import storage_dtype, to_float32
+from vt_core.files.json_files import read_object
 
 Floats = npt.NDArray[np.float32]
 
@@ -80,12 +81,10 @@ def read_adapter(directory: str | Path) -> list[LowRank]:
     Raises:
         ModelError: there is none, it cannot be read, or it is of a kind that vt does not apply.
     """
-    from vt_core.files.model_config import read_json_object
-
     path = Path(directory).expanduser()
     if not (path / CONFIG_NAME).is_file():
         raise ModelError(f"{path} is no adapter: it holds no {CONFIG_NAME}")
-    config = read_json_object(path / CONFIG_NAME)
+    config = read_object(path / CONFIG_NAME, "adapter configuration", ModelError, strict=False)
     if (path / PEFT_NAME).is_file():
         return _read_peft(path, config)
     if (path / MLX_NAME).is_file():

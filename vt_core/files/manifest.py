@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from vt_core.errors import ModelError
-from vt_core.files.model_config import parse_object
+from vt_core.files.json_files import Fields, parse_object
 from vt_core.files.quantization import Quantization
 
 MANIFEST_NAME = "vt.json"
@@ -74,14 +73,15 @@ class Manifest:
     def from_json(cls, text: str, *, path: Path) -> Manifest:
         """Parse a manifest; `path` is named in the ModelError that anything missing, foreign or contradictory
         raises."""
-        fields = _Fields(path, parse_object(path, text))
+        values = parse_object(text, path, "manifest", ModelError)
+        fields = Fields(str(path), values, ModelError, "convert the model again")
         version = fields.whole("format_version")
         if version != FORMAT_VERSION:
             raise ModelError(
                 f"{path} has the format version {version}, this vt reads version {FORMAT_VERSION}. "
                 "Convert the model again, or install the vt that wrote it."
             )
-        source = fields.part("source")
+        source, files = fields.part("source"), fields.part("files")
         manifest = cls(
             source=SourceInfo(source.text("kind"), source.text("name"), source.text("fingerprint")),
             model_type=fields.text("model_type"),
@@ -91,7 +91,7 @@ class Manifest:
             tied=fields.flag("tied"),
             head_bias=fields.flag("head_bias"),
             tables={name: _table(part) for name, part in fields.parts("tables")},
-            files=fields.sizes("files"),
+            files={name: files.whole(name) for name in files.values},
             tokenizer_digest=fields.text("tokenizer_digest"),
             quantization=_quantization(fields),
         )
@@ -152,7 +152,7 @@ class Manifest:
                 raise ModelError(f"{path}: the file name {name!r} leads outside the directory.")
 
 
-def _table(fields: _Fields) -> TableInfo:
+def _table(fields: Fields) -> TableInfo:
     return TableInfo(
         fields.whole("rows", least=1),
         fields.whole("columns", least=1),
@@ -161,7 +161,7 @@ def _table(fields: _Fields) -> TableInfo:
     )
 
 
-def _quantization(fields: _Fields) -> dict[str, Quantization] | None:
+def _quantization(fields: Fields) -> dict[str, Quantization] | None:
     if fields.values.get("quantization") is None:
         return None
     tables = {
@@ -171,51 +171,4 @@ def _quantization(fields: _Fields) -> dict[str, Quantization] | None:
     try:
         return {name: Quantization(*values) for name, values in tables.items()}
     except ModelError as error:
-        raise ModelError(f"{fields.path}: {error}") from error
-
-
-@dataclass(frozen=True)
-class _Fields:
-    """The fields of a JSON object, each checked as it is read."""
-
-    path: Path
-    values: dict[str, Any]
-    prefix: str = ""
-
-    def text(self, name: str) -> str:
-        value = self.values.get(name)
-        if not isinstance(value, str):
-            raise self._wrong(name, "a text")
-        return value
-
-    def whole(self, name: str, least: int = 0) -> int:
-        value = self.values.get(name)
-        if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 1 << 63:
-            raise self._wrong(name, f"a whole number from {least}")
-        return value
-
-    def flag(self, name: str) -> bool:
-        value = self.values.get(name)
-        if not isinstance(value, bool):
-            raise self._wrong(name, "true or false")
-        return value
-
-    def part(self, name: str) -> _Fields:
-        value = self.values.get(name)
-        if not isinstance(value, dict):
-            raise self._wrong(name, "an object")
-        return _Fields(self.path, value, f"{self.prefix}{name}.")
-
-    def parts(self, name: str) -> list[tuple[str, _Fields]]:
-        part = self.part(name)
-        return [(key, part.part(key)) for key in part.values]
-
-    def sizes(self, name: str) -> dict[str, int]:
-        part = self.part(name)
-        return {key: part.whole(key) for key in part.values}
-
-    def _wrong(self, name: str, expected: str) -> ModelError:
-        return ModelError(
-            f"{self.path}: {self.prefix}{name} is {self.values.get(name)!r} and should be {expected}. "
-            "Convert the model again."
-        )
+        raise ModelError(f"{fields.where}: {error}") from error

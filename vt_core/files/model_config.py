@@ -1,17 +1,11 @@
-"""What a model's configuration, the content of its config.json, says that a conversion and a run need; and
-how such files are read."""
+"""What a model's configuration, the content of its config.json, says that a conversion and a run need."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
-from vt_core.errors import ModelError
 from vt_core.files.quantization import Quantization
 
-MAX_JSON_BYTES = 64 << 20
-"""Far above any config or index file: what is larger is another file under its name."""
 _CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "n_ctx")  # the last two in files of GPT-2
 _PER_LAYER_ROWS = 262_144  # what transformers and mlx-lm take where a configuration does not say
 
@@ -45,32 +39,3 @@ def per_layer_shape(config: dict[str, Any], how: Quantization | None = None) -> 
     rows = text.get("vocab_size_per_layer_input")
     columns = layers * width if how is None else how.columns(layers * width)
     return rows if isinstance(rows, int) else _PER_LAYER_ROWS, columns
-
-
-def read_json_object(path: Path) -> dict[str, Any]:
-    """Content of a JSON file that holds an object. Raises ModelError, which names the file."""
-    return parse_object(path, read_text(path))
-
-
-def read_text(path: Path) -> str:
-    """Content of a small UTF-8 file. Raises ModelError, which names it."""
-    try:
-        size = path.stat().st_size
-        if size > MAX_JSON_BYTES:
-            raise ModelError(f"{path} has {size} bytes, which is too many for a file of its kind.")
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ModelError(f"{path} cannot be read: {error.strerror}.") from error
-    except UnicodeDecodeError as error:
-        raise ModelError(f"{path} is not UTF-8 text.") from error
-
-
-def parse_object(path: Path, text: str) -> dict[str, Any]:
-    """The JSON object that a text holds. Raises ModelError, which names `path`."""
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ModelError(f"{path} is not JSON: {error}.") from error
-    if not isinstance(value, dict):
-        raise ModelError(f"{path} does not hold a JSON object.")
-    return value

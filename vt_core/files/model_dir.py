@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vt_core.errors import ModelError, StoreError
+from vt_core.errors import ConfigError, ModelError, StoreError
+from vt_core.files.json_files import read_object, read_text
 from vt_core.files.manifest import MANIFEST_NAME, PER_LAYER, Manifest
-from vt_core.files.model_config import context, per_layer_shape, read_json_object, read_text, text_config
+from vt_core.files.model_config import context, per_layer_shape, text_config
 
 if TYPE_CHECKING:
     from vt_core.store import Store
@@ -47,9 +48,11 @@ class ModelDirectory:
                 f"{path} is not a model directory of vt: it holds no {MANIFEST_NAME}. "
                 "Make one with the convert command."
             )
-        manifest = Manifest.from_json(read_text(path / MANIFEST_NAME), path=path / MANIFEST_NAME)
+        manifest = Manifest.from_json(
+            read_text(path / MANIFEST_NAME, "manifest", ModelError), path=path / MANIFEST_NAME
+        )
         _check_files(path, manifest.files)
-        config = read_json_object(path / "config.json")
+        config = read_object(path / "config.json", "model configuration", ConfigError, strict=False)
         rows = text_config(config).get("vocab_size", manifest.vocab_rows)
         if rows != manifest.vocab_rows:
             raise ModelError(
@@ -90,7 +93,9 @@ class ModelDirectory:
     def generation_config(self) -> dict[str, Any]:
         """Content of generation_config.json; empty where there is none."""
         path = self.path / "generation_config.json"
-        return read_json_object(path) if path.exists() else {}
+        if not path.exists():
+            return {}
+        return read_object(path, "generation configuration", ConfigError, strict=False)
 
     @property
     def context(self) -> int | None:

@@ -13,7 +13,7 @@ from vt_core.files.model_dir import ModelDirectory
 from vt_core.files.packing import dequantize
 from vt_core.files.quantization import Quantization
 from vt_core.store import TableSpec, Tile
-from vt_core.vocab.active import Ids
+from vt_core.types import Ids
 
 
 class Table(Protocol):

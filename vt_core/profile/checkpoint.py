@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from vt_core.errors import DataError, VocabularyError
-from vt_core.files.json_fields import Fields, read_json, write_json
+from vt_core.files.json_files import Fields, read_object, write_json
 from vt_core.profile.counts import Counts
 
 INTERVAL = 30.0
@@ -38,12 +38,13 @@ class Checkpoint:
     def load(self) -> tuple[Counts, Position] | None:
         """Counts and position of the interrupted run; None where there was none, or one of something else."""
         try:
-            fields = Fields(str(self.path), read_json(self.path, "checkpoint"))
-            resume = Fields(fields.where, fields.typed("resume", dict, "a table"))
+            values = read_object(self.path, "checkpoint", VocabularyError)
+            fields = Fields(str(self.path), values, VocabularyError, "delete it")
+            resume = fields.part("resume")
             if resume.text("signature") != self._signature:
                 return None
             return Counts.from_fields(fields), Position(resume.whole("file"), resume.whole("rows"))
-        except (VocabularyError, TypeError):
+        except VocabularyError:
             return None
 
     @property
@@ -52,7 +53,7 @@ class Checkpoint:
         return time.monotonic() - self._saved >= self._interval
 
     def save(self, counts: Counts, position: Position) -> None:
-        """Raises VocabularyError when the file cannot be written."""
+        """Save the counts and how far they have come. Raises OutputError."""
         write_json(
             self.path, {**counts.fields(), "resume": {"signature": self._signature, **asdict(position)}}
         )

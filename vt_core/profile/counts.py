@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from vt_core.errors import VocabularyError
-from vt_core.files.json_fields import Fields, read_json, write_json
-from vt_core.vocab.active import Ids
+from vt_core.files.json_files import Fields, read_object, write_json
+from vt_core.types import Ids
 from vt_core.vocab.token_bytes import MAX_TOKENS
 
 FORMAT = "vt-counts/1"
@@ -79,7 +79,7 @@ class Counts:
         )
 
     def save(self, path: str | Path) -> None:
-        """Writes a counts file whole or not at all; raises VocabularyError."""
+        """Write a counts file atomically. Raises OutputError."""
         write_json(path, self.fields())
 
     def fields(self) -> dict[str, Any]:
@@ -102,10 +102,8 @@ class Counts:
     @classmethod
     def load(cls, path: str | Path) -> Counts:
         """Reads a counts file; raises VocabularyError."""
-        data = read_json(path, "counts file")
-        if not isinstance(data, dict):
-            raise VocabularyError(f"{path}: not a counts file; it holds no object.")
-        return cls.from_fields(Fields(str(path), data))
+        data = read_object(path, "counts file", VocabularyError)
+        return cls.from_fields(Fields(str(path), data, VocabularyError, "profile the task again"))
 
     @classmethod
     def from_fields(cls, fields: Fields) -> Counts:

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vt_core.errors import OptionError
-from vt_core.files.model_config import read_json_object, text_config
+from vt_core.errors import ConfigError, OptionError
+from vt_core.files.json_files import read_object
+from vt_core.files.model_config import text_config
 from vt_core.files.model_dir import ModelDirectory, is_model_directory
 
 
@@ -51,7 +52,9 @@ def _config_rows(directory: Path) -> int | None:
     """`vocab_size` of a Hugging Face config; models of text and images hold it one level lower."""
     if not (directory / "config.json").is_file():
         return None
-    config: dict[str, Any] = read_json_object(directory / "config.json")
+    config: dict[str, Any] = read_object(
+        directory / "config.json", "model configuration", ConfigError, strict=False
+    )
     for part in (config, text_config(config)):
         if isinstance(rows := part.get("vocab_size"), int) and rows > 0:
             return rows

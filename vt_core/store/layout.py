@@ -24,6 +24,7 @@ import numpy as np
 
 from vt_core.errors import ModelError, StoreError
 from vt_core.files.dtypes import item_size, storage_dtype
+from vt_core.files.json_files import parse_object
 
 FORMAT = 1
 KIND = "vt-rows"
@@ -162,13 +163,8 @@ def decode(value: bytes, path: str) -> Metadata:
         raise StoreError(
             f"{path}: the table of contents has {len(value)} bytes, more than {META_LIMIT}; convert again."
         )
-    try:
-        data = json.loads(value)
-    except (ValueError, RecursionError) as error:
-        raise StoreError(
-            f"{path}: the table of contents is no JSON ({error}); convert the model again."
-        ) from error
-    if not isinstance(data, dict) or data.get("kind") != KIND:
+    data = parse_object(value, path, "table of contents of a row store", StoreError)
+    if data.get("kind") != KIND:
         raise StoreError(f"{path}: this LMDB file is no row store; give the vocab.lmdb of a converted model.")
     if data.get("format") != FORMAT:
         raise StoreError(

@@ -8,8 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vt_core.errors import VocabularyError
-
-Ids = npt.NDArray[np.int64]
+from vt_core.types import Ids
 
 
 class ActiveVocabulary:

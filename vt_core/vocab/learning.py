@@ -8,8 +8,8 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from vt_core.errors import VocabularyError
-from vt_core.files.json_fields import MAX_BYTES, write_atomically
+from vt_core.errors import OutputError, VocabularyError
+from vt_core.files.json_files import is_whole, read_object, write_atomically
 
 LIMIT = 1024  #: learned rows; an eighth of the rank prior's
 FORMAT = 1
@@ -54,16 +54,11 @@ class LearnedFile:
         Raises:
             VocabularyError: the file is damaged or belongs to another tokenizer.
         """
-        try:
-            if self.path.stat().st_size > MAX_BYTES:
-                raise ValueError(f"more than {MAX_BYTES >> 20} MiB")
-            data = json.loads(self.path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        if not self.path.exists():
             return []
-        except (OSError, ValueError, RecursionError) as error:
-            raise VocabularyError(f"{self.path} cannot be read ({error}); delete it to begin anew") from error
-        ids = data.get("ids") if isinstance(data, dict) and data.get("format") == FORMAT else None
-        if not isinstance(ids, list) or not all(type(i) is int and 0 <= i < self._rows for i in ids):
+        data = read_object(self.path, "file of learned ids", VocabularyError)
+        ids = data.get("ids") if data.get("format") == FORMAT else None
+        if not isinstance(ids, list) or not all(is_whole(token, self._rows - 1) for token in ids):
             raise VocabularyError(
                 f"{self.path} holds no learned ids of a model with {self._rows} rows; delete it"
             )
@@ -78,7 +73,8 @@ class LearnedFile:
         """Write the ids of this process behind those that others have written meanwhile.
 
         Raises:
-            VocabularyError: the file cannot be written.
+            VocabularyError: the file is damaged or belongs to another tokenizer.
+            OutputError: the file cannot be written.
         """
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -86,9 +82,9 @@ class LearnedFile:
                 merged = Learned(self.load())
                 merged.update(learned.ids, ())
                 content = {"format": FORMAT, "tokenizer_digest": self._digest, "ids": merged.ids}
-                write_atomically(self.path, (json.dumps(content) + "\n").encode())
+                write_atomically(self.path, json.dumps(content) + "\n")
         except OSError as error:
-            raise VocabularyError(
+            raise OutputError(
                 f"{self.path} cannot be written ({error}); put the task file where you may write"
             ) from error
 

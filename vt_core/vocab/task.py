@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from vt_core.errors import VocabularyError
-from vt_core.files.json_fields import Fields, is_whole, read_json, write_atomically, write_json
-from vt_core.vocab.active import Ids
+from vt_core.files.json_files import Fields, is_whole, read_json, write_atomically, write_json
+from vt_core.types import Ids
 from vt_core.vocab.token_bytes import MAX_TOKENS, TokenTable
 
 FORMAT = "vt-task/1"
@@ -59,9 +59,9 @@ class TaskVocabulary:
         the model's `tokenizer_json` is read for them only, and every string must be that tokenizer's.
         Raises VocabularyError, or TokenizerError.
         """
-        data = read_json(path, "task vocabulary")
+        data = read_json(path, "task vocabulary", VocabularyError)
         if isinstance(data, dict) and "format" in data and not isinstance(data["format"], int):
-            return _parse(Fields(str(path), data))
+            return _parse(Fields(str(path), data, VocabularyError, "profile the task again"))
         if not isinstance(data, dict | list):
             raise VocabularyError(f"{path}: not a task vocabulary; it holds neither an object nor a list.")
         if tokenizer_json is None:
@@ -71,7 +71,7 @@ class TaskVocabulary:
         return _parse_published(data, TokenTable.load(tokenizer_json), path)
 
     def save(self, path: str | Path) -> None:
-        """Writes the file whole or not at all; raises VocabularyError."""
+        """Write the file atomically. Raises OutputError."""
         values = {
             "format": FORMAT,
             "name": self.name,
@@ -91,11 +91,14 @@ class TaskVocabulary:
         write_json(path, values)
 
     def save_published(self, path: str | Path, table: TokenTable) -> None:
-        """Writes the published code's `{token string: id}`, most frequent first; raises VocabularyError."""
+        """Writes the published code's `{token string: id}`, most frequent first.
+
+        Raises VocabularyError for another tokenizer, OutputError where the file cannot be written.
+        """
         self.check(table.digest(), self.vocab_size)
         ids = self.ids[np.lexsort((self.ids, -self.counts))].tolist()
         tokens = {token: id for id in ids if id < table.size and (token := table.tokens[id]) is not None}
-        write_atomically(path, json.dumps(tokens, ensure_ascii=False).encode())
+        write_atomically(path, json.dumps(tokens, ensure_ascii=False))
 
     def check(self, tokenizer_digest: str, vocab_size: int, model: str = "") -> None:
         """Raises VocabularyError unless the ids are of this tokenizer and have rows in `vocab_size` rows."""

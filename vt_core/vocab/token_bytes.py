@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vt_core.errors import TokenizerError
+from vt_core.files.json_files import read_object
 from vt_core.vocab.active import Ids
 
 MAX_TOKENS = 1 << 22
@@ -141,14 +142,9 @@ def tokenizer_digest(tokenizer_json: str | Path) -> str:
 
 def read_tokenizer_json(path: str | Path) -> dict[str, Any]:
     """Parses a `tokenizer.json`; raises TokenizerError."""
-    try:
-        with _no_collection():
-            data = json.loads(Path(path).read_bytes())
-    except OSError as error:
-        raise TokenizerError(f"{path}: the tokenizer cannot be read ({error.strerror}).") from error
-    except ValueError as error:
-        raise TokenizerError(f"{path}: not a tokenizer.json (no valid JSON: {error}).") from error
-    if not isinstance(data, dict) or not isinstance(data.get("model"), dict):
+    with _no_collection():
+        data = read_object(path, "tokenizer", TokenizerError, strict=False)
+    if not isinstance(data.get("model"), dict):
         raise TokenizerError(f"{path}: not a tokenizer.json (it has no 'model').")
     return data
 

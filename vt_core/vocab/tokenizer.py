@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,8 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer as FastTokenizer
 
-from vt_core.errors import ModelError, PromptError, TokenizerError
+from vt_core.errors import ConfigError, PromptError, TokenizerError
+from vt_core.files.json_files import read_object
 from vt_core.vocab.active import Ids
 from vt_core.vocab.token_bytes import is_unused
 
@@ -192,17 +192,11 @@ def read_json(path: Path, default: Any = None) -> Any:
     """The JSON object in a file, or ``default`` where there is none.
 
     Raises:
-        ModelError: the file holds something else.
+        ConfigError: the file holds something else.
     """
     if default is not None and not path.is_file():
         return default
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path} cannot be read as JSON ({error}); convert the model again") from error
-    if not isinstance(value, dict):
-        raise ModelError(f"{path} holds no JSON object; convert the model again")
-    return value
+    return read_object(path, "configuration", ConfigError, strict=False)
 
 
 def _encodable(text: str) -> str:

@@ -77,19 +77,19 @@ def test_sizes_with_a_table_for_the_layers() -> None:
 PACKED = {"bits": 4, "group_size": 32, "dtype": "bfloat16", "mode": "affine"}
 WRONG: dict[str, tuple[tuple[str, ...], Any, str]] = {
     "version of tomorrow": (("format_version",), 2, "has the format version 2, this vt reads version 1"),
-    "version as a text": (("format_version",), "1", "format_version is '1' and should be a whole number"),
-    "version missing": (("format_version",), ..., "format_version is None"),
-    "source": (("source",), "x", "source is 'x' and should be an object"),
-    "source name": (("source", "name"), 3, "source.name is 3 and should be a text"),
-    "fingerprint": (("source", "fingerprint"), ..., "source.fingerprint is None"),
-    "model type": (("model_type",), None, "model_type is None"),
-    "no rows": (("vocab_rows",), 0, "vocab_rows is 0 and should be a whole number from 1"),
-    "truth as rows": (("vocab_rows",), True, "vocab_rows is True"),
-    "huge rows": (("vocab_rows",), 1 << 63, "vocab_rows is 9223372036854775808"),
-    "hidden": (("hidden",), 4.0, r"hidden is 4\.0"),
-    "tied": (("tied",), 1, "tied is 1 and should be true or false"),
-    "quantized": (("quantization",), 4, "quantization is 4 and should be an object"),
-    "packed how": (("quantization",), {"head": 4}, "quantization.head is 4 and should be an object"),
+    "version as a text": (("format_version",), "1", "'format_version' is '1', not a whole number"),
+    "version missing": (("format_version",), ..., "'format_version' is missing"),
+    "source": (("source",), "x", "'source' is 'x', not an object"),
+    "source name": (("source", "name"), 3, "'source.name' is 3, not text"),
+    "fingerprint": (("source", "fingerprint"), ..., "'source.fingerprint' is missing"),
+    "model type": (("model_type",), None, "'model_type' is None"),
+    "no rows": (("vocab_rows",), 0, "'vocab_rows' is 0, not from 1 to"),
+    "truth as rows": (("vocab_rows",), True, "'vocab_rows' is True"),
+    "huge rows": (("vocab_rows",), 1 << 63, "'vocab_rows' is 9223372036854775808"),
+    "hidden": (("hidden",), 4.0, r"'hidden' is 4\.0"),
+    "tied": (("tied",), 1, "'tied' is 1, not true or false"),
+    "quantized": (("quantization",), 4, "'quantization' is 4, not an object"),
+    "packed how": (("quantization",), {"head": 4}, "'quantization.head' is 4, not an object"),
     "bits": (("quantization",), {"head": PACKED | {"bits": 7}}, "7 bits in groups of 32 with scales in"),
     "groups": (("quantization",), {"head": PACKED | {"group_size": 8}}, "4 bits in groups of 8"),
     "scales": (("quantization",), {"head": PACKED | {"dtype": "uint8"}}, "scales in 'uint8'"),
@@ -100,10 +100,10 @@ WRONG: dict[str, tuple[tuple[str, ...], Any, str]] = {
     ),
     "packed table missing": (("quantization",), {"x": PACKED}, "'x' cannot be quantized as"),
     "packed floats": (("quantization",), {"head": PACKED}, "'head' cannot be quantized as quantization says"),
-    "digest": (("tokenizer_digest",), 7, "tokenizer_digest is 7"),
-    "tables": (("tables",), [], r"tables is \[\] and should be an object"),
-    "a table": (("tables", "head"), 5, "tables.head is 5 and should be an object"),
-    "checksum": (("tables", "head", "checksum"), ..., "tables.head.checksum is None"),
+    "digest": (("tokenizer_digest",), 7, "'tokenizer_digest' is 7"),
+    "tables": (("tables",), [], r"'tables' is \[\], not an object"),
+    "a table": (("tables", "head"), 5, "'tables.head' is 5, not an object"),
+    "checksum": (("tables", "head", "checksum"), ..., "'tables.head.checksum' is missing"),
     "row count is not V": (("tables", "head", "rows"), 9, "table 'head' has 9 rows, the vocabulary 10"),
     "columns": (("tables", "head", "columns"), 5, "table 'head' has 5 columns and should have 4"),
     "wide bias": (("tables", "head_bias", "columns"), 4, "'head_bias' has 4 columns and should have 1"),
@@ -113,7 +113,7 @@ WRONG: dict[str, tuple[tuple[str, ...], Any, str]] = {
         r"tables are \['embedding', 'head'\], a model like this has",
     ),
     "table too many": (("tied",), True, r"a model like this has \['embedding', 'head_bias'\]"),
-    "negative length": (("files", "config.json"), -1, "files.config.json is -1"),
+    "negative length": (("files", "config.json"), -1, "'files.config.json' is -1"),
     "outside": (("files", "../x"), 1, "'../x' leads outside"),
     "absolute": (("files", "/etc/passwd"), 1, "'/etc/passwd' leads outside"),
 }
@@ -210,13 +210,13 @@ def test_what_is_no_model_directory(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [b"{", b"[]", b"\xff\xfe", b"[" * 100_000])
 def test_unreadable_manifest(model: Path, content: bytes) -> None:
     (model / "vt.json").write_bytes(content)
-    with pytest.raises(ModelError, match=r"vt.json (is not|does not hold)"):
+    with pytest.raises(ModelError, match=r"vt.json(: not a manifest| is UTF-16)"):
         ModelDirectory.open(model)
 
 
 def test_huge_manifest_is_not_read(model: Path) -> None:
     os.truncate(model / "vt.json", 1 << 40)
-    with pytest.raises(ModelError, match="has 1099511627776 bytes, which is too many"):
+    with pytest.raises(ModelError, match="not a manifest; 1099511627776 bytes are more than"):
         ModelDirectory.open(model)
 
 

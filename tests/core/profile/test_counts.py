@@ -101,8 +101,8 @@ def test_counts_of_two_tokenizers_do_not_merge() -> None:
         ("needed", [1], "field 'needed' has 1 entries for 2 ids"),
         ("written", [1, 4], "field 'written' holds 4"),
         ("tokens", -1, "field 'tokens' is -1"),
-        ("source", "x", "field 'source' is not a list of files"),
-        ("tokenizer_digest", 3, "field 'tokenizer_digest' is not text"),
+        ("source", "x", "field 'source' is 'x', not a list of files"),
+        ("tokenizer_digest", 3, "field 'tokenizer_digest' is 3, not text"),
     ],
 )
 def test_faulty_field_is_named(tmp_path: Path, field: str, value: Any, message: str) -> None:

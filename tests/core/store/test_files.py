@@ -89,7 +89,7 @@ def test_a_damaged_table_of_contents_is_read_or_refused(data: st.DataObject) -> 
     try:
         decode(GOLDEN_BYTES[:at] + byte + GOLDEN_BYTES[at + 1 :], "here")
     except StoreError as error:
-        assert str(error).startswith("here: ")
+        assert str(error).startswith("here")
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_a_table_of_contents_that_cannot_be(
 def test_contents_that_are_no_json(tmp_path: Path) -> None:
     write(tmp_path / "s", numbered(20, 3))
     put(tmp_path / "s", META_KEY, b"\xff" * 100)
-    refused(tmp_path / "s", "no JSON")
+    refused(tmp_path / "s", "not UTF-8 text")
 
 
 @pytest.mark.parametrize("offset", [0, 16_384, 2**40])

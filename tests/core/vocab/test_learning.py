@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vt_core.errors import VocabularyError
-from vt_core.files.json_fields import MAX_BYTES
+from vt_core.files.json_files import MAX_BYTES
 from vt_core.vocab.learning import Learned, LearnedFile, learned_path
 
 DIGEST = "sha256:" + "a" * 64
@@ -58,9 +58,9 @@ def test_processes_that_write_at_once_lose_nothing(tmp_path):
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        ("{", "cannot be read"),
-        ("[" * 100_000, "cannot be read"),
-        ("[1]", "holds no learned ids"),
+        ("{", "not valid JSON"),
+        ("[" * 100_000, "levels deep"),
+        ("[1]", "not a JSON object"),
         (json.dumps({"format": 2, "ids": [], "tokenizer_digest": DIGEST}), "holds no learned ids"),
         (json.dumps({"format": 1, "ids": [5000], "tokenizer_digest": DIGEST}), "with 5000 rows"),
         (json.dumps({"format": 1, "ids": [True], "tokenizer_digest": DIGEST}), "holds no learned ids"),
@@ -81,7 +81,7 @@ def test_a_file_of_another_size_than_ours_is_not_read(tmp_path):
     path = tmp_path / "x.learned.json"
     with open(path, "wb") as file:
         file.truncate(MAX_BYTES + 1)
-    with pytest.raises(VocabularyError, match="more than 256 MiB"):
+    with pytest.raises(VocabularyError, match="more than the limit"):
         LearnedFile(path, DIGEST, 5000).load()
 
 

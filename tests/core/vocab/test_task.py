@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.core.profile.small import added, byte_level, write
-from vt_core.errors import VocabularyError
-from vt_core.files.json_fields import write_atomically
+from vt_core.errors import OutputError, VocabularyError
+from vt_core.files.json_files import write_atomically
 from vt_core.vocab.task import TaskVocabulary
 from vt_core.vocab.token_bytes import TokenTable
 
@@ -61,8 +61,8 @@ def test_vocabulary_made_for_a_budget_has_no_tolerance(tmp_path: Path) -> None:
     ("field", "value", "message"),
     [
         ("format", "vt-task/9", "format 'vt-task/9' is unknown"),
-        ("name", 3, "field 'name' is not text"),
-        ("tokenizer_digest", None, "field 'tokenizer_digest' is not text"),
+        ("name", 3, "field 'name' is 3, not text"),
+        ("tokenizer_digest", None, "field 'tokenizer_digest' is None, not text"),
         ("vocab_size", -1, "field 'vocab_size' is -1"),
         ("vocab_size", 2**40, "field 'vocab_size' is 1099511627776"),
         ("ids", [5, 3], "field 'ids' is not sorted"),
@@ -70,11 +70,11 @@ def test_vocabulary_made_for_a_budget_has_no_tolerance(tmp_path: Path) -> None:
         ("ids", [3, 100], "field 'ids' holds 100"),
         ("ids", [3, True], "field 'ids' holds True"),
         ("ids", [-1, 3], "field 'ids' holds -1"),
-        ("ids", {"a": 3}, "field 'ids' is not a list"),
+        ("ids", {"a": 3}, "field 'ids' is {'a': 3}, not a list"),
         ("counts", [1], "field 'counts' has 1 entries for 2 ids"),
         ("counts", [1, 11], "field 'counts' holds 11"),
-        ("examples", 1.5, "field 'examples' is not a whole number"),
-        ("prior", True, "field 'prior' is not a whole number"),
+        ("examples", 1.5, "field 'examples' is 1.5, not a whole number"),
+        ("prior", True, "field 'prior' is True, not a whole number"),
         ("languages", ["en", 3], "field 'languages' is not a list of names"),
         ("tolerance", 1, "field 'tolerance' is 1, not from 0 up to 1"),
         ("stages", {"vocabulary": -3}, "field 'stages' is not a table of sizes"),
@@ -103,7 +103,12 @@ def test_every_field_but_the_model_must_be_there(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("", "no valid JSON"), ("{", "no valid JSON"), ("3", "neither an object nor a list"), ("[NaN]", "NaN")],
+    [
+        ("", "not valid JSON"),
+        ("{", "not valid JSON"),
+        ("3", "neither an object nor a list"),
+        ("[NaN]", "NaN"),
+    ],
 )
 def test_file_that_is_no_vocabulary_is_refused(tmp_path: Path, content: str, message: str) -> None:
     path = tmp_path / "x.json"
@@ -113,9 +118,9 @@ def test_file_that_is_no_vocabulary_is_refused(tmp_path: Path, content: str, mes
 
 
 def test_file_far_too_large_is_not_read(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("vt_core.files.json_fields.MAX_BYTES", 10)
+    monkeypatch.setattr("vt_core.files.json_files.MAX_BYTES", 10)
     (tmp_path / "x.json").write_text("[" + " " * 20 + "]")
-    with pytest.raises(VocabularyError, match=r"x\.json: not a task vocabulary; 22 bytes are too many"):
+    with pytest.raises(VocabularyError, match=r"x\.json: not a task vocabulary; 22 bytes are more than"):
         TaskVocabulary.load(tmp_path / "x.json")
 
 
@@ -248,5 +253,5 @@ def test_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, 
 
 
 def test_directory_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(VocabularyError, match=r"absent.*x\.json: cannot be written"):
+    with pytest.raises(OutputError, match=r"absent.*x\.json: cannot be written"):
         write_atomically(tmp_path / "absent" / "x.json", b"")

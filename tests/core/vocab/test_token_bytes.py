@@ -157,7 +157,8 @@ def test_faulty_tokenizer_is_refused_with_a_sentence(change, message: str) -> No
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [("{", "no valid JSON"), ("[]", "no 'model'"), ('{"model": 3}', "no 'model'")]
+    ("content", "message"),
+    [("{", "not valid JSON"), ("[]", "not a JSON object"), ('{"model": 3}', "no 'model'")],
 )
 def test_file_that_is_no_tokenizer_is_refused_by_name(tmp_path: Path, content: str, message: str) -> None:
     path = tmp_path / "tokenizer.json"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vt_core.errors import DataError, OptionError
-from vt_core.files.json_fields import write_atomically
+from vt_core.files.json_files import read_object, write_atomically
 from vt_core.measure.bench.page import page
 from vt_core.measure.bench.plots import draw
 from vt_core.measure.bench.report import report
@@ -29,16 +29,16 @@ def write(results: Mapping[str, Any], out: Path) -> None:
     """Write the results and what is made of them into a folder: a report in Markdown and one in HTML, and
     pictures where matplotlib is installed.
 
-    Raises OptionError or VocabularyError where a file cannot be written.
+    Raises OptionError or OutputError where a file cannot be written.
     """
     check_folder(out)
     out.mkdir(parents=True, exist_ok=True)
-    write_atomically(out / RESULTS, dump(results).encode())
-    write_atomically(out / REPORT, report(results).encode())
+    write_atomically(out / RESULTS, dump(results))
+    write_atomically(out / REPORT, report(results))
     pictures = draw(results) if importlib.util.find_spec("matplotlib") else []
     for picture in pictures:
         write_atomically(out / f"{picture.name}.png", picture.light)
-    write_atomically(out / PAGE, page(results, pictures).encode())
+    write_atomically(out / PAGE, page(results, pictures))
 
 
 def dump(results: Mapping[str, Any]) -> str:
@@ -59,10 +59,4 @@ def dump(results: Mapping[str, Any]) -> str:
 
 def load(path: Path) -> dict[str, Any]:
     """Results from a file; raises DataError."""
-    try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read as results of a benchmark ({error}).") from error
-    if not isinstance(results, dict):
-        raise DataError(f"{path}: holds no results of a benchmark.")
-    return results
+    return read_object(path, "results file of a benchmark", DataError, strict=False)

@@ -39,13 +39,13 @@ class StockRunner:
     def __init__(self, job: Mapping[str, Any]) -> None:
         from vt_core.decode.backend import stock_backend
         from vt_core.files.model_dir import ModelDirectory
-        from vt_core.host import give_back
+        from vt_core.host import trim_heap
         from vt_core.vocab.tokenizer import Tokenizer
 
         manifest = ModelDirectory.open(job["model"]).manifest
         # Kept, as whoever asks a model for texts keeps one, and as vt does.
         self._tokenizer = Tokenizer(Path(job["model"]))
-        give_back()
+        trim_heap()
         # The same ids end a text for every variant.
         self._eos = self._tokenizer.eos_ids(manifest.vocab_rows)
         self._stock = stock_backend(job["backend"]).load_stock(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vt_core.errors import DataError
-from vt_core.files.json_fields import write_atomically
+from vt_core.files.json_files import read_object, write_atomically
 from vt_core.measure.bench.machine import machine_text
 from vt_core.measure.bench.report import markdown
 from vt_core.measure.bench.tables import NONE, Table
@@ -23,18 +23,15 @@ TOO_FEW = "too few rows"
 
 
 def write(results: Results, out: Path) -> None:
-    """Writes the results and what is made of them into a folder; raises VocabularyError where that fails."""
-    write_atomically(out / RESULTS, (json.dumps(results, indent=1, ensure_ascii=False) + "\n").encode())
-    write_atomically(out / REPORT, report([results]).encode())
+    """Writes the results and what is made of them into a folder; raises OutputError where that fails."""
+    write_atomically(out / RESULTS, json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+    write_atomically(out / REPORT, report([results]))
 
 
 def load(path: Path) -> dict[str, Any]:
     """Results from a file; raises DataError."""
-    try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read as results of an evaluation ({error}).") from error
-    if not isinstance(results, dict) or results.get("format") != FORMAT:
+    results = read_object(path, "results file of an evaluation", DataError, strict=False)
+    if results.get("format") != FORMAT:
         raise DataError(f"{path}: holds no results of an evaluation in the form {FORMAT}.")
     return results
 

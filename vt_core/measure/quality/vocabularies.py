@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from vt_core.files.json_fields import write_atomically
+from vt_core.files.json_files import write_atomically
 from vt_core.measure.quality.pruning import Pruning
 from vt_core.measure.quality.variants import Variant
 from vt_core.model import Model

@@ -109,7 +109,7 @@ def test_files_are_written_and_read_again(tmp_path):
     (tmp_path / "other.json").write_text(json.dumps({"format": "vt-eval/0"}))
     with pytest.raises(DataError, match="holds no results of an evaluation in the form vt-eval/1"):
         load(tmp_path / "other.json")
-    with pytest.raises(DataError, match="cannot be read as results"):
+    with pytest.raises(DataError, match="results file of an evaluation cannot be read"):
         load(tmp_path / "absent.json")
 
 
