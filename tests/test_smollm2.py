@@ -51,8 +51,9 @@ def test_a_reduced_head_writes_what_the_full_one_does(backend, cached):
         model = load(cached, head=head, **options)
         result = model.generate(PROMPT, max_tokens=16, approximate=True)
         assert result.token_ids == full.token_ids
-        assert result.static_rows + result.dynamic_rows < 0.2 * result.vocab_rows
-        assert result.vocab_bytes_resident < 0.4 * result.vocab_bytes_full * 2  # float32 beside bfloat16
+        assert result.stats.static_rows + result.stats.dynamic_rows < 0.2 * result.stats.vocab_rows
+        # The head is float32, the tables are bfloat16.
+        assert result.stats.vocab_bytes_resident < 0.4 * result.stats.vocab_bytes_full * 2
 
 
 @pytest.mark.parametrize("backend", backend_params())
@@ -64,7 +65,7 @@ def test_exact_text_is_the_full_heads_with_only_special_tokens_kept(backend, cac
         expected = full.generate(PROMPT, max_tokens=12, **sampling)
         result = model.generate(PROMPT, max_tokens=12, **sampling)
         assert result.exact and result.token_ids == expected.token_ids
-        assert result.vocab_bytes_resident < 0.02 * 2 * expected.vocab_bytes_full
+        assert result.stats.vocab_bytes_resident < 0.02 * 2 * expected.stats.vocab_bytes_full
 
 
 @pytest.mark.parametrize(("mode", "share"), [("int8", 0.52), ("int4", 0.30)])
@@ -113,7 +114,7 @@ def test_a_second_request_during_the_first_is_refused(backend, cached):
     with pytest.raises(BackendError, match="in the middle of a request"):
         model.generate(PROMPT, max_tokens=2)
     first.close()
-    assert model.generate(PROMPT, max_tokens=2).generated_tokens == 2
+    assert model.generate(PROMPT, max_tokens=2).stats.generated_tokens == 2
 
 
 @pytest.mark.parametrize("backend", backend_params())
@@ -123,8 +124,8 @@ def test_times_and_memory_are_measured_with_the_given_clock(backend, cached):
     model._clock = lambda: float(next(ticks))
     # Approximate: an exact request reads the clock more often, for its policy.
     result = model.generate(PROMPT, max_tokens=4, approximate=True)
-    assert (result.ttft_s, result.tpot_s, result.tokens_per_s) == (0.5, 0.5, 2.0)
-    assert result.peak_memory_bytes > result.vocab_bytes_resident
+    assert (result.stats.ttft_s, result.stats.tpot_s, result.stats.tokens_per_s) == (0.5, 0.5, 2.0)
+    assert result.stats.peak_memory_bytes > result.stats.vocab_bytes_resident
 
 
 @pytest.mark.parametrize("backend", backend_params())

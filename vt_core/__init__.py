@@ -1,9 +1,9 @@
-"""vt: low-memory generation for small language models, with the vocabulary tables on disk.
+"""vt: exact, low-memory generation for small language models. Their vocabulary tables stay on disk.
 
 >>> from vt_core import load
->>> model = load("model-dir", backend="torch", task="math.vt.json")
->>> for chunk in model.stream("A farmer has 3 pens …", max_tokens=200):
-...     print(chunk.text, end="")
+>>> with load("model-dir", task="math.vt.json") as model:
+...     for chunk in model.stream("A farmer has 3 pens …", max_tokens=200):
+...         print(chunk.text, end="")
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING
 from vt_core.errors import VtError
 
 if TYPE_CHECKING:
-    from vt_core.model import Chunk, Generation, Model, Score
+    from vt_core.model import Chunk, Generation, Model, Score, Stats
     from vt_core.vocab.task import TaskVocabulary
 
 __version__ = "0.1.0"
-__all__ = ["Chunk", "Generation", "Model", "Score", "TaskVocabulary", "VtError", "load"]
+__all__ = ["Chunk", "Generation", "Model", "Score", "Stats", "TaskVocabulary", "VtError", "load"]
 
 
 def load(
@@ -38,36 +38,54 @@ def load(
     learn: bool = False,
     progress: bool = False,
 ) -> Model:
-    """Load a model, ready to generate.
+    """Load a model.
+
+    >>> model = load("Qwen/Qwen2.5-0.5B-Instruct")
+    >>> model.generate("Why is the sky blue?", max_tokens=100).text
+    >>> for chunk in model.stream([{"role": "user", "content": "Hi"}], temperature=0.8, top_p=0.95, seed=1):
+    ...     print(chunk.text, end="")
+    >>> chunk.result.finish_reason, chunk.result.stats.tokens_per_s
+    >>> model.score("The sky is", " blue").log_prob
+    >>> model.close()
+
+    ``help(vt_core.Model)`` describes the arguments of these methods, ``help(vt_core.Generation)`` and
+    ``help(vt_core.Stats)`` their results.
 
     Args:
-        path: a model directory, a Hugging Face directory or hub id, or a GGUF file; the last three are
-            converted once into the user's cache. None: the default model, SmolLM2-135M-Instruct.
-        backend: ``mlx`` or ``torch``; None takes MLX on Apple Silicon and PyTorch elsewhere.
-        task: task vocabularies (files or loaded ones) whose union is the static part of the head; none: the
-            rank prior.
-        head: ``prealloc``, ``split``, ``rebuild``, or ``full`` for the original head.
-        store: ``lmdb`` reads rows from disk, ``ram`` keeps the tables in host memory.
-        device: a device of the backend, such as ``cpu`` or ``cuda``; None takes the best.
-        dtype: ``float32``, ``bfloat16`` or ``float16``; None takes what the device runs well.
-        tile_bytes: how much of the full head verification holds at once; None takes what is fastest on the
+        path: a model directory, a Hugging Face directory, a hub id, or a GGUF file. All but the first are
+            converted once, into the user's cache. None: the default model, SmolLM2-135M-Instruct.
+        backend: ``mlx`` or ``torch``. None: MLX on Apple Silicon, PyTorch elsewhere.
+        task: task vocabularies, as files or as objects; the head holds their union. None given: the rank
+            prior, which are the most frequent tokens of the tokenizer.
+        head: ``prealloc``, ``split`` or ``rebuild``, three ways to hold a small head; or ``full``, the
+            original head.
+        store: ``lmdb`` reads vocabulary rows from disk, ``ram`` keeps the tables in host memory.
+        device: device of the backend, such as ``cpu`` or ``cuda``. None: the best one.
+        dtype: ``float32``, ``bfloat16`` or ``float16``. None: what runs well on the device.
+        tile_bytes: bytes of the full head that verification reads at a time. None: what is fastest on the
             device.
-        quantize: ``int8`` or ``int4`` holds linear layers in so many bits and the head in eight, quantized
-            while the float weights are read (PyTorch only); exact means the text of that head. None takes the
-            weights as they are.
-        adapter: directory of a LoRA adapter, as PEFT or mlx-lm save it, that leaves the vocabulary alone.
-        revision: of a hub id.
-        learn: begin with the tokens rescued in earlier sessions, and save those of this one, in
-            ``NAME.learned.json`` beside the first task file, or in the user's cache.
-        progress: show progress bars on stderr.
+        quantize: ``int8`` or ``int4`` quantizes while loading: linear layers to 8 or 4 bits, the head to 8
+            (PyTorch only). Exact then means the text of the quantized head. None: weights as they are.
+        adapter: directory of a LoRA adapter in the format of PEFT or mlx-lm. It must not change the
+            vocabulary.
+        revision: branch, tag or commit of a hub id.
+        learn: whether to start with the tokens rescued in earlier sessions, and to save those of this one.
+            They are kept in ``NAME.learned.json`` next to the first task file, or else in the user's cache.
+        progress: whether to show progress bars on stderr.
+
+    Returns:
+        The model. Use it in a ``with`` statement, or close it, to free its memory at a known moment.
 
     Raises:
-        VtError: of the kind that fits what is wrong; its text says what to do.
+        ModelError: the model cannot be found, converted or read.
+        VocabularyError: a task vocabulary cannot be read, or belongs to another tokenizer.
+        OptionError: an argument has the wrong type or is out of range.
+        BackendError: the backend is not installed, or cannot do what was asked on this machine.
+        VtError: base class of all errors; each message says what to do.
     """
     from converters.cache import cache_directory, resolve
-    from vt_core.decode.backend import QUANTIZE, check_backend, default_backend
     from vt_core.decode.backend import backend as import_backend
-    from vt_core.errors import OptionError
+    from vt_core.decode.options import load_options
     from vt_core.files.adapters import read_adapter
     from vt_core.files.model_dir import ModelDirectory
     from vt_core.host import trim_heap
@@ -77,53 +95,61 @@ def load(
     from vt_core.vocab.task import TaskVocabulary
     from vt_core.vocab.tokenizer import Tokenizer
 
-    if tile_bytes is not None and tile_bytes < 1:
-        raise OptionError(f"a tile of {tile_bytes} bytes holds no row; give at least 1, or leave it out")
-    if quantize is not None and quantize not in QUANTIZE:
-        raise OptionError(f"unknown quantization {quantize!r}: choose one of {', '.join(QUANTIZE)}")
-    name = backend or default_backend()
-    check_backend(name)
-    files = [task] if isinstance(task, (str, Path, TaskVocabulary)) else task
-    layers = [] if adapter is None else read_adapter(adapter)
-    directory = ModelDirectory.open(resolve(path, revision=revision, progress=progress))
-    tokenizer_json = directory.path / "tokenizer.json"
-    tasks = [
-        item if isinstance(item, TaskVocabulary) else TaskVocabulary.load(item, tokenizer_json)
-        for item in files
-    ]
-    # Before the framework and the weights: reading a large vocabulary takes a few hundred megabytes in
-    # passing.
-    tokenizer = Tokenizer(directory.path)
-    trim_heap()
-    static = static_ids(directory, tokenizer, tasks)
-    trim_heap()
-    tokens = tokenizer.size(directory.manifest.vocab_rows)
-    decoder = import_backend(name).load_decoder(
-        directory,
+    # All options are checked before anything is downloaded or converted.
+    options = load_options(
+        path=path,
+        backend=backend,
+        task=task,
         head=head,
         store=store,
         device=device,
         dtype=dtype,
         tile_bytes=tile_bytes,
         quantize=quantize,
+        adapter=adapter,
+        revision=revision,
+    )
+    layers = [] if adapter is None else read_adapter(adapter)
+    directory = ModelDirectory.open(resolve(path, revision=revision, progress=progress))
+    tokenizer_json = directory.path / "tokenizer.json"
+    tasks = [
+        item if isinstance(item, TaskVocabulary) else TaskVocabulary.load(item, tokenizer_json)
+        for item in options.tasks
+    ]
+    # Before the framework and the weights: reading a large tokenizer takes a few hundred megabytes, which
+    # must not add to the peak.
+    tokenizer = Tokenizer(directory.path)
+    trim_heap()
+    static = static_ids(directory, tokenizer, tasks)
+    trim_heap()
+    tokens = tokenizer.size(directory.manifest.vocab_rows)
+    decoder = import_backend(options.backend).load_decoder(
+        directory,
+        head=head,
+        store=store,
+        device=device,
+        dtype=dtype,
+        tile_bytes=options.tile_bytes,
+        quantize=quantize,
         tokens=tokens,
         adapter=layers,
     )
-    file = None
+    learned_file = None
     if learn:
         digest = directory.manifest.tokenizer_digest
-        beside = [Path(item) for item in files if not isinstance(item, TaskVocabulary)]
-        path = learned_path(beside, cache_directory(), digest)
-        file = LearnedFile(path, digest, tokens)
-    model = Model(directory, decoder, tokenizer, backend=name, quantize=quantize, learned_file=file)
+        files = [Path(item) for item in options.tasks if not isinstance(item, TaskVocabulary)]
+        learned_file = LearnedFile(learned_path(files, cache_directory(), digest), digest, tokens)
+    model = Model(
+        directory, decoder, tokenizer, backend=options.backend, quantize=quantize, learned_file=learned_file
+    )
     model.set_static(static)
     trim_heap()
     return model
 
 
 def __getattr__(name: str) -> object:
-    """Public classes, imported when first asked for, so that ``import vt_core`` stays light."""
-    if name in ("Chunk", "Generation", "Model", "Score"):
+    """Import public classes when first used, so that ``import vt_core`` stays fast."""
+    if name in ("Chunk", "Generation", "Model", "Score", "Stats"):
         from vt_core import model
 
         return getattr(model, name)

@@ -2,33 +2,44 @@
 
 from __future__ import annotations
 
-import threading
+import gc
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
+from vt_core.decode.answer import Answer
 from vt_core.decode.backend import Decoder
-from vt_core.decode.metrics import Clock, ProcessMemory, Stopwatch
+from vt_core.decode.exclusive import Exclusive
+from vt_core.decode.metrics import Clock, ProcessMemory
+from vt_core.decode.options import RequestOptions, request_options
 from vt_core.decode.policy import BlockPolicy
+from vt_core.decode.prompts import check_prompt, check_scored, encode_prompt, token_ids
 from vt_core.decode.request import Request
-from vt_core.decode.results import Chunk, Generation, Score
-from vt_core.decode.sampling import Sampler, SamplerSettings
+from vt_core.decode.results import Chunk, Generation, Score, Stats
+from vt_core.decode.sampling import Sampler
 from vt_core.decode.scoring import score
 from vt_core.decode.stopping import StopMatcher
-from vt_core.errors import BackendError, OptionError, PromptError
+from vt_core.errors import BackendError, VtError
 from vt_core.files.model_dir import ModelDirectory
+from vt_core.host import trim_heap
 from vt_core.vocab.active import Ids
 from vt_core.vocab.learning import Learned, LearnedFile
 from vt_core.vocab.task import TaskVocabulary
-from vt_core.vocab.tokenizer import Message, Prompt, Tokenizer
+from vt_core.vocab.tokenizer import Prompt, Tokenizer
+
+__all__ = ["Chunk", "Generation", "Model", "Score", "Stats"]
 
 
 class Model:
-    """A model body without its vocabulary tables, and a reduced head. One request at a time."""
+    """A language model whose vocabulary tables stay on disk. :func:`vt_core.load` makes one.
+
+    A model runs one request at a time. Close it, or use it in a ``with`` statement, to free its memory at a
+    known moment.
+    """
 
     def __init__(
         self,
@@ -41,48 +52,141 @@ class Model:
         clock: Clock = time.perf_counter,
         learned_file: LearnedFile | None = None,
     ) -> None:
-        self.directory = directory
-        self.tokenizer = tokenizer
-        self.decoder = decoder
-        self.backend = backend
-        self.quantization = quantize or directory.quantization
-        self.rows = decoder.head.vocabulary.rows  #: those of tokens: padding behind them is no part of it
-        self.eos_ids = self.tokenizer.eos_ids(self.rows)
+        """Join the parts of a model; applications call :func:`vt_core.load`.
+
+        Args:
+            directory: the model directory.
+            decoder: the model body and its head, without static rows yet.
+            tokenizer: the directory's tokenizer.
+            backend: name of the decoder's backend.
+            quantize: how weights were quantized while loading.
+            clock: clock of the measurements.
+            learned_file: where learned ids are kept; None keeps them for this session only.
+        """
+        self.directory = directory  #: the model directory
+        self.tokenizer = tokenizer  #: the full tokenizer
+        self.backend = backend  #: name of the backend
+        self.quantization = quantize or directory.quantization  #: how the weights are quantized, or None
+        self.rows = decoder.head.vocabulary.rows  #: rows that have a token; padding rows are left out
+        self.eos_ids = self.tokenizer.eos_ids(self.rows)  #: full ids that end an answer
+        self._decoder: Decoder | None = decoder
         self._clock = clock
         self._memory = ProcessMemory()
-        self._busy = threading.Lock()
+        self._use = Exclusive()
         self._policy = BlockPolicy()
         self._learned_file = learned_file
         self._learned = Learned(() if learned_file is None else learned_file.load())
 
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free the model's memory and files. Streams that were not read to their end are closed.
+
+        Closing twice is allowed; any other use of a closed model raises BackendError.
+
+        Raises:
+            BackendError: another thread is running a request.
+        """
+        self._use.close_streams()
+        with self._use.hold():
+            self._decoder = None
+        gc.collect()  # frameworks' modules refer to themselves
+        trim_heap()
+
+    @property
+    def decoder(self) -> Decoder:
+        """The model body and its head.
+
+        Raises:
+            BackendError: the model is closed.
+        """
+        if self._decoder is None:
+            raise BackendError("this model is closed; load it again")
+        return self._decoder
+
+    @property
+    def context(self) -> int | None:
+        """Most tokens of a prompt and its answer together; None where the configuration gives no limit."""
+        return self.directory.context
+
     def set_task(self, *tasks: TaskVocabulary) -> None:
-        """Swap the static rows for those of the given task vocabularies (their union), or of the rank prior
-        if none.
+        """Replace the static rows by those of task vocabularies (their union), or of the rank prior if none.
 
         Raises:
             VocabularyError: a vocabulary belongs to another tokenizer.
+            BackendError: a request of this model is running, or the model is closed.
         """
         from vt_core.vocab.static import static_ids
 
         self.set_static(static_ids(self.directory, self.tokenizer, tasks))
 
     def set_static(self, ids: Ids) -> None:
-        """Swap the static rows for those of the given full ids, without those of padding."""
-        with self._busy_with_one():
+        """Replace the static rows by those of full ids; ids of padding rows are ignored.
+
+        Raises:
+            BackendError: a request of this model is running, or the model is closed.
+        """
+        with self._use.hold():
             self.decoder.head.set_static(ids[ids < self.rows])
             self.decoder.head.set_learned(self._learned.ids)
         self._memory.sample()
 
     def forget_learned(self) -> None:
-        """Begin anew with learning: rows that earlier requests brought are dropped; a file keeps its own."""
-        with self._busy_with_one():
+        """Drop the rows that earlier requests had rescued. A file of learned ids is not changed.
+
+        Raises:
+            BackendError: a request of this model is running, or the model is closed.
+        """
+        with self._use.hold():
             self._learned = Learned()
             self.decoder.head.set_learned(())
 
-    def generate(self, prompt: Prompt, **options: Any) -> Generation:
-        """Generate a whole answer; takes what :meth:`stream` takes."""
+    def generate(
+        self,
+        prompt: Prompt,
+        *,
+        max_tokens: int = 256,
+        stop: str | Sequence[str] = (),
+        system: str | None = None,
+        raw: bool = False,
+        approximate: bool = False,
+        dynamic: bool = True,
+        template_arguments: Mapping[str, Any] | None = None,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        seed: int = 0,
+        repetition_penalty: float = 1.0,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
+        logit_bias: Mapping[int, float] | None = None,
+    ) -> Generation:
+        """Generate a whole answer. Arguments and errors are those of :meth:`stream`."""
         result = None
-        for chunk in self.stream(prompt, **options):
+        for chunk in self.stream(
+            prompt,
+            max_tokens=max_tokens,
+            stop=stop,
+            system=system,
+            raw=raw,
+            approximate=approximate,
+            dynamic=dynamic,
+            template_arguments=template_arguments,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            seed=seed,
+            repetition_penalty=repetition_penalty,
+            presence_penalty=presence_penalty,
+            frequency_penalty=frequency_penalty,
+            logit_bias=logit_bias,
+        ):
             result = chunk.result
         assert result is not None, "a stream ends with its result"
         return result
@@ -92,51 +196,77 @@ class Model:
         prompt: Prompt,
         *,
         max_tokens: int = 256,
-        stop: Sequence[str] = (),
+        stop: str | Sequence[str] = (),
         system: str | None = None,
         raw: bool = False,
         approximate: bool = False,
         dynamic: bool = True,
-        template_arguments: dict[str, Any] | None = None,
-        **sampling: Any,
+        template_arguments: Mapping[str, Any] | None = None,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        seed: int = 0,
+        repetition_penalty: float = 1.0,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
+        logit_bias: Mapping[int, float] | None = None,
     ) -> Iterator[Chunk]:
-        """Generate an answer piece by piece.
+        """Generate an answer piece by piece. The last chunk carries the :class:`Generation`.
+
+        The sampling steps run in this order: penalties, logit bias, temperature, top-k, top-p, min-p, draw.
 
         Args:
-            prompt: text (through the chat template, unless ``raw`` or the model has none), chat messages, or
-                full ids.
-            max_tokens: how many tokens at the most.
-            stop: texts that end the answer; they are not part of it. A special token is one, too.
-            system: a system message before a text prompt.
-            raw: give text to the model without the chat template.
-            approximate: believe the reduced head, as the published method does. Otherwise every token is the
-                full head's choice.
-            dynamic: whether the rows of the prompt's tokens join the head; without them it is static only.
-            template_arguments: passed on to the chat template, such as ``{"enable_thinking": False}``.
-            sampling: fields of :class:`~vt_core.decode.sampling.SamplerSettings`.
+            prompt: text, which goes through the chat template if the model has one; or chat messages, such
+                as ``[{"role": "user", "content": "Hi"}]``; or token ids.
+            max_tokens: most tokens to generate, at least 1.
+            stop: text, or texts, that end the answer and are not part of it. May be a special token.
+            system: system message for a text prompt.
+            raw: whether to skip the chat template for a text prompt.
+            approximate: whether to skip verification, as the published method does. If False, every token is
+                the full head's choice.
+            dynamic: whether the prompt's tokens join the head. If False, the head has its static rows only.
+            template_arguments: arguments of the chat template, such as ``{"enable_thinking": False}``.
+            temperature: 0 takes the most likely token; larger values make unlikely tokens more likely.
+            top_k: keep the ``top_k`` most likely tokens; 0 keeps all.
+            top_p: keep the most likely tokens up to this total probability; 1 keeps all.
+            min_p: keep tokens at least ``min_p`` times as likely as the most likely one; 0 keeps all.
+            seed: seed of the draws; the same seed gives the same text.
+            repetition_penalty: divides positive logits, and multiplies negative ones, of tokens that occur
+                in the prompt or the answer; 1 is off.
+            presence_penalty: subtracted once from the logits of tokens that occur; 0 is off.
+            frequency_penalty: subtracted from a token's logit for each time it occurs; 0 is off.
+            logit_bias: added to logits, by token id.
 
         Raises:
-            PromptError: the prompt is empty, too long, or has ids without a row.
-            OptionError: a value is out of range.
-            BackendError: another request of this model is still running.
+            PromptError: the prompt is empty, too long, of the wrong type, or has ids without a row.
+            OptionError: an argument has the wrong type or is out of range.
+            BackendError: another request of this model is running, or the model is closed.
+            VtError: learned ids cannot be saved; raised after the last chunk.
         """
-        settings = sampler_settings(sampling)
-        if max_tokens < 1:
-            raise OptionError(f"max_tokens is {max_tokens}, but it must be at least 1")
-        ids = self.encode(prompt, system=system, raw=raw, template_arguments=template_arguments)
-        self._check_prompt(ids, max_tokens)
-        stops = [stop] if isinstance(stop, str) else list(stop)
-        exact = not approximate and self.decoder.head.name != "full"
-        request = Request(
-            self.decoder,
-            Sampler(settings, self.rows),
-            max_tokens,
-            self.eos_ids | self.tokenizer.special_ids(stops),
-            self._policy if exact else None,
-            self._clock,
-            dynamic,
+        options = request_options(
+            max_tokens=max_tokens,
+            stop=stop,
+            system=system,
+            raw=raw,
+            approximate=approximate,
+            dynamic=dynamic,
+            template_arguments=template_arguments,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            seed=seed,
+            repetition_penalty=repetition_penalty,
+            presence_penalty=presence_penalty,
+            frequency_penalty=frequency_penalty,
+            logit_bias=logit_bias,
         )
-        return self._run(request, ids, StopMatcher(stops))
+        ids = self.encode(
+            prompt, system=options.system, raw=options.raw, template_arguments=options.template_arguments
+        )
+        check_prompt(ids, options.max_tokens, self.rows, self.context)
+        return self._use.track(self._run(self._request(options), ids, StopMatcher(options.stop)))
 
     def score(
         self,
@@ -145,45 +275,97 @@ class Model:
         *,
         system: str | None = None,
         raw: bool = False,
-        template_arguments: dict[str, Any] | None = None,
+        template_arguments: Mapping[str, Any] | None = None,
     ) -> Score:
-        """How likely the full head finds a continuation of a prompt.
+        """Score a continuation of a prompt with the full head.
 
         Args:
-            prompt: as for :meth:`stream`, and so are the other arguments.
-            continuation: full ids, or text, which is encoded by itself.
+            prompt: as for :meth:`stream`, and so are ``system``, ``raw`` and ``template_arguments``.
+            continuation: token ids, or text, which is tokenized by itself.
 
         Raises:
             PromptError: either is empty or has ids without a row, or together they are too long.
-            BackendError: another request of this model is still running.
+            BackendError: another request of this model is running, or the model is closed.
         """
         ids = self.encode(prompt, system=system, raw=raw, template_arguments=template_arguments)
         if isinstance(continuation, str):
-            scored: Sequence[int] = self.tokenizer.encode(continuation, special=False).tolist()
-        else:
-            scored = continuation
-        (result,) = self.score_each([(ids.tolist(), scored)])
+            continuation = list(self.tokenizer.encode(continuation, special=False))
+        (result,) = self.score_each([(list(ids), continuation)])
         return result
 
     def score_each(self, pairs: Iterable[tuple[Sequence[int], Sequence[int]]]) -> Iterator[Score]:
-        """Scores of many pairs of prompt and continuation, both full ids, in order. Faster than one by one:
-        the full head is read for many positions together.
+        """Score many pairs of prompt and continuation, both token ids, in order.
+
+        This is faster than one :meth:`score` after the other: the full head is read once for many positions.
 
         Raises:
             PromptError: as :meth:`score`.
-            BackendError: another request of this model is still running.
+            BackendError: another request of this model is running, or the model is closed.
         """
+        return self._use.track(self._score_each(pairs))
+
+    def encode(
+        self,
+        prompt: Prompt,
+        *,
+        system: str | None = None,
+        raw: bool = False,
+        template_arguments: Mapping[str, Any] | None = None,
+    ) -> Ids:
+        """Token ids of a prompt, int64 ``[n]``, as :meth:`stream` runs them. Arguments are those of
+        :meth:`stream`.
+
+        Raises:
+            PromptError: the prompt is empty or of the wrong type.
+        """
+        options = request_options(system=system, raw=raw, template_arguments=template_arguments)
+        return encode_prompt(
+            self.tokenizer,
+            prompt,
+            system=options.system,
+            raw=options.raw,
+            template_arguments=options.template_arguments,
+        )
+
+    def _request(self, options: RequestOptions) -> Request:
+        exact = not options.approximate and self.decoder.head.name != "full"
+        return Request(
+            self.decoder,
+            Sampler(options.sampling, self.rows),
+            options.max_tokens,
+            self.eos_ids | self.tokenizer.special_ids(options.stop),
+            self._policy if exact else None,
+            self._clock,
+            options.dynamic,
+        )
+
+    def _run(self, request: Request, ids: Ids, stops: StopMatcher) -> Generator[Chunk, None, None]:
+        with self._use.hold():
+            answer = Answer(request, self.tokenizer.stream(), stops, self._memory)
+            yield from answer.chunks(ids)
+            result = answer.result(self.directory.manifest, self.backend, self.quantization)
+            changed = self._learn(request.checks.rescued, [*ids.tolist(), *answer.token_ids])
+        # The model is free and its learned ids are saved before the last chunk: callers may stop there.
+        failure = self._save_learned() if changed else None
+        yield Chunk(answer.rest, None, result)
+        if failure is not None:
+            raise failure
+
+    def _score_each(
+        self, pairs: Iterable[tuple[Sequence[int], Sequence[int]]]
+    ) -> Generator[Score, None, None]:
         continuations: deque[Ids] = deque()
 
         def texts() -> Iterator[tuple[Ids, int]]:
-            for prompt, continuation in pairs:
-                parts = np.array(prompt, dtype=np.int64), np.array(continuation, dtype=np.int64)
-                ids = np.concatenate(parts)
-                self._check_text(ids, *map(len, parts))
-                continuations.append(parts[1])
-                yield ids, len(parts[0])
+            for pair in pairs:
+                prompt, continuation = (
+                    token_ids(part, name) for part, name in zip(pair, ("prompt", "continuation"), strict=True)
+                )
+                check_scored(prompt, continuation, self.rows, self.context)
+                continuations.append(continuation)
+                yield np.concatenate([prompt, continuation]), len(prompt)
 
-        with self._busy_with_one(), closing(score(self.decoder, texts())) as scores:
+        with self._use.hold(), closing(score(self.decoder, texts())) as scores:
             for scored in scores:
                 ids = continuations.popleft()
                 yield Score(
@@ -192,186 +374,22 @@ class Model:
                     tuple((scored.choices == ids).tolist()),
                 )
 
-    def encode(
-        self,
-        prompt: Prompt,
-        *,
-        system: str | None = None,
-        raw: bool = False,
-        template_arguments: dict[str, Any] | None = None,
-    ) -> Ids:
-        """Full ids of a prompt, int64 ``[n]``, as :meth:`stream` would run it."""
-        if not isinstance(prompt, str):
-            if system is not None:
-                raise PromptError("a system message goes with a text prompt; put it into the chat messages")
-            items = list(prompt)
-            if items and all(isinstance(item, Mapping) for item in items):
-                messages = cast("list[Message]", items)
-                return self.tokenizer.encode_chat(messages, **template_arguments or {})
-            if not all(isinstance(item, (int, np.integer)) for item in items):
-                raise PromptError(
-                    "a prompt is text, chat messages, or token ids; this is a mixture or neither"
-                )
-            return np.array(items, dtype=np.int64)
-        if not prompt:
-            raise PromptError("the prompt is empty; give some text")
-        if raw or self.tokenizer.chat_template is None:
-            if system is not None:
-                raise PromptError(
-                    "a system message needs the chat template; leave it out, or put it into the raw prompt"
-                )
-            return self.tokenizer.encode(prompt)
-        messages = [] if system is None else [{"role": "system", "content": system}]
-        messages.append({"role": "user", "content": prompt})
-        return self.tokenizer.encode_chat(messages, **template_arguments or {})
-
-    @property
-    def context(self) -> int | None:
-        """Tokens that fit the model's context, where its configuration says so."""
-        return self.directory.context
-
-    def _check_prompt(self, ids: Ids, max_tokens: int) -> None:
-        if len(ids) == 0:
-            raise PromptError("the prompt is empty; give at least one token")
-        self._check_ids(ids)
-        if self.context is not None and len(ids) + max_tokens > self.context:
-            raise PromptError(
-                f"the prompt has {len(ids)} tokens, with {max_tokens} to generate more than the context of "
-                f"{self.context}; shorten it or lower --max-tokens"
-            )
-
-    def _check_text(self, ids: Ids, prompt: int, continuation: int) -> None:
-        """Whether a text of so many prompt and continuation tokens can be scored."""
-        for part, count in (("prompt", prompt), ("continuation", continuation)):
-            if count == 0:
-                raise PromptError(f"the {part} to score is empty; give at least one token")
-        self._check_ids(ids)
-        # The last token is only chosen, never read.
-        if self.context is not None and len(ids) - 1 > self.context:
-            raise PromptError(
-                f"the prompt has {prompt} tokens and its continuation {continuation}, more than the context "
-                f"of {self.context}; shorten them"
-            )
-
-    def _check_ids(self, ids: Ids) -> None:
-        outside = ids[(ids < 0) | (ids >= self.rows)]
-        if len(outside):
-            raise PromptError(
-                f"the text holds token id {outside[0]}, but the model's tokens are 0 to {self.rows - 1}; "
-                "use ids of this model's tokenizer"
-            )
-
-    def _run(self, request: Request, ids: Ids, stops: StopMatcher) -> Iterator[Chunk]:
-        with self._busy_with_one():
-            watch = Stopwatch(self._clock)
-            text = self.tokenizer.stream()
-            generated: list[int] = []
-            shown = ""
-            ended = False
-            head = self.decoder.head
-            dynamic_rows = resident = 0
-            tokens = request.run(ids)
-            try:
-                for token in tokens:
-                    watch.token()
-                    if watch.tokens == 1:
-                        self._memory.sample()
-                    # Taken here: the rows of the request are gone once its last token is out.
-                    dynamic_rows, resident = head.vocabulary.dynamic_size, head.nbytes
-                    generated.append(token)
-                    last = token in request.eos_ids
-                    piece = "" if last else stops.push(text.push(token))
-                    shown += piece
-                    yield Chunk(piece, token)
-                    ended = stops.stopped or last
-                    if ended:
-                        break
-            finally:
-                tokens.close()  # type: ignore[attr-defined]
-            rest = "" if stops.stopped else stops.push(text.finish()) + stops.finish()
-            self._memory.sample()
-            checks = request.checks
-            result = self._result(
-                text=shown + rest,
-                token_ids=tuple(generated),
-                generated_tokens=len(generated),
-                finish_reason="stop" if ended or stops.stopped else "length",
-                prompt_tokens=len(ids),
-                exact=request.policy is not None or head.name == "full",
-                seed=request.sampler.settings.seed,
-                dynamic_rows=dynamic_rows,
-                vocab_bytes_resident=resident,
-                ttft_s=watch.ttft_s,
-                tpot_s=watch.tpot_s,
-                tokens_per_s=watch.tokens_per_s,
-                verifications=checks.verifications,
-                rescued=len(checks.rescued),
-                rolled_back=checks.rolled_back,
-                verify_s=checks.verify_s,
-                rescue_s=checks.rescue_s,
-                rolled_back_s=checks.rolled_back_s,
-            )
-            news = self._learn(checks.rescued, [*ids.tolist(), *generated])
-            yield Chunk(rest, None, result)
-            # Last, so that a file that cannot be written costs nobody an answer.
-            if news and self._learned_file is not None:
-                self._learned_file.add(self._learned)
-
     def _learn(self, rescued: Sequence[int], used: Sequence[int]) -> bool:
-        """Keep the rows of rescued tokens for the next requests, unless they are static; True when that
-        changed.
+        """Keep the rows of rescued tokens for later requests, unless they are static. Returns whether the
+        learned ids changed.
         """
         vocabulary = self.decoder.head.vocabulary
         static = vocabulary.ids[: vocabulary.static_size]
-        news = self._learned.update([token for token in rescued if token not in static], used)
-        if news:
+        changed = self._learned.update([token for token in rescued if token not in static], used)
+        if changed:
             self.decoder.head.set_learned(self._learned.ids)
-        return news
+        return changed
 
-    def _busy_with_one(self) -> _Busy:
-        return _Busy(self._busy)
-
-    def _result(self, **request: Any) -> Generation:
-        """The result of a request: what is said of it, and what holds for the model."""
-        head = self.decoder.head
-        allocated = self.decoder.peak_memory()
-        return Generation(
-            head=head.name,
-            backend=self.backend,
-            device=self.decoder.device,
-            dtype=self.decoder.dtype,
-            quantization=self.quantization,
-            vocab_rows=self.directory.manifest.vocab_rows,
-            static_rows=head.vocabulary.static_size,
-            learned_rows=head.vocabulary.learned_size,
-            vocab_bytes_full=self.directory.manifest.table_bytes,
-            peak_memory_bytes=self._memory.peak if allocated is None else allocated,
-            peak_anonymous_bytes=self._memory.anonymous,
-            **request,
-        )
-
-
-class _Busy:
-    """Holds a model for one request."""
-
-    def __init__(self, lock: threading.Lock) -> None:
-        self._lock = lock
-
-    def __enter__(self) -> None:
-        if not self._lock.acquire(blocking=False):
-            raise BackendError("this model is in the middle of a request; finish or close its stream first")
-
-    def __exit__(self, *_: object) -> None:
-        self._lock.release()
-
-
-def sampler_settings(sampling: dict[str, Any]) -> SamplerSettings:
-    """Settings from keyword arguments.
-
-    Raises:
-        OptionError: a name is unknown or a value is out of range.
-    """
-    unknown = sampling.keys() - SamplerSettings.__dataclass_fields__.keys()
-    if unknown:
-        raise OptionError(f"unknown generation option {sorted(unknown)[0]!r}")
-    return SamplerSettings(**sampling)
+    def _save_learned(self) -> VtError | None:
+        """Write the file of learned ids, if there is one. Returns the error if that failed."""
+        try:
+            if self._learned_file is not None:
+                self._learned_file.add(self._learned)
+        except VtError as error:
+            return error
+        return None

@@ -143,10 +143,10 @@ def test_a_cell_is_large_and_varied_enough_to_tell(cell):
     assert len({token for ids in cell.expected for token in ids}) >= 8
     for head in HEADS:
         results = cell.exact(head)
-        assert all(result.vocab_rows >= 1000 for result in results)
+        assert all(result.stats.vocab_rows >= 1000 for result in results)
         if head != "full":
-            assert all(_active(result) < result.vocab_rows / 5 for result in results), head
-            assert sum(result.rescued for result in results) > 0, head
+            assert all(_active(result) < result.stats.vocab_rows / 5 for result in results), head
+            assert sum(result.stats.rescued for result in results) > 0, head
 
 
 def test_sampled_ids_are_those_of_the_stock_frameworks_logits(cell):
@@ -209,7 +209,7 @@ def _sampled(model: Model) -> list[int]:
 
 
 def _active(result: Generation) -> int:
-    return result.static_rows + result.learned_rows + result.dynamic_rows
+    return result.stats.static_rows + result.stats.learned_rows + result.stats.dynamic_rows
 
 
 def _lay_out_for_mlx(file):

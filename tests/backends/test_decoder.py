@@ -70,7 +70,7 @@ def test_reduced_heads_give_the_stock_output_when_it_is_active(backend, kind, he
         model.decoder.head.set_static(expected)
         result = model.generate(prompt, max_tokens=TOKENS, approximate=True)
         assert list(result.token_ids) == expected
-        assert result.static_rows == len(set(expected)) < model.rows / 20
+        assert result.stats.static_rows == len(set(expected)) < model.rows / 20
 
 
 @pytest.mark.parametrize("sampling", [{}, {"temperature": 1.1, "seed": 9}], ids=["greedy", "sampled"])
@@ -189,6 +189,10 @@ def test_loading_and_generating_reads_only_the_rows_that_are_needed(backend, kin
     # Static rows once; the prompt's as embeddings (MLX reads the last token's again, for it goes alone), and
     # as head rows.
     most = (
-        len(static) + prompt + 1 + len(set(PROMPT) - set(static)) + (result.generated_tokens if untied else 0)
+        len(static)
+        + prompt
+        + 1
+        + len(set(PROMPT) - set(static))
+        + (result.stats.generated_tokens if untied else 0)
     )
     assert read <= most * row

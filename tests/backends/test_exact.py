@@ -69,7 +69,7 @@ def test_ids_are_those_of_the_full_head(backend, kind, dtype, quantize, sampling
         result = model.generate(prompt, max_tokens=TOKENS, **sampling)
         assert result.exact
         assert result.token_ids == expected.token_ids
-        rescued += result.rescued
+        rescued += result.stats.rescued
     assert rescued >= 5
     assert model.decoder.head.vocabulary.learned_size > 0
 
@@ -78,7 +78,7 @@ def test_approximate_ids_stay_within_the_active_vocabulary(backend, kind, tiny):
     model = load(tiny(kind)[1], backend=backend, device="cpu")
     model.decoder.head.set_static(range(0, 300, 2))
     result = model.generate(PROMPTS[0], max_tokens=TOKENS, approximate=True)
-    assert not result.exact and result.verifications == 0
+    assert not result.exact and result.stats.verifications == 0
     assert set(result.token_ids) <= {*range(0, 300, 2), *PROMPTS[0]}
 
 
@@ -147,4 +147,4 @@ def test_learned_ids_are_saved_and_begin_the_next_session(backend, kind, tiny, t
         model.decoder.head.set_learned(model._learned.ids)
         results.append(model.generate(PROMPTS[0], max_tokens=TOKENS))
     assert results[0].token_ids == results[1].token_ids
-    assert results[0].rescued > 5 and results[1].rescued == 0
+    assert results[0].stats.rescued > 5 and results[1].stats.rescued == 0

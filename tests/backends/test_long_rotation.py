@@ -43,7 +43,7 @@ def test_texts_are_the_stock_frameworks_on_both_sides_and_across(backend, source
         model.forget_learned()
         model.decoder.head.set_static(sorted(expected)[::2])
         result = model.generate(TEXT[:length], max_tokens=16)
-        assert list(result.token_ids) == expected and result.rescued > 0
+        assert list(result.token_ids) == expected and result.stats.rescued > 0
     for start in (5, RANGE + 1):
         (score,) = model.score_each([(TEXT[:start], TEXT[start:])])
         logits = stock.text_logits(backend, original, TEXT[:start], TEXT[start:])

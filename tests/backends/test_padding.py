@@ -52,8 +52,8 @@ def test_padding_rows_never_come_out(backend, hostile):
             options = {"max_tokens": TOKENS, "approximate": approximate, **SAMPLINGS[name]}
             result = model.generate(PROMPT, **options)
             assert max(result.token_ids) < tokens
-            assert result.vocab_rows == len(logits)
-            assert result.static_rows == (tokens if head == "full" else 150)
+            assert result.stats.vocab_rows == len(logits)
+            assert result.stats.static_rows == (tokens if head == "full" else 150)
             if not approximate:
                 texts[name].add(result.token_ids)
     assert [len(each) for each in texts.values()] == [1, 1]

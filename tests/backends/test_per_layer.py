@@ -58,7 +58,7 @@ def test_each_token_reads_one_row_and_nothing_holds_the_table(backend, kind, tin
     assert table.bytes_read == 0 and not model.decoder.can_follow
     model.decoder.head.set_static(STATIC)
     result = model.generate(PROMPT, max_tokens=6, approximate=True)
-    rows = len(set(PROMPT)) + result.generated_tokens - 1  # the last token of a text is not run
+    rows = len(set(PROMPT)) + result.stats.generated_tokens - 1  # the last token of a text is not run
     assert len(set(result.token_ids)) > 2 and table.bytes_read == rows * 5 * 8 * 4
     parameters = model.decoder._model.parameters()
     if backend == "mlx":

@@ -81,7 +81,7 @@ def test_the_text_is_that_of_the_floats_or_refused_by_name(kind, backend, made):
         model = load(directory, backend=backend, head=head, device="cpu", dtype="float32")
         model.decoder.head.set_static(range(0, 300, 2))
         result = model.generate(PROMPT, max_tokens=24)
-        assert list(result.token_ids) == expected and result.quantization == method
+        assert list(result.token_ids) == expected and result.stats.quantization == method
 
 
 @every_kind

@@ -89,7 +89,7 @@ def test_memory_and_reading_are_counted_in_packed_bytes_where_rows_stay_packed(b
     head = manifest.tables["embedding" if manifest.tied else "head"]
     row = head.columns * 4 if backend == "mlx" else manifest.hidden * 4
     assert model.decoder.head.nbytes == len(STATIC) * row
-    assert model.generate(PROMPT, max_tokens=4).vocab_bytes_full == manifest.table_bytes
+    assert model.generate(PROMPT, max_tokens=4).stats.vocab_bytes_full == manifest.table_bytes
 
 
 #: Models whose weights mlx-lm renames, turns, stacks or takes out of a larger model before it packs them.
@@ -122,8 +122,8 @@ def test_what_mlx_lm_wrote_gives_mlx_lms_ids(kind, tmp_path):
     model = load(directory, backend="mlx", device="cpu", dtype="float32")
     model.decoder.head.set_static(STATIC)
     result = model.generate(PROMPT, max_tokens=16)
-    assert list(result.token_ids) == expected and result.rescued > 0
-    assert result.quantization in ("4-bit affine", "8-bit affine")
+    assert list(result.token_ids) == expected and result.stats.rescued > 0
+    assert result.stats.quantization in ("4-bit affine", "8-bit affine")
     with pytest.raises(ModelError, match="in a layout that only MLX reads; run it with vt-mlx"):
         load(directory, backend="torch", device="cpu")
 

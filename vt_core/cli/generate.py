@@ -6,13 +6,16 @@ import json
 import math
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from vt_core.cli.options import device_option, dtype_option, quantize_option
 from vt_core.errors import OptionError, PromptError
 from vt_core.files.json_files import parse_json, read_text
+
+if TYPE_CHECKING:
+    from vt_core import Generation, Stats
 
 
 @click.command()
@@ -158,29 +161,30 @@ def _parse(text: str, where: str, kind: type) -> Any:
     return value
 
 
-def _summary(result: Any) -> str:
+def _summary(result: Generation) -> str:
     """One line: tokens, speed, memory."""
+    stats = result.stats
 
     def number(value: float | None, unit: str, scale: float = 1.0) -> str:
         return "–" if value is None else f"{value * scale:.1f} {unit}"
 
     return (
-        f"{result.prompt_tokens} + {result.generated_tokens} tokens, {result.finish_reason}; "
-        f"first after {number(result.ttft_s, 'ms', 1e3)}, then {number(result.tokens_per_s, 'tokens/s')}; "
-        f"{_checks(result)}"
-        f"head {result.head}: {result.static_rows} + {result.dynamic_rows} of {result.vocab_rows} rows, "
-        f"{number(result.vocab_bytes_resident, 'MB', 1e-6)} "
-        f"of {number(result.vocab_bytes_full, 'MB', 1e-6)}; "
-        f"peak memory {number(result.peak_memory_bytes, 'MB', 1e-6)}"
+        f"{stats.prompt_tokens} + {stats.generated_tokens} tokens, {result.finish_reason}; "
+        f"first after {number(stats.ttft_s, 'ms', 1e3)}, then {number(stats.tokens_per_s, 'tokens/s')}; "
+        f"{_checks(stats)}"
+        f"head {stats.head}: {stats.static_rows} + {stats.dynamic_rows} of {stats.vocab_rows} rows, "
+        f"{number(stats.vocab_bytes_resident, 'MB', 1e-6)} "
+        f"of {number(stats.vocab_bytes_full, 'MB', 1e-6)}; "
+        f"peak memory {number(stats.peak_memory_bytes, 'MB', 1e-6)}"
     )
 
 
-def _checks(result: Any) -> str:
-    """What verification did, where there was any."""
-    if not result.verifications:
+def _checks(stats: Stats) -> str:
+    """Counts and times of verification; empty if there was none."""
+    if not stats.verifications:
         return ""
     return (
-        f"{result.verifications} checks in {result.verify_s:.2f} s: "
-        f"{result.rescued} rescued in {result.rescue_s:.2f} s, "
-        f"{result.rolled_back} steps of {result.rolled_back_s:.2f} s rolled back; "
+        f"{stats.verifications} checks in {stats.verify_s:.2f} s: "
+        f"{stats.rescued} rescued in {stats.rescue_s:.2f} s, "
+        f"{stats.rolled_back} steps of {stats.rolled_back_s:.2f} s rolled back; "
     )

@@ -1,4 +1,4 @@
-"""Time and memory of a request, measured from outside of the algorithms."""
+"""Time and memory of a request, measured outside the algorithms."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-Clock = Callable[[], float]  #: seconds, monotonic
+Clock = Callable[[], float]  #: monotonic clock, seconds
 
 _STATUS = Path("/proc/self/status")
 
 
 @dataclass
 class Stopwatch:
-    """Times of the tokens of one request, in seconds of ``clock``."""
+    """Token times of one request. It starts when it is made."""
 
     clock: Clock
-    started: float = field(init=False)
-    first: float | None = field(init=False, default=None)
-    last: float | None = field(init=False, default=None)
-    tokens: int = field(init=False, default=0)
+    started: float = field(init=False)  #: start of the request, seconds
+    first: float | None = field(init=False, default=None)  #: time of the first token, seconds
+    last: float | None = field(init=False, default=None)  #: time of the latest token, seconds
+    tokens: int = field(init=False, default=0)  #: tokens counted
 
     def __post_init__(self) -> None:
         self.started = self.clock()
 
     def token(self) -> None:
-        """Note that a token was emitted now."""
+        """Count a token, emitted now."""
         self.last = self.clock()
         if self.first is None:
             self.first = self.last
@@ -35,33 +35,34 @@ class Stopwatch:
 
     @property
     def ttft_s(self) -> float | None:
-        """Time to the first token, or None without one."""
+        """Seconds to the first token; None without tokens."""
         return None if self.first is None else self.first - self.started
 
     @property
     def tpot_s(self) -> float | None:
-        """Time per token after the first, or None with fewer than two tokens."""
+        """Seconds per token after the first; None with fewer than two tokens."""
         if self.first is None or self.last is None or self.tokens < 2:
             return None
         return (self.last - self.first) / (self.tokens - 1)
 
     @property
     def tokens_per_s(self) -> float | None:
-        """Tokens after the first over the time after the first."""
+        """Tokens after the first, per second."""
         return 1 / self.tpot_s if self.tpot_s else None
 
 
 @dataclass
 class ProcessMemory:
-    """The most memory that this process was seen to hold, in bytes.
+    """Peak memory of this process.
 
-    The system keeps the peak of the whole; of its anonymous part only the present value, so :meth:`sample` is
-    called where memory is at its largest.
+    Linux records the peak of all resident memory, but only the current size of the anonymous part. Call
+    :meth:`sample` where memory is largest.
     """
 
-    anonymous: int | None = None
+    anonymous: int | None = None  #: largest anonymous memory sampled, bytes; None where it is unknown
 
     def sample(self) -> None:
+        """Update :attr:`anonymous`."""
         now = _status_bytes("RssAnon")
         if now is not None:
             self.anonymous = max(now, self.anonymous or 0)
@@ -69,15 +70,15 @@ class ProcessMemory:
     @property
     def peak(self) -> int:
         """Peak resident bytes of the process, anonymous and file-backed."""
-        kept = _status_bytes("VmHWM")
-        if kept is not None:
-            return kept
+        recorded = _status_bytes("VmHWM")
+        if recorded is not None:
+            return recorded
         unit = 1 if sys.platform == "darwin" else 1024
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _status_bytes(name: str) -> int | None:
-    """A size in Linux's ``/proc/self/status``, or None elsewhere."""
+    """A size from Linux's ``/proc/self/status``, in bytes; None on other systems."""
     try:
         text = _STATUS.read_text()
     except OSError:

@@ -7,7 +7,7 @@ each checked by the full one; an approximate request, or one on the full head, b
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Generator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -51,7 +51,7 @@ class Request:
     dynamic: bool = True
     checks: Checks = field(default_factory=Checks)
 
-    def run(self, prompt: Ids) -> Iterator[int]:
+    def run(self, prompt: Ids) -> Generator[int, None, None]:
         """Generate up to ``max_tokens`` full ids; an id of ``eos_ids`` is the last one yielded.
 
         The ids of the prompt are made active for this request, where that is wanted.

@@ -1,4 +1,4 @@
-"""What a request gives back."""
+"""The results of a request."""
 
 from __future__ import annotations
 
@@ -7,55 +7,64 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Generation:
-    """A finished text and how it came about. Times in seconds, sizes in bytes; None where it could not be
-    measured.
-    """
+class Stats:
+    """Measurements of one request, and the settings that it ran with. None: could not be measured."""
 
-    text: str
-    token_ids: tuple[int, ...]  #: full ids, the EOS id included where one was generated
-    finish_reason: str  #: ``stop`` (EOS or a stop string) or ``length``
-    prompt_tokens: int
-    generated_tokens: int
+    prompt_tokens: int  #: tokens of the prompt, chat template included
+    generated_tokens: int  #: tokens generated, an EOS token included
+    head: str  #: how the head was held: ``prealloc``, ``split``, ``rebuild`` or ``full``
+    backend: str  #: ``mlx`` or ``torch``
+    device: str  #: device of the backend, such as ``cpu`` or ``cuda``
+    dtype: str  #: float type of the computation
+    quantization: str | None  #: of the weights, in their files or while loading: ``awq``, ``int8``…
+    seed: int  #: seed of the sampler
+    vocab_rows: int  #: rows of the model's vocabulary table, V
+    static_rows: int  #: active rows of the task vocabulary or the rank prior
+    learned_rows: int  #: active rows that earlier requests had rescued
+    dynamic_rows: int  #: active rows that this request added: its prompt's and its rescues'
+    vocab_bytes_full: int  #: bytes of the model's vocabulary tables
+    vocab_bytes_resident: int  #: bytes of the active rows, spare capacity included
+    ttft_s: float | None  #: seconds from the call to the first token, head construction included
+    tpot_s: float | None  #: seconds per token after the first
+    tokens_per_s: float | None  #: tokens after the first, per second
+    peak_memory_bytes: int | None  #: peak bytes of the device's allocator, or else of this process
+    peak_anonymous_bytes: int | None  #: peak bytes of this process that are not mapped files (Linux)
+    verifications: int  #: times that the full head was read
+    rescued: int  #: tokens that verification replaced
+    rolled_back: int  #: decoding steps thrown away because they followed a wrong token
+    verify_s: float  #: seconds spent on verification
+    rescue_s: float  #: seconds spent on rewinding caches and reading rescued rows
+    rolled_back_s: float  #: seconds spent on steps that were thrown away
+
+
+@dataclass(frozen=True)
+class Generation:
+    """A finished answer."""
+
+    text: str  #: the answer, without special tokens and stop strings
+    token_ids: tuple[int, ...]  #: full ids, an EOS id included where one was generated
+    finish_reason: str  #: ``stop`` (EOS or a stop string) or ``length`` (``max_tokens`` reached)
     exact: bool  #: whether every token is the full head's choice
-    head: str
-    backend: str
-    device: str
-    dtype: str
-    quantization: str | None  #: of layers, in their files or while they are read: ``awq``, ``int8``…
-    seed: int
-    vocab_rows: int  #: V
-    static_rows: int
-    learned_rows: int  #: rescued by earlier requests, and kept
-    dynamic_rows: int  #: of this request: its prompt's and its rescues'
-    vocab_bytes_full: int  #: the model's tables
-    vocab_bytes_resident: int  #: active rows with spare capacity
-    ttft_s: float | None
-    tpot_s: float | None
-    tokens_per_s: float | None
-    peak_memory_bytes: int | None
-    peak_anonymous_bytes: int | None
-    verifications: int  #: readings of the full head
-    rescued: int  #: tokens that the full head put in place of others
-    rolled_back: int  #: steps that were run behind a wrong token
-    verify_s: float  #: spent on verification
-    rescue_s: float  #: spent on taking wrong tokens back and reading the rows of rescues
-    rolled_back_s: float  #: spent in steps that were rolled back
+    stats: Stats  #: measurements
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON can hold them."""
-        return asdict(self) | {"token_ids": list(self.token_ids)}
+        """All fields in one flat dictionary that JSON can hold: what ``generate --json`` prints."""
+        return {
+            "text": self.text,
+            "token_ids": list(self.token_ids),
+            "finish_reason": self.finish_reason,
+            "exact": self.exact,
+            **asdict(self.stats),
+        }
 
 
 @dataclass(frozen=True)
 class Score:
-    """How likely the model, with its full head, finds a continuation. Tuples have one entry for each of its
-    tokens.
-    """
+    """Log-probabilities of a continuation under the full head. Tuples have one entry per token."""
 
-    token_ids: tuple[int, ...]  #: full ids
-    log_probs: tuple[float, ...]  #: natural logarithms, each given all that is before the token
-    greedy: tuple[bool, ...]  #: whether the token is what greedy decoding would choose there
+    token_ids: tuple[int, ...]  #: full ids of the continuation
+    log_probs: tuple[float, ...]  #: natural logarithm of each token's probability, given the text before it
+    greedy: tuple[bool, ...]  #: whether greedy decoding would choose this token here
 
     @property
     def log_prob(self) -> float:
@@ -70,10 +79,8 @@ class Score:
 
 @dataclass(frozen=True)
 class Chunk:
-    """A piece of a streamed answer. The last one has no token, perhaps some held-back text, and the
-    result.
-    """
+    """A piece of a streamed answer."""
 
-    text: str
-    token_id: int | None
-    result: Generation | None = None
+    text: str  #: new text; may be empty
+    token_id: int | None  #: full id of the token, None in the last chunk
+    result: Generation | None = None  #: the whole answer, in the last chunk only

@@ -8,19 +8,22 @@ from vt_core.errors import OptionError
 
 
 class StopMatcher:
-    """Passes text on until one of the stop strings appears; holds back what could be the beginning of one."""
+    """Passes text on until a stop string appears. Holds back text that may be the start of one."""
 
     def __init__(self, stops: Sequence[str]) -> None:
+        """Prepare to match.
+
+        Raises:
+            OptionError: a stop string is empty.
+        """
         if any(stop == "" for stop in stops):
             raise OptionError("a stop string is empty; give at least one character, or leave it out")
         self._stops = stops
         self._held = ""
-        self.stopped = False
+        self.stopped = False  #: whether a stop string has appeared
 
     def push(self, text: str) -> str:
-        """The text that is safe to show now. After a stop string: the text before it, and :attr:`stopped` is
-        set.
-        """
+        """Add text and return what can be shown now: everything before the first stop string."""
         self._held += text
         found = [at for at in map(self._held.find, self._stops) if at >= 0]
         if found:
@@ -33,11 +36,11 @@ class StopMatcher:
         return shown
 
     def finish(self) -> str:
-        """What is still held back when the text ends without a stop string."""
+        """Return the text that is still held back, when the answer ends without a stop string."""
         shown, self._held = self._held, ""
         return shown
 
 
 def _overlap(text: str, stop: str) -> int:
-    """Length of the longest proper beginning of ``stop`` that ``text`` ends with."""
+    """Length of the longest proper prefix of ``stop`` that ``text`` ends with."""
     return next((n for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n])), 0)

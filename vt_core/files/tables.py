@@ -15,6 +15,9 @@ from vt_core.files.quantization import Quantization
 from vt_core.store import TableSpec, Tile
 from vt_core.types import Ids
 
+#: Where the vocabulary tables are read from: disk, or host memory.
+STORES = ("lmdb", "ram")
+
 
 class Table(Protocol):
     """Rows by full id, in storage dtype (bfloat16 carried as uint16)."""
@@ -121,8 +124,8 @@ def open_tables(directory: ModelDirectory, store: str, *, packed: bool = False) 
         OptionError: another value.
         StoreError: the store cannot be read.
     """
-    if store not in ("lmdb", "ram"):
-        raise OptionError(f"unknown store {store!r}: choose one of lmdb, ram")
+    if store not in STORES:
+        raise OptionError(f"unknown store {store!r}: choose one of {', '.join(STORES)}")
     tables: Mapping[str, Table] = directory.open_store().tables
     if store == "ram":
         tables = {name: MemoryTable(table) for name, table in tables.items()}

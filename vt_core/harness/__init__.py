@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
+from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ except ImportError as error:
 from tqdm import tqdm
 
 from vt_core import Model, load
+from vt_core.decode.sampling import SamplerSettings
 from vt_core.errors import ModelError, OptionError, PromptError
 
 #: Context of models whose configuration names none (state-space models); the harness' own default.
@@ -184,6 +186,9 @@ class VtLM(TemplateLM):
             sampling = {"temperature": 1.0, "seed": seed} | sampling
         if sampling.get("num_beams") == 1:
             del sampling["num_beams"]
+        unknown = sorted(sampling.keys() - {field.name for field in fields(SamplerSettings)})
+        if unknown:
+            raise OptionError(f"unknown generation option {unknown[0]!r}")
         room = self.max_length - max_tokens
         if room < 1:
             raise OptionError(

@@ -91,7 +91,7 @@ class VtRunner:
         assert result is not None, "a stream ends with its result"
         return {
             "token_ids": list(result.token_ids),
-            **{name: getattr(result, name) for name in self.FIELDS},
+            **{name: getattr(result.stats, name) for name in self.FIELDS},
         }
 
     def allocator_bytes(self) -> int | None:

@@ -45,9 +45,10 @@ class Questions:
 
     def _answer(self, model: Model, name: str, example: Example) -> Record:
         variant = VARIANTS[name]
-        how = {"approximate": not variant.exact, "dynamic": variant.dynamic}
         try:
-            values = model.generate(example.prompt, **self.options, **how).to_dict()
+            values = model.generate(
+                example.prompt, approximate=not variant.exact, dynamic=variant.dynamic, **self.options
+            ).to_dict()
         except PromptError as error:
             return {"refused": str(error)}
         return {key: values[key] for key in KEPT}

@@ -1,0 +1,262 @@
+"""The Python API: arguments, results, streams, and closing. Each backend's arithmetic is tested elsewhere."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import json
+import threading
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vt_core import Generation, Model, Stats, VtError, load
+from vt_core.decode.options import request_options
+from vt_core.decode.sampling import SamplerSettings
+from vt_core.errors import BackendError, OptionError, PromptError
+
+BACKEND = "torch" if importlib.util.find_spec("torch") else "mlx"
+PROMPT = [5, 400, 17]
+
+
+@pytest.fixture(scope="module")
+def directory(tiny):
+    return tiny("llama")[1]
+
+
+@pytest.fixture(scope="module")
+def model(directory):
+    with load(directory, backend=BACKEND, device="cpu") as loaded:
+        yield loaded
+
+
+@pytest.fixture
+def learning(directory, tmp_path, monkeypatch):
+    """A model without learned ids that saves them in an empty cache, and the file that it saves them in."""
+    monkeypatch.setenv("VT_CACHE", str(tmp_path))
+    with load(directory, backend=BACKEND, device="cpu", learn=True) as loaded:
+        yield loaded, tmp_path / "learned"
+
+
+def parameters(function):
+    return {
+        name: parameter.default
+        for name, parameter in inspect.signature(function).parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY
+    }
+
+
+def test_generate_and_stream_take_the_options_of_a_request():
+    expected = parameters(request_options)
+    assert parameters(Model.generate) == parameters(Model.stream) == expected
+    settings = {field.name: getattr(SamplerSettings(), field.name) for field in fields(SamplerSettings)}
+    settings["logit_bias"] = None
+    assert {name: expected[name] for name in settings} == settings
+
+
+def test_docstrings_describe_every_argument():
+    for function in (load, Model.stream):
+        described = inspect.getdoc(function).partition("Args:")[2].partition("Raises:")[0]
+        for name in parameters(function):
+            assert f"\n    {name}: " in described, name
+
+
+def test_flat_dictionary_has_every_field_once(model):
+    result = model.generate(PROMPT, max_tokens=3)
+    names = [field.name for kind in (Generation, Stats) for field in fields(kind) if field.name != "stats"]
+    assert list(result.to_dict()) == names
+    assert json.loads(json.dumps(result.to_dict()))["token_ids"] == list(result.token_ids)
+
+
+def test_numpy_values_mean_the_same_as_python_values(model):
+    expected = model.generate(
+        PROMPT, max_tokens=6, temperature=0.5, top_k=40, top_p=0.5, seed=7, logit_bias={9: 1.5}
+    )
+    found = model.generate(
+        np.array(PROMPT, dtype=np.uint16),
+        max_tokens=np.int64(6),
+        temperature=np.float32(0.5),
+        top_k=np.int32(40),
+        top_p=np.float64(0.5),
+        seed=np.uint64(7),
+        raw=np.bool_(False),
+        logit_bias={np.int64(9): np.float32(1.5)},
+    )
+    assert found.token_ids == expected.token_ids
+    assert json.dumps(found.to_dict())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"max_tokens": 2.5},
+        {"max_tokens": "5"},
+        {"max_tokens": True},
+        {"max_tokens": None},
+        {"max_tokens": 0},
+        {"temperature": "hot"},
+        {"temperature": None},
+        {"temperature": float("nan")},
+        {"temperature": 10**400},
+        {"top_k": 2.0},
+        {"top_p": [0.5]},
+        {"seed": 1.5},
+        {"seed": -1},
+        {"logit_bias": [3]},
+        {"logit_bias": {"3": 1.0}},
+        {"logit_bias": {3: "1"}},
+        {"logit_bias": {10**6: 1.0}},
+        {"stop": 3},
+        {"stop": ["a", 3]},
+        {"stop": b"a"},
+        {"stop": ""},
+        {"system": 3},
+        {"raw": "false"},
+        {"approximate": 1},
+        {"dynamic": None},
+        {"template_arguments": ["enable_thinking"]},
+        {"template_arguments": {1: 2}},
+    ],
+    ids=str,
+)
+def test_wrong_options_raise_before_anything_runs(model, options):
+    with pytest.raises(OptionError, match=next(iter(options))):
+        model.stream("hello", **options)
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        *(None, 5, 2.5, b"bytes", "", [], np.array(3), np.array([1.0, 2.0])),
+        *([1, 2.5], [1, True], ["a"], [[1, 2]], [None], [10**30], [-1], [2280]),
+        {"role": "user", "content": "hi"},
+        [{"role": "user", "content": "hi"}, 3],
+    ],
+    ids=repr,
+)
+def test_wrong_prompts_raise_before_anything_runs(model, prompt):
+    with pytest.raises(PromptError):
+        model.stream(prompt)
+    with pytest.raises(PromptError):
+        list(model.score_each([(prompt, [1])]))
+
+
+@pytest.mark.parametrize("continuation", [None, 5, [1.5], b"ab", [10**30], []], ids=repr)
+def test_wrong_continuations_raise(model, continuation):
+    with pytest.raises(PromptError):
+        model.score(PROMPT, continuation)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"path": 5},
+        {"path": b"bytes"},
+        {"path": "nul\0byte"},
+        {"backend": "jax"},
+        {"backend": 3},
+        {"task": 3},
+        {"task": [None]},
+        {"head": "huge"},
+        {"head": ["full"]},
+        {"store": "tape"},
+        {"device": 0},
+        {"dtype": "int3"},
+        {"tile_bytes": 0},
+        {"tile_bytes": 1.5},
+        {"quantize": "int3"},
+        {"adapter": 3},
+        {"revision": 3},
+    ],
+    ids=str,
+)
+def test_load_refuses_wrong_options_before_it_resolves_the_model(options, monkeypatch):
+    monkeypatch.setattr("converters.cache.resolve", lambda *_, **__: pytest.fail("resolved"))
+    with pytest.raises(VtError):
+        load(**{"path": "owner/model", "backend": BACKEND, **options})
+
+
+def test_stop_at_the_last_chunk_frees_the_model_and_saves_learned_ids(learning):
+    model, folder = learning
+    model.set_static(np.array([0, 1, 2]))
+    chunks = model.stream(PROMPT, max_tokens=8)
+    for chunk in chunks:
+        if chunk.result is not None:
+            break
+    assert chunk.result.stats.rescued > 0
+    (file,) = folder.glob("*.json")
+    assert json.loads(file.read_text())["ids"]
+    assert model.generate(PROMPT, max_tokens=2).stats.generated_tokens == 2
+
+
+def test_unsaved_learned_ids_are_an_error_after_the_last_chunk(learning):
+    model, folder = learning
+    model.set_static(np.array([0, 1, 2]))
+    folder.write_text("in the way of the folder")
+    chunks = []
+    with pytest.raises(VtError, match="cannot be written"):
+        for chunk in model.stream(PROMPT, max_tokens=8):
+            chunks.append(chunk)
+    assert chunks[-1].result.stats.rescued > 0
+
+
+def test_second_request_is_refused_until_the_first_ends(model):
+    first = model.stream(PROMPT, max_tokens=4)
+    next(first)
+    with pytest.raises(BackendError, match="in the middle of a request"):
+        model.generate(PROMPT, max_tokens=2)
+    first.close()
+    assert model.generate(PROMPT, max_tokens=2).stats.generated_tokens == 2
+
+
+def test_closed_model_refuses_every_use(directory):
+    with load(directory, backend=BACKEND, device="cpu") as model:
+        open_stream = model.stream(PROMPT, max_tokens=50)
+        next(open_stream)
+    model.close()
+    assert list(open_stream) == []
+    for use in (
+        lambda: model.generate(PROMPT),
+        lambda: list(model.score_each([(PROMPT, [1])])),
+        lambda: model.set_task(),
+        lambda: model.forget_learned(),
+    ):
+        with pytest.raises(BackendError, match="this model is closed"):
+            use()
+
+
+def test_close_unmaps_the_vocabulary_tables(directory, tmp_path):
+    import shutil
+
+    maps = Path("/proc/self/maps")
+    if not maps.exists():
+        pytest.skip("needs /proc")
+    own = shutil.copytree(directory, tmp_path / "own")
+    model = load(own, backend=BACKEND, device="cpu")
+    model.generate(PROMPT, max_tokens=2)
+    assert str(own / "vocab.lmdb") in maps.read_text()
+    model.close()
+    assert str(own / "vocab.lmdb") not in maps.read_text()
+
+
+def test_close_is_refused_while_another_thread_runs_a_request(directory):
+    model = load(directory, backend=BACKEND, device="cpu")
+    inside, go_on = threading.Event(), threading.Event()
+    poll = model.decoder.poll
+
+    def slow(step):
+        inside.set()
+        go_on.wait(30)
+        return poll(step)
+
+    model.decoder.poll = slow
+    thread = threading.Thread(target=lambda: model.generate(PROMPT, max_tokens=2))
+    thread.start()
+    inside.wait(30)
+    with pytest.raises(BackendError, match="in the middle of a request"):
+        model.close()
+    go_on.set()
+    thread.join()
+    model.close()

@@ -1,0 +1,155 @@
+"""The options of loading and of a request, checked before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vt_core.decode import arguments
+from vt_core.decode.backend import BACKENDS, QUANTIZE, check_backend, default_backend
+from vt_core.decode.sampling import SamplerSettings
+from vt_core.decode.stopping import StopMatcher
+from vt_core.errors import OptionError
+from vt_core.files.dtypes import FLOATS
+from vt_core.files.tables import STORES
+from vt_core.vocab.heads import HEADS
+from vt_core.vocab.task import TaskVocabulary
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """The options of :func:`vt_core.load` that are not used as they were given."""
+
+    backend: str  #: name of the backend
+    tasks: tuple[str | Path | TaskVocabulary, ...]  #: task vocabularies, as files or objects
+    tile_bytes: int | None  #: bytes of the full head to read at a time
+
+
+def load_options(
+    *,
+    path: object,
+    backend: object,
+    task: object,
+    head: object,
+    store: object,
+    device: object,
+    dtype: object,
+    tile_bytes: object,
+    quantize: object,
+    adapter: object,
+    revision: object,
+) -> LoadOptions:
+    """Check the arguments of :func:`vt_core.load`; nothing is imported, read or downloaded.
+
+    Raises:
+        OptionError: an argument has the wrong type or is out of range.
+        BackendError: the backend is unknown or not installed.
+    """
+    for name, value in (("path", path), ("adapter", adapter)):
+        if value is not None:
+            arguments.path(name, value)
+    for name, value in (("device", device), ("revision", revision)):
+        if value is not None:
+            arguments.text(name, value)
+    arguments.choice("head", head, HEADS)
+    arguments.choice("store", store, STORES)
+    if dtype is not None:
+        arguments.choice("float type", dtype, FLOATS)
+    if quantize is not None:
+        arguments.choice("quantization", quantize, QUANTIZE)
+    if tile_bytes is not None:
+        tile_bytes = arguments.whole("tile_bytes", tile_bytes)
+        if tile_bytes < 1:
+            raise OptionError(f"tile_bytes is {tile_bytes}, but it must be at least 1, or None")
+    chosen = default_backend() if backend is None else arguments.choice("backend", backend, BACKENDS)
+    check_backend(chosen)
+    return LoadOptions(chosen, _tasks(task), tile_bytes)
+
+
+def _tasks(given: object) -> tuple[str | Path | TaskVocabulary, ...]:
+    items = given if isinstance(given, Sequence) and not isinstance(given, (str, bytes)) else [given]
+    return tuple(
+        item if isinstance(item, TaskVocabulary) else arguments.path("a task vocabulary", item)
+        for item in items
+    )
+
+
+@dataclass(frozen=True)
+class RequestOptions:
+    """What :meth:`vt_core.model.Model.stream` was asked for, apart from the prompt."""
+
+    max_tokens: int  #: most tokens to generate
+    stop: tuple[str, ...]  #: texts that end the answer
+    system: str | None  #: system message
+    raw: bool  #: whether to skip the chat template
+    approximate: bool  #: whether to skip verification
+    dynamic: bool  #: whether the prompt's tokens join the head
+    template_arguments: dict[str, Any]  #: arguments of the chat template
+    sampling: SamplerSettings  #: how tokens are chosen
+
+
+def request_options(
+    *,
+    max_tokens: int = 256,
+    stop: str | Sequence[str] = (),
+    system: str | None = None,
+    raw: bool = False,
+    approximate: bool = False,
+    dynamic: bool = True,
+    template_arguments: Mapping[str, Any] | None = None,
+    temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    seed: int = 0,
+    repetition_penalty: float = 1.0,
+    presence_penalty: float = 0.0,
+    frequency_penalty: float = 0.0,
+    logit_bias: Mapping[int, float] | None = None,
+) -> RequestOptions:
+    """Check the options of a request; numpy's numbers become Python's. :class:`~vt_core.model.Model` says
+    what each means.
+
+    Raises:
+        OptionError: a value has the wrong type or is out of range.
+    """
+    limit = arguments.whole("max_tokens", max_tokens)
+    if limit < 1:
+        raise OptionError(f"max_tokens is {limit}, but it must be at least 1")
+    stops = arguments.texts("stop", stop)
+    StopMatcher(stops)  # refuses empty ones
+    return RequestOptions(
+        max_tokens=limit,
+        stop=stops,
+        system=None if system is None else arguments.text("system", system),
+        raw=arguments.flag("raw", raw),
+        approximate=arguments.flag("approximate", approximate),
+        dynamic=arguments.flag("dynamic", dynamic),
+        template_arguments=arguments.mapping("template_arguments", template_arguments),
+        sampling=SamplerSettings(
+            temperature=arguments.number("temperature", temperature),
+            top_k=arguments.whole("top_k", top_k),
+            top_p=arguments.number("top_p", top_p),
+            min_p=arguments.number("min_p", min_p),
+            seed=arguments.whole("seed", seed),
+            repetition_penalty=arguments.number("repetition_penalty", repetition_penalty),
+            presence_penalty=arguments.number("presence_penalty", presence_penalty),
+            frequency_penalty=arguments.number("frequency_penalty", frequency_penalty),
+            logit_bias=_logit_bias(logit_bias),
+        ),
+    )
+
+
+def _logit_bias(given: Mapping[int, float] | None) -> dict[int, float]:
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping):
+        raise OptionError(f"logit_bias is {given!r}, but it must be a dictionary of token ids and numbers")
+    return {
+        arguments.whole("a token id of logit_bias", token): arguments.number(
+            f"logit_bias of token {token}", value
+        )
+        for token, value in given.items()
+    }
