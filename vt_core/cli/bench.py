@@ -9,7 +9,21 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vt_core.cli.options import device_option, dtype_option, quantize_option
+from vt_core.cli.options import (
+    FILE,
+    data_option,
+    device_option,
+    dtype_option,
+    input_field_option,
+    max_tokens_option,
+    model_option,
+    preset_option,
+    quantize_option,
+    raw_option,
+    revision_option,
+    task_option,
+    template_option,
+)
 from vt_core.errors import OptionError
 from vt_core.measure.bench.geometry import GEOMETRIES
 from vt_core.measure.bench.variants import DEFAULT, STOCK, Variant, parse_variants
@@ -20,35 +34,23 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option(
-    "--model",
-    metavar="PATH|ID",
-    help="Model directory, Hugging Face directory or hub id, or GGUF file. Default: SmolLM2-135M-Instruct.",
-)
-@click.option("--revision", metavar="REV", help="Branch, tag or commit of a hub id.")
+@model_option()
+@revision_option
 @click.option(
     "--geometry",
     type=click.Choice(list(GEOMETRIES)),
     help="In place of a model: random weights of these shapes and random prompts, for speed and memory only.",
 )
-@click.option("--task", multiple=True, metavar="FILE", help="Task vocabulary; repeatable, the union is used.")
-@click.option(
-    "--data",
-    multiple=True,
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Rows with the prompts: .jsonl, .json, .csv, .tsv or .parquet, also .gz and .zst; repeatable.",
-)
-@click.option("--preset", help="Fields and prompt of a task: code, math, qa, summarization or translation.")
-@click.option("--input-field", metavar="NAME", help="Field of the input; a dot leads into tables.")
-@click.option("--template", metavar="TEXT", help="Prompt around {input}.")
-@click.option("--raw", is_flag=True, help="Give prompts to the model without the chat template.")
+@task_option
+@data_option("Rows with the prompts")
+@preset_option()
+@input_field_option
+@template_option
+@raw_option
 @click.option(
     "--limit", type=click.IntRange(1), default=20, show_default=True, help="Prompts to measure with."
 )
-@click.option(
-    "--max-tokens", type=click.IntRange(2), default=64, show_default=True, help="Tokens to generate at most."
-)
+@max_tokens_option(64, least=2)
 @click.option(
     "--variants",
     default=DEFAULT,
@@ -83,9 +85,9 @@ if TYPE_CHECKING:
     help="Variants in memory at a time. Default: as many as it is likely to hold.",
 )
 @device_option
-@dtype_option
+@dtype_option()
 @quantize_option
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the results.")
+@click.option("--out", required=True, type=FILE, help="Folder of the results.")
 @click.pass_obj
 def bench(backend: str, out: Path, **options: Any) -> None:
     """Measure a model with its stock framework and with vt, on the same prompts.
@@ -209,7 +211,7 @@ def _prompts(directory: ModelDirectory, options: dict[str, Any]) -> Prompts:
 
 
 def _tasks(
-    directory: ModelDirectory, variants: list[Variant], files: tuple[str, ...], scratch: Path
+    directory: ModelDirectory, variants: list[Variant], files: tuple[Path, ...], scratch: Path
 ) -> dict[str, list[str]]:
     """The task-vocabulary files of each variant: those given, or one of the size that it asks for."""
     from vt_core.measure.bench.sizes import write_sized
@@ -221,5 +223,6 @@ def _tasks(
     sizes = {variant.rows for variant in variants if variant.rows is not None}
     sized = {rows: str(write_sized(directory, tasks, rows, scratch)) for rows in sizes}
     return {
-        variant.name: list(files) if variant.rows is None else [sized[variant.rows]] for variant in variants
+        variant.name: [str(file) for file in files] if variant.rows is None else [sized[variant.rows]]
+        for variant in variants
     }

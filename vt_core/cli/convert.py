@@ -6,29 +6,29 @@ from pathlib import Path
 
 import click
 
+from converters.quantize import BITS
+from vt_core.cli.options import FILE, dtype_option, revision_option
+from vt_core.files.quantization import GROUP_SIZES
+
 
 @click.command()
-@click.argument("source")
-@click.argument("out", type=click.Path(path_type=Path))
-@click.option(
-    "--dtype",
-    type=click.Choice(["float32", "bfloat16", "float16"]),
-    help="Float type to store. Default: the model's own; bfloat16 for a quantized GGUF file.",
-)
+@click.argument("source", type=click.Path())
+@click.argument("out", type=FILE)
+@dtype_option("Float type to store. Default: the model's own; bfloat16 for a quantized GGUF file.")
 @click.option(
     "--quantize",
-    type=click.Choice(["4", "5", "6", "8"]),
+    type=click.Choice([str(bits) for bits in BITS]),
     metavar="BITS",
-    help="Pack the weights in MLX's affine format with 4, 5, 6 or 8 bits. MLX computes with them as they "
-    "are, PyTorch with the floats that they stand for.",
+    help=f"Pack the weights in MLX's affine format: {', '.join(map(str, BITS))} bits. MLX computes with "
+    "packed weights, PyTorch with the floats that they stand for.",
 )
 @click.option(
     "--group-size",
-    type=click.Choice(["32", "64", "128"]),
+    type=click.Choice([str(size) for size in GROUP_SIZES]),
     metavar="SIZE",
-    help="Weights that share a scale, with --quantize: 32, 64 or 128.  [default: 64]",
+    help=f"Weights that share a scale, with --quantize: {', '.join(map(str, GROUP_SIZES))}.  [default: 64]",
 )
-@click.option("--revision", metavar="REV", help="Branch, tag or commit of a hub id.")
+@revision_option
 @click.option("--force", is_flag=True, help="Replace the model directory OUT where there is one.")
 def convert(
     source: str,
@@ -41,8 +41,8 @@ def convert(
 ) -> None:
     """Convert SOURCE into the model directory OUT.
 
-    SOURCE is a Hugging Face directory, a hub id or a GGUF file. Neither PyTorch nor MLX is needed, and little
-    memory whatever the model. OUT appears whole at the end, or not at all.
+    SOURCE is a Hugging Face directory, a hub id or a GGUF file. Neither PyTorch nor MLX is needed, and
+    memory stays small for models of any size. OUT appears when it is complete; a failed run leaves nothing.
 
     \b
     Examples:

@@ -9,7 +9,25 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vt_core.cli.options import device_option, dtype_option, quantize_option
+from vt_core.cli.options import (
+    FILE,
+    data_option,
+    device_option,
+    dtype_option,
+    input_field_option,
+    json_option,
+    max_tokens_option,
+    model_option,
+    output_field_option,
+    preset_option,
+    quantize_option,
+    raw_option,
+    revision_option,
+    stop_option,
+    system_option,
+    task_option,
+    template_option,
+)
 from vt_core.errors import OptionError
 
 if TYPE_CHECKING:
@@ -17,43 +35,21 @@ if TYPE_CHECKING:
 
 
 @click.command("eval")
-@click.option(
-    "--model",
-    metavar="PATH|ID",
-    help="Model directory, Hugging Face directory or hub id, or GGUF file. Default: SmolLM2-135M-Instruct.",
-)
-@click.option("--revision", help="Revision of a hub id.")
-@click.option(
-    "--preset",
-    type=click.Choice(["code", "math", "qa", "summarization", "translation"]),
-    required=True,
-    help="The task: it says where the fields are, how the prompt is put, and what is measured.",
-)
-@click.option(
-    "--data",
-    multiple=True,
-    required=True,
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Rows to answer; repeatable.",
-)
-@click.option(
-    "--task",
-    multiple=True,
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Task vocabulary; repeatable, the union is used.",
-)
+@model_option()
+@revision_option
+@preset_option(required=True)
+@data_option("Rows to answer", required=True)
+@task_option
 @click.option(
     "--profile-data",
     multiple=True,
-    type=click.Path(path_type=Path),
+    type=FILE,
     metavar="FILE",
     help="Corpus that static pruning is cut to, and, without --task, the task is profiled from; repeatable.",
 )
-@click.option("--input-field", metavar="NAME", help="Field of the input. Default: the preset's.")
-@click.option("--output-field", metavar="NAME", help="Field of the expected output. Default: the preset's.")
-@click.option("--template", metavar="TEXT", help="Prompt around {input}. Default: the preset's.")
+@input_field_option
+@output_field_option
+@template_option
 @click.option(
     "--test-field",
     metavar="NAME",
@@ -67,10 +63,10 @@ if TYPE_CHECKING:
     help="With --test-field: field that names the function which the tests check.",
 )
 @click.option("--limit", type=click.IntRange(1), help="Rows to answer. Default: all.")
-@click.option("--max-tokens", default=256, show_default=True, help="Tokens to generate at the most.")
-@click.option("--stop", multiple=True, metavar="TEXT", help="Text that ends an answer; repeatable.")
-@click.option("--system", metavar="TEXT", help="System message.")
-@click.option("--raw", is_flag=True, help="Give prompts to the model as they are, without the chat template.")
+@max_tokens_option()
+@stop_option
+@system_option
+@raw_option
 @click.option(
     "--variants",
     metavar="LIST",
@@ -89,9 +85,9 @@ if TYPE_CHECKING:
     help="Examples below which no interval is given.",
 )
 @device_option
-@dtype_option
+@dtype_option()
 @quantize_option
-@click.option("--json", "as_json", is_flag=True, help="Print the results instead of the report.")
+@json_option
 @click.option(
     "--out",
     required=True,

@@ -10,9 +10,24 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vt_core.cli.options import device_option, dtype_option, quantize_option
+from vt_core.cli.options import (
+    FILE,
+    device_option,
+    dtype_option,
+    json_option,
+    max_tokens_option,
+    model_option,
+    quantize_option,
+    raw_option,
+    revision_option,
+    stop_option,
+    system_option,
+    task_option,
+)
 from vt_core.errors import OptionError, PromptError
 from vt_core.files.json_files import parse_json, read_text
+from vt_core.files.tables import STORES
+from vt_core.vocab.heads import HEADS
 
 if TYPE_CHECKING:
     from vt_core import Generation, Stats
@@ -20,38 +35,50 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("prompt", required=False)
-@click.option("--prompt-file", type=click.Path(path_type=Path), help="Read the prompt from a file.")
+@click.option("--prompt-file", type=FILE, metavar="FILE", help="Read the prompt from a file.")
+@model_option()
+@revision_option
 @click.option(
-    "--model",
-    metavar="PATH|ID",
-    help="Model directory, Hugging Face directory or hub id, or GGUF file. Default: SmolLM2-135M-Instruct.",
+    "--adapter", type=FILE, metavar="DIR", help="LoRA adapter of the model, in the format of PEFT or mlx-lm."
 )
-@click.option("--revision", help="Revision of a hub id.")
-@click.option("--adapter", metavar="DIR", help="LoRA adapter of the model, as PEFT or mlx-lm save it.")
-@click.option("--task", multiple=True, metavar="FILE", help="Task vocabulary; repeatable, the union is used.")
-@click.option("--max-tokens", default=256, show_default=True, help="Tokens to generate at the most.")
-@click.option("--stop", multiple=True, metavar="TEXT", help="Text that ends the answer; repeatable.")
-@click.option("--system", metavar="TEXT", help="System message.")
+@task_option
+@max_tokens_option()
+@stop_option
+@system_option
 @click.option(
     "--chat-template-kwargs",
     metavar="JSON",
     help="Arguments of the chat template, such as '{\"enable_thinking\": false}'.",
 )
-@click.option("--tools", metavar="FILE", help="JSON list of the tools that the model may call.")
-@click.option("--raw", is_flag=True, help="Give the prompt to the model as it is, without the chat template.")
+@click.option("--tools", type=FILE, metavar="FILE", help="JSON list of the tools that the model may call.")
+@raw_option
 @click.option("--temperature", default=0.0, show_default=True, help="0 is greedy.")
-@click.option("--top-p", default=1.0, show_default=True, help="Keep the likeliest tokens up to this share.")
-@click.option("--top-k", default=0, show_default=True, help="Keep the likeliest K tokens; 0 keeps all.")
+@click.option(
+    "--top-p", default=1.0, show_default=True, help="Keep the most likely tokens up to this probability."
+)
+@click.option("--top-k", default=0, show_default=True, help="Keep the K most likely tokens; 0 keeps all.")
 @click.option(
     "--min-p", default=0.0, show_default=True, help="Keep tokens at least this likely, relative to the best."
 )
 @click.option("--seed", default=0, show_default=True, help="The same seed gives the same text.")
-@click.option("--repetition-penalty", default=1.0, show_default=True)
-@click.option("--presence-penalty", default=0.0, show_default=True)
-@click.option("--frequency-penalty", default=0.0, show_default=True)
+@click.option(
+    "--repetition-penalty", default=1.0, show_default=True, help="Make tokens that occur less likely; 1: off."
+)
+@click.option(
+    "--presence-penalty",
+    default=0.0,
+    show_default=True,
+    help="Subtract this once from the logits of tokens that occur; 0: off.",
+)
+@click.option(
+    "--frequency-penalty",
+    default=0.0,
+    show_default=True,
+    help="Subtract this from a token's logit each time it occurs; 0: off.",
+)
 @click.option(
     "--head",
-    type=click.Choice(["prealloc", "split", "rebuild", "full"]),
+    type=click.Choice(list(HEADS)),
     default="prealloc",
     show_default=True,
     help="How the head is held; full is the original one.",
@@ -59,11 +86,11 @@ if TYPE_CHECKING:
 @click.option(
     "--approximate",
     is_flag=True,
-    help="Believe the reduced head, as the published method does. Otherwise the text is the full head's.",
+    help="Skip verification, as the published method does. Otherwise the text is the full head's.",
 )
 @click.option(
     "--store",
-    type=click.Choice(["lmdb", "ram"]),
+    type=click.Choice(STORES),
     default="lmdb",
     show_default=True,
     help="Read vocabulary rows from disk, or keep the tables in host memory.",
@@ -71,16 +98,14 @@ if TYPE_CHECKING:
 @click.option(
     "--tile-mb",
     type=click.FloatRange(min=0, min_open=True),
-    help="Memory for the piece of the full head that is read at a time. Default: what the device runs well.",
+    help="Megabytes of the full head to read at a time. Default: what is fastest on the device.",
 )
 @device_option
-@dtype_option
+@dtype_option()
 @quantize_option
-@click.option(
-    "--learn", is_flag=True, help="Save the tokens that the full head had to put in, for the next run."
-)
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the text.")
-@click.option("-v", "--verbose", is_flag=True, help="Say on stderr what was done.")
+@click.option("--learn", is_flag=True, help="Save the tokens that verification put in, for the next run.")
+@json_option
+@click.option("-v", "--verbose", is_flag=True, help="Report on stderr what was done.")
 @click.pass_obj
 def generate(
     backend: str, prompt: str | None, prompt_file: Path | None, as_json: bool, verbose: bool, **options: Any

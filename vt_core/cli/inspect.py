@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vt_core.cli.options import quantize_option
+from vt_core.cli.options import FILE, json_option, quantize_option
 from vt_core.errors import ModelError
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ EXAMPLE_ROWS = 8192
 
 
 @click.command()
-@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("path", type=FILE)
 @click.option(
     "--verify", is_flag=True, help="Read the tables and compare their checksums; exit code 2 if one differs."
 )
@@ -32,7 +32,7 @@ EXAMPLE_ROWS = 8192
     "rate exact decoding is the faster way.",
 )
 @quantize_option
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@json_option
 @click.pass_obj
 def inspect(
     backend: str, path: Path, verify: bool, measure: bool, quantize: str | None, as_json: bool

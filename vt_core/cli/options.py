@@ -1,22 +1,106 @@
-"""Options that several commands share."""
+"""Options that several commands share, each with one meaning. Choices come from the code that uses them."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
 import click
 
-quantize_option = click.option(
-    "--quantize",
-    type=click.Choice(["int8", "int4"]),
-    help="Hold linear layers in 8 or 4 bits and the head in 8, quantized while loading (PyTorch). Exact then "
-    "means the text of that head.",
+from vt_core.decode.backend import QUANTIZE
+from vt_core.files.dtypes import FLOATS
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+Option = Callable[[Command], Command]
+
+#: Files and folders. Shells complete their names; names that are not UTF-8 work too.
+FILE = click.Path(path_type=Path)
+
+revision_option = click.option("--revision", metavar="REV", help="Branch, tag or commit of a hub id.")
+
+task_option = click.option(
+    "--task", multiple=True, type=FILE, metavar="FILE", help="Task vocabulary; repeat it for their union."
+)
+
+stop_option = click.option(
+    "--stop", multiple=True, metavar="TEXT", help="Text that ends an answer; repeatable."
+)
+
+system_option = click.option("--system", metavar="TEXT", help="System message.")
+
+raw_option = click.option(
+    "--raw", is_flag=True, help="Give prompts to the model as they are, without the chat template."
 )
 
 device_option = click.option(
-    "--device", help="Device of the backend, such as cpu or cuda. Default: the best there is."
+    "--device", help="Device of the backend, such as cpu or cuda. Default: the best."
 )
 
-dtype_option = click.option(
-    "--dtype",
-    type=click.Choice(["float32", "bfloat16", "float16"]),
-    help="Float type to run in. Default: what the device runs well.",
+quantize_option = click.option(
+    "--quantize",
+    type=click.Choice(QUANTIZE),
+    help="Quantize while loading: linear layers to 8 or 4 bits, the head to 8 (PyTorch). Exact then means "
+    "the text of that head.",
 )
+
+input_field_option = click.option(
+    "--input-field", metavar="NAME", help="Field of the input; dots lead into nested fields. Default: input."
+)
+
+output_field_option = click.option(
+    "--output-field", metavar="NAME", help="Field of the expected output. Default: output."
+)
+
+template_option = click.option(
+    "--template", metavar="TEXT", help="Prompt around {input}. In profile, its words count as input."
+)
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+
+
+def model_option(also: str = "") -> Option:
+    """The model. `also`: what else the command takes in its place."""
+    return click.option(
+        "--model",
+        type=click.Path(),
+        metavar="PATH|ID",
+        help=f"Model directory, Hugging Face directory or hub id, or GGUF file{also}. "
+        "Default: SmolLM2-135M-Instruct.",
+    )
+
+
+def dtype_option(text: str = "Float type to run in. Default: what runs well on the device.") -> Option:
+    """The float type, with what it is for."""
+    return click.option("--dtype", type=click.Choice(FLOATS), help=text)
+
+
+def data_option(text: str, required: bool = False) -> Option:
+    """Files with rows, with what the rows are for."""
+    return click.option(
+        "--data",
+        multiple=True,
+        required=required,
+        type=FILE,
+        metavar="FILE",
+        help=f"{text}: .jsonl, .json, .csv, .tsv or .parquet, also .gz and .zst; repeatable.",
+    )
+
+
+def preset_option(required: bool = False) -> Option:
+    """The kind of task."""
+    from vt_core.profile.layout import PRESETS
+
+    return click.option(
+        "--preset",
+        type=click.Choice(list(PRESETS)),
+        required=required,
+        help="Kind of task: sets the fields, the prompt around them, and what eval measures.",
+    )
+
+
+def max_tokens_option(default: int = 256, least: int = 1, text: str = "Most tokens to generate.") -> Option:
+    """The length limit of an answer."""
+    return click.option(
+        "--max-tokens", type=click.IntRange(least), default=default, show_default=True, help=text
+    )

@@ -10,6 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from vt_core.cli.options import (
+    FILE,
+    data_option,
+    device_option,
+    input_field_option,
+    json_option,
+    max_tokens_option,
+    model_option,
+    output_field_option,
+    preset_option,
+    revision_option,
+    template_option,
+)
 from vt_core.errors import DataError, OptionError
 
 if TYPE_CHECKING:
@@ -19,32 +32,18 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option(
-    "--model",
-    metavar="PATH|ID",
-    help="Model directory, hub id, GGUF file, or a directory or file with "
-    "the tokenizer alone. Default: SmolLM2-135M-Instruct.",
-)
-@click.option("--revision", metavar="REV", help="Branch, tag or commit of a hub id.")
+@model_option(", or a tokenizer.json or a directory that holds one")
+@revision_option
 @click.option(
     "--vocab-rows",
     type=click.IntRange(1),
     help="Rows of the model's table, where only its tokenizer is given. Default: the tokenizer's size.",
 )
-@click.option(
-    "--data",
-    "data",
-    multiple=True,
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Corpus: .jsonl, .json, .csv, .tsv or .parquet, also .gz and .zst; repeatable.",
-)
-@click.option("--preset", help="Fields and prompt of a task: code, math, qa, summarization or translation.")
-@click.option(
-    "--input-field", metavar="NAME", help="Field of the input; a dot leads into tables. Default: input."
-)
-@click.option("--output-field", metavar="NAME", help="Field of the output. Default: output.")
-@click.option("--template", metavar="TEXT", help="Prompt around {input}; its words count as input.")
+@data_option("Corpus")
+@preset_option()
+@input_field_option
+@output_field_option
+@template_option
 @click.option(
     "--language",
     "languages",
@@ -61,12 +60,12 @@ if TYPE_CHECKING:
 @click.option(
     "--held-out",
     multiple=True,
-    type=click.Path(path_type=Path),
+    type=FILE,
     metavar="FILE",
     help="Measure the coverage of this file's outputs; repeatable.",
 )
-@click.option("--report", type=click.Path(path_type=Path), help="Write the coverage report as JSON.")
-@click.option("--plot", type=click.Path(path_type=Path), help="Draw the coverage over sizes as PNG.")
+@click.option("--report", type=FILE, help="Write the coverage report as JSON.")
+@click.option("--plot", type=FILE, help="Draw the coverage over sizes as PNG.")
 @click.option(
     "--miss-rate", type=click.FloatRange(0, 1), help="Say which size has this share of missing tokens."
 )
@@ -81,30 +80,26 @@ if TYPE_CHECKING:
     type=click.IntRange(1),
     help="With --self: count the files' outputs too, and what the model writes as so many examples.",
 )
-@click.option(
-    "--max-tokens", default=256, show_default=True, help="With --self: tokens to write at the most."
-)
+@max_tokens_option(text="With --self: most tokens to generate.")
 @click.option("--limit", type=click.IntRange(1), help="With --self: rows to write for.")
-@click.option("--device", help="With --self: device of the backend.")
+@device_option
 @click.option(
     "--merge",
     multiple=True,
-    type=click.Path(path_type=Path),
+    type=FILE,
     metavar="COUNTS",
     help="Add saved counts, and those of the files after it; repeatable.",
 )
-@click.option("--save-counts", type=click.Path(path_type=Path), metavar="FILE", help="Save the counts.")
+@click.option("--save-counts", type=FILE, metavar="FILE", help="Save the counts.")
 @click.option(
     "--processes", type=click.IntRange(1), help="Default: one for small files, else one a processor."
 )
 @click.option("--skip-bad", is_flag=True, help="Count rows that cannot be used, and go on.")
 @click.option("--name", help="Name of the task. Default: from --out.")
-@click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object.")
+@json_option
 @click.option("--published", is_flag=True, help="Write {token string: id}, the published code's form.")
-@click.option(
-    "--out", required=True, type=click.Path(path_type=Path), help="The task vocabulary, NAME.vt.json."
-)
-@click.argument("more_counts", nargs=-1, type=click.Path(path_type=Path), metavar="[COUNTS]...")
+@click.option("--out", required=True, type=FILE, help="The task vocabulary, NAME.vt.json.")
+@click.argument("more_counts", nargs=-1, type=FILE, metavar="[COUNTS]...")
 @click.pass_obj
 def profile(backend: str, **options: Any) -> None:
     """Make a task vocabulary from examples of the task.

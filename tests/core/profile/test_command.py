@@ -166,7 +166,6 @@ def test_interrupted_run_goes_on_and_leaves_no_checkpoint(
         (["--data", "DATA", "--tolerance", "0.1", "--rows", "5"], "give one of them"),
         (["--data", "DATA", "--rows", "0"], "budget of 0 rows"),
         (["--data", "DATA", "--language", "tlh"], "Language 'tlh' is not known"),
-        (["--data", "DATA", "--preset", "chess"], "Preset 'chess' is not known"),
         (["--data", "DATA", "--plot", "p.png"], "--plot needs something to measure on"),
         (["--data", "DATA", "--limit", "3"], "--limit goes with --self"),
         (["--merge", "a.counts", "--self"], "--self needs inputs"),
