@@ -19,7 +19,7 @@ from converters.safetensors_io import tensor_bytes, write_file
 from converters.source import Source, TensorInfo, reading
 from converters.tables import Tables, find_tables
 from vt_core.errors import ModelError, OptionError, StoreError
-from vt_core.files.manifest import MANIFEST_NAME, Manifest, SourceInfo, TableInfo
+from vt_core.files.manifest import MANIFEST_NAME, Manifest, SourceInfo, TableInfo, describe_files
 from vt_core.files.model_dir import STORE_NAME, ModelDirectory, is_model_directory
 from vt_core.files.quantization import Quantization
 
@@ -128,9 +128,9 @@ def write_model(source: Source, out: Path, *, dtype: str | None, progress: bool)
         if source.generation_config is not None:
             _write_json(partial / "generation_config.json", source.generation_config)
         tables = _write_tables(plan, partial / STORE_NAME, bar)
-        _write_body(plan, partial, bar)
+        digests = _write_body(plan, partial, bar)
         (partial / MANIFEST_NAME).write_text(
-            _manifest(plan, partial, tables, tokenizer_digest).to_json(), encoding="utf-8"
+            _manifest(plan, partial, tables, digests, tokenizer_digest).to_json(), encoding="utf-8"
         )
         _verify(partial, out)
 
@@ -244,14 +244,18 @@ def _write_tables(plan: Plan, path: Path, bar: tqdm) -> dict[str, TableInfo]:
     return written
 
 
-def _write_body(plan: Plan, out: Path, bar: tqdm) -> None:
+def _write_body(plan: Plan, out: Path, bar: tqdm) -> dict[str, str]:
+    """Write the weight files. Returns the SHA-256 of each by its name."""
+
     def chunks(info: TensorInfo) -> Iterator[np.ndarray]:
         return _watched(plan.source.chunks(info.name, info.dtype), bar)
 
     runs = shards(plan.body, SHARD_BYTES)
     names = shard_names(len(runs))
-    for name, infos in zip(names, runs, strict=True):
-        write_file(out / name, infos, chunks, metadata={"format": "pt"})
+    digests = {
+        name: write_file(out / name, infos, chunks, metadata={"format": "pt"})
+        for name, infos in zip(names, runs, strict=True)
+    }
     if len(runs) > 1:
         index = {
             "metadata": {"total_size": sum(map(tensor_bytes, plan.body))},
@@ -260,6 +264,7 @@ def _write_body(plan: Plan, out: Path, bar: tqdm) -> None:
             },
         }
         _write_json(out / "model.safetensors.index.json", index)
+    return digests
 
 
 def shard_names(count: int) -> Sequence[str]:
@@ -268,7 +273,9 @@ def shard_names(count: int) -> Sequence[str]:
     return [f"model-{number:05}-of-{count:05}.safetensors" for number in range(1, count + 1)]
 
 
-def _manifest(plan: Plan, path: Path, tables: dict[str, TableInfo], tokenizer_digest: str) -> Manifest:
+def _manifest(
+    plan: Plan, path: Path, tables: dict[str, TableInfo], digests: dict[str, str], tokenizer_digest: str
+) -> Manifest:
     embedding = plan.table_infos["embedding"]
     rows, hidden = embedding.shape
     return Manifest(
@@ -280,12 +287,7 @@ def _manifest(plan: Plan, path: Path, tables: dict[str, TableInfo], tokenizer_di
         tied=plan.tables.tied,
         head_bias="head_bias" in tables,
         tables=tables,
-        # A lock file belongs to whoever reads the store; it comes and goes.
-        files={
-            file.relative_to(path).as_posix(): file.stat().st_size
-            for file in sorted(path.rglob("*"))
-            if file.is_file() and file.name != "lock.mdb"
-        },
+        files=describe_files(path, digests),
         tokenizer_digest=tokenizer_digest,
         quantization=plan.quantization or None,
     )
@@ -293,7 +295,7 @@ def _manifest(plan: Plan, path: Path, tables: dict[str, TableInfo], tokenizer_di
 
 def _verify(path: Path, out: Path) -> None:
     try:
-        ModelDirectory.open(path).verify()
+        ModelDirectory.open(path).verify_tables()
     except StoreError as error:
         raise ModelError(
             f"{out} was not written: what came back from the disk is not what was sent to it."

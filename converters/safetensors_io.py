@@ -7,6 +7,7 @@ believed before it has been checked against the file's size.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -195,20 +196,24 @@ def write_file(
     infos: Iterable[TensorInfo],
     chunks: Callable[[TensorInfo], Iterable[np.ndarray]],
     metadata: dict[str, str],
-) -> None:
-    """Write a file whose tensors come from `chunks(info)`, C-contiguous arrays in order, and put it on the
-    disk.
+) -> str:
+    """Write a file whose tensors come from `chunks(info)`, C-contiguous arrays in order, and sync it.
+
+    Returns the SHA-256 of the file, in hex.
 
     Raises ModelError when a tensor's chunks are not as many bytes as its shape says, OSError when the disk
     fails.
     """
     ordered = file_order(infos)
+    header = header_bytes(ordered, metadata)
+    digest = hashlib.sha256(header)
     with path.open("wb") as file:
-        file.write(header_bytes(ordered, metadata))
+        file.write(header)
         for info in ordered:
             written = 0
             for chunk in chunks(info):
                 written += file.write(chunk.data)
+                digest.update(chunk.data)
             if written != tensor_bytes(info):
                 raise ModelError(
                     f"Tensor {info.name!r} of shape {list(info.shape)} needs {tensor_bytes(info)} bytes, "
@@ -216,3 +221,4 @@ def write_file(
                 )
         file.flush()
         os.fsync(file.fileno())
+    return digest.hexdigest()

@@ -70,7 +70,8 @@ def reading(source: str | Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ModelError(f"{shorten(str(source), 300)} cannot be read: {error.strerror}.") from error
+        file = "" if error.filename is None else f": {shorten(str(error.filename), 300)}"
+        raise ModelError(f"{shorten(str(source), 300)} cannot be read: {error.strerror}{file}.") from error
 
 
 def fingerprint_files(paths: Iterable[Path]) -> str:

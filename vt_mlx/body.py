@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -12,6 +13,7 @@ from mlx.utils import tree_map_with_path
 from mlx_lm.utils import _get_classes, load_model
 
 from vt_core.errors import ModelError
+from vt_core.files.model_dir import ModelDirectory
 from vt_core.vocab.heads import Head
 from vt_mlx.rows import PackedMatrix
 
@@ -123,7 +125,7 @@ class Body:
     factors: dict[str, float]
 
 
-def load_body(path: Path, dtype: mx.Dtype) -> Body:
+def load_body(directory: ModelDirectory, dtype: mx.Dtype) -> Body:
     """The body of a model directory.
 
     No table is ever made, not while loading either: MLX declares arrays lazily, and loading is strict
@@ -132,12 +134,16 @@ def load_body(path: Path, dtype: mx.Dtype) -> Body:
     Raises:
         ModelError: mlx-lm does not have this model, or its tables are used in a way that cannot be replaced.
     """
-    head = RowHead()
+    path, head = directory.path, RowHead()
     embedding = RowEmbedding(head)
     factors: dict[str, float] = {}
     try:
         model, _ = load_model(
-            path, lazy=True, get_model_classes=lambda config: _tableless(config, embedding, head, factors)
+            path,
+            lazy=True,
+            get_model_classes=lambda config: _tableless(
+                config, directory.weight_paths, embedding, head, factors
+            ),
         )
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
         # The first line: a list of all tensors may follow. Values of config.json raise what they happen to.
@@ -160,7 +166,11 @@ def load_body(path: Path, dtype: mx.Dtype) -> Body:
 
 
 def _tableless(
-    config: dict[str, Any], embedding: RowEmbedding, head: RowHead, factors: dict[str, float]
+    config: dict[str, Any],
+    files: Sequence[Path],
+    embedding: RowEmbedding,
+    head: RowHead,
+    factors: dict[str, float],
 ) -> tuple[type, type]:
     """mlx-lm's classes for a model, the first one swapping its tables as soon as they are declared."""
     _refuse_misread(config)
@@ -179,6 +189,10 @@ def _tableless(
                 (config.get("quantization") or {}).pop(path, None)
 
         def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
+            # mlx-lm has read every model*.safetensors; only the files of the manifest count. Arrays are lazy.
+            weights = {
+                name: array for file in files for name, array in cast(dict, mx.load(str(file))).items()
+            }
             if not hasattr(base, "sanitize"):
                 return weights
             # Two made-up rows in the tables' place show what would be done to the real ones.

@@ -240,7 +240,7 @@ def load_decoder(
     target = pick_device(device)
     run_dtype = pick_dtype(dtype, manifest.dtype, target)
     reset_peak(target)
-    body = load_body(directory.path, run_dtype)
+    body = load_body(directory, run_dtype)
     adapt(body.model, adapter)
     quantized = manifest.quantization or {}
     tables: dict[str, Table] = dict(open_tables(directory, store, packed=True))

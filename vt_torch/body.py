@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +122,9 @@ def load_body(
         raise ModelError(
             f"transformers has no text generation model for {path / 'config.json'} ({error})"
         ) from error
-    weights = dequantized(directory, _weights(path, None if bits or device.type != "cpu" else dtype))
+    weights = dequantized(
+        directory, _weights(directory.weight_paths, None if bits or device.type != "cpu" else dtype)
+    )
     if directory.manifest.model_type in _READ_AS_TEXT:
         weights = _text_weights(weights)
     # Of transformers' module, so that it does not count as custom code, whose buffers are left as they are
@@ -172,8 +174,8 @@ def load_body(
     return model.eval().requires_grad_(False)
 
 
-def _weights(path: Path, dtype: torch.dtype | None) -> dict[str, Any]:
-    """Tensors of a model directory by name, not read yet.
+def _weights(files: Sequence[Path], dtype: torch.dtype | None) -> dict[str, Any]:
+    """Tensors of weight files by name, not read yet.
 
     Those of the type ``dtype``, which stay as they are on a CPU, are mapped, and the system may drop and read
     again their pages. The others are read one by one: mapped, what was read for a conversion or a copy to the
@@ -182,7 +184,7 @@ def _weights(path: Path, dtype: torch.dtype | None) -> dict[str, Any]:
     """
     kept = None if dtype is None else _STORED[dtype]
     weights: dict[str, Any] = {}
-    for file in sorted(path.glob("*.safetensors")):
+    for file in files:
         try:
             mapped, read = (safe_open(file, "pt", backend=how) for how in ("mmap", "pread"))
         except SafetensorError as error:

@@ -11,6 +11,7 @@ import pytest
 from converters import convert
 from tests import stock
 from tests.conftest import backend_params
+from tests.manifests import update_manifest
 from tests.tiny import QUANTIZED, quantize, write_model
 from vt_core import load
 from vt_core.errors import BackendError, ModelError
@@ -159,9 +160,7 @@ def test_pytorch_refuses_what_it_cannot_dequantize(settings, sentence, tiny, tmp
     config = json.loads((changed / "config.json").read_text())
     config["quantization"] |= settings
     (changed / "config.json").write_text(json.dumps(config))
-    manifest = json.loads((changed / "vt.json").read_text())
-    manifest["files"]["config.json"] = (changed / "config.json").stat().st_size
-    (changed / "vt.json").write_text(json.dumps(manifest))
+    update_manifest(changed)
     with pytest.raises(ModelError, match=sentence):
         load(changed, backend="torch", device="cpu")
 

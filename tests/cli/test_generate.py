@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from tests.conftest import backend_params
+from tests.manifests import update_manifest
 from vt_core import __version__
 from vt_core.cli import build
 from vt_core.vocab.task import TaskVocabulary
@@ -127,12 +128,10 @@ def test_arguments_of_the_chat_template_and_tools_reach_it(backend, tiny, tmp_pa
     import shutil
 
     model = shutil.copytree(tiny("llama")[1], tmp_path / "model")
-    manifest = json.loads((model / "vt.json").read_text())
     template = "{{ messages[0].content }}{{ mood }}{% for tool in tools or [] %}{{ tool.name }}{% endfor %}"
     config = json.loads((model / "tokenizer_config.json").read_text()) | {"chat_template": template}
     (model / "tokenizer_config.json").write_text(json.dumps(config))
-    manifest["files"]["tokenizer_config.json"] = (model / "tokenizer_config.json").stat().st_size
-    (model / "vt.json").write_text(json.dumps(manifest))
+    update_manifest(model)
     (tmp_path / "tools.json").write_text('[{"name": "weather"}]')
 
     def tokens(*extra):
@@ -248,7 +247,7 @@ def test_truncated_and_foreign_model_directories_are_refused(backend, tiny, tmp_
         (
             "version",
             lambda d: (d / "vt.json").write_text(
-                (d / "vt.json").read_text().replace('"format_version": 1', '"format_version": 99')
+                (d / "vt.json").read_text().replace('"format_version": 2', '"format_version": 99')
             ),
         ),
         ("json", lambda d: (d / "vt.json").write_text("{")),

@@ -263,7 +263,7 @@ def test_source_that_must_not_be_read(
 
     monkeypatch.setenv("VT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(sys.modules["converters.huggingface"], "read_header", refused)
-    with pytest.raises(ModelError, match=r"source cannot be read: .*Permission denied: 'model\.safetensors'"):
+    with pytest.raises(ModelError, match=r"cannot be read: .*Permission denied: 'model\.safetensors'"):
         call(source, tmp_path / "out")
 
 
@@ -331,7 +331,7 @@ def test_what_comes_back_wrong_is_not_kept(
     def verify(self: ModelDirectory) -> None:
         raise StoreError("checksum differs")
 
-    monkeypatch.setattr(ModelDirectory, "verify", verify)
+    monkeypatch.setattr(ModelDirectory, "verify_tables", verify)
     with pytest.raises(ModelError, match="what came back from the disk is not what was sent to it"):
         convert(source, tmp_path / "out", progress=False)
     assert sorted(os.listdir(tmp_path)) == ["source"]

@@ -1,8 +1,10 @@
-"""The manifest of a model directory, vt.json: where it came from, its tables, and the length of each file."""
+"""The manifest of a model directory, vt.json: its source, its tables, and size and digest of each file."""
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 
@@ -11,30 +13,31 @@ from vt_core.files.json_files import Fields, parse_object
 from vt_core.files.quantization import Quantization
 
 MANIFEST_NAME = "vt.json"
-FORMAT_VERSION = 1
-#: Name of the table in which the layers look every token up, where there is one.
+#: Version 1 had no digests of files.
+FORMAT_VERSION = 2
+STORE_NAME = "vocab.lmdb"
+STORE_FILE = f"{STORE_NAME}/data.mdb"
+#: Name of the per-layer embedding table (Gemma 3n, Gemma 4).
 PER_LAYER = "per_layer"
 
 
 @dataclass(frozen=True)
 class SourceInfo:
-    """Where a model came from: "huggingface" or "gguf", the name that the user gave, the source's
-    fingerprint."""
+    """Where a model came from."""
 
-    kind: str
-    name: str
-    fingerprint: str
+    kind: str  #: ``huggingface`` or ``gguf``
+    name: str  #: as the user gave it
+    fingerprint: str  #: changes when one of the source's files does
 
 
 @dataclass(frozen=True)
 class TableInfo:
-    """One table of the store, `[rows, columns]` of a storage dtype; `checksum` is over its bytes in row
-    order."""
+    """One table of the store, `[rows, columns]`."""
 
     rows: int
     columns: int
-    dtype: str
-    checksum: str
+    dtype: str  #: a storage dtype, see `vt_core.files.dtypes`
+    checksum: str  #: of the rows in order, without padding
 
     @property
     def row_bytes(self) -> int:
@@ -44,25 +47,31 @@ class TableInfo:
 
 
 @dataclass(frozen=True)
-class Manifest:
-    """Content of vt.json. `vocab_rows` is V, `hidden` the width of a row, `dtype` the embedding's float type.
+class FileInfo:
+    """Size in bytes and SHA-256, in hex, of a file."""
 
-    `tables` holds "embedding", "head" where untied, "head_bias" (one column) where the head has one, and
-    "per_layer", of a shape of its own, where the layers look tokens up as well; `quantization` says how those
-    of them that are quantized are packed; `files` gives the length in bytes of every file that the model
-    needs, by its path relative to the directory.
-    """
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Content of vt.json."""
 
     source: SourceInfo
     model_type: str
-    vocab_rows: int
-    hidden: int
-    dtype: str
+    vocab_rows: int  #: V, rows of the vocabulary tables
+    hidden: int  #: values of a row
+    dtype: str  #: float type of the embedding
     tied: bool
     head_bias: bool
+    #: ``embedding``, ``head`` (untied models), and where the model has them ``head_bias`` and ``per_layer``
     tables: dict[str, TableInfo]
-    files: dict[str, int]
+    #: every file that the model needs, by its path relative to the directory
+    files: dict[str, FileInfo]
+    #: of the tokens that text can produce: the same for a tokenizer from GGUF and from Hugging Face
     tokenizer_digest: str
+    #: how the quantized tables are packed
     quantization: dict[str, Quantization] | None = None
     format_version: int = FORMAT_VERSION
 
@@ -71,17 +80,16 @@ class Manifest:
 
     @classmethod
     def from_json(cls, text: str, *, path: Path) -> Manifest:
-        """Parse a manifest; `path` is named in the ModelError that anything missing, foreign or contradictory
-        raises."""
+        """Parse the manifest in `path`. Raises ModelError for a missing, unknown or contradictory field."""
         values = parse_object(text, path, "manifest", ModelError)
         fields = Fields(str(path), values, ModelError, "convert the model again")
         version = fields.whole("format_version")
         if version != FORMAT_VERSION:
             raise ModelError(
-                f"{path} has the format version {version}, this vt reads version {FORMAT_VERSION}. "
+                f"{path} has format version {version}, and this vt reads version {FORMAT_VERSION}. "
                 "Convert the model again, or install the vt that wrote it."
             )
-        source, files = fields.part("source"), fields.part("files")
+        source = fields.part("source")
         manifest = cls(
             source=SourceInfo(source.text("kind"), source.text("name"), source.text("fingerprint")),
             model_type=fields.text("model_type"),
@@ -91,7 +99,10 @@ class Manifest:
             tied=fields.flag("tied"),
             head_bias=fields.flag("head_bias"),
             tables={name: _table(part) for name, part in fields.parts("tables")},
-            files={name: files.whole(name) for name in files.values},
+            files={
+                name: FileInfo(part.whole("bytes"), part.text("sha256"))
+                for name, part in fields.parts("files")
+            },
             tokenizer_digest=fields.text("tokenizer_digest"),
             quantization=_quantization(fields),
         )
@@ -100,21 +111,26 @@ class Manifest:
 
     @property
     def body_bytes(self) -> int:
-        """Bytes of the tensors outside the tables, headers included."""
-        return sum(size for name, size in self.files.items() if name.endswith(".safetensors"))
+        """Bytes of the weight files, which hold all tensors except the tables."""
+        return sum(self.files[name].bytes for name in self.weight_files)
+
+    @property
+    def weight_files(self) -> list[str]:
+        """Names of the safetensors files, in order."""
+        return sorted(name for name in self.files if name.endswith(".safetensors"))
 
     @property
     def total_bytes(self) -> int:
         """Bytes of all files."""
-        return sum(self.files.values())
+        return sum(file.bytes for file in self.files.values())
 
     @property
     def table_bytes(self) -> int:
-        """Bytes of all tables' values: what a framework would load."""
+        """Bytes of all tables' rows, which a framework would load."""
         return sum(table.rows * table.row_bytes for table in self.tables.values())
 
     def table_bytes_of(self, rows: int) -> int:
-        """Bytes that `rows` active rows of every table take; no rows of the layers' table ever stay."""
+        """Bytes of `rows` rows of each table; per-layer rows are never kept in memory."""
         return sum(rows * table.row_bytes for name, table in self.tables.items() if name != PER_LAYER)
 
     def _check(self, path: Path) -> None:
@@ -129,9 +145,9 @@ class Manifest:
             )
         for name, how in (self.quantization or {}).items():
             if name not in self.tables or self.tables[name].dtype != "uint32":
-                raise ModelError(f"{path}: the table {name!r} cannot be quantized as quantization says.")
+                raise ModelError(f"{path}: the table {name!r} is not packed, but quantization lists it.")
             if name == PER_LAYER:
-                continue  # how wide its rows are, config.json says
+                continue  # its width comes from config.json
             try:
                 expected[name] = how.columns(expected[name])
             except ModelError as error:
@@ -146,10 +162,46 @@ class Manifest:
                 raise ModelError(
                     f"{path}: table {name!r} has {table.columns} columns and should have {columns}."
                 )
+        stored = self.files.get(STORE_FILE, FileInfo(0, "")).bytes
+        if self.table_bytes > stored:  # before anything is allocated for so many rows
+            raise ModelError(
+                f"{path}: tables of {self.table_bytes} bytes do not fit into {STORE_FILE}, which has "
+                f"{stored} bytes. Convert the model again."
+            )
         for name in self.files:
             parts = PurePosixPath(name).parts
             if not parts or PurePosixPath(name).is_absolute() or ".." in parts:
                 raise ModelError(f"{path}: the file name {name!r} leads outside the directory.")
+
+
+def describe_files(directory: Path, known: Mapping[str, str]) -> dict[str, FileInfo]:
+    """Size and digest of every file below `directory`, except vt.json and LMDB's lock file.
+
+    Args:
+        known: digests that were computed while the files were written, by name.
+    """
+    names = sorted(file.relative_to(directory).as_posix() for file in directory.rglob("*") if file.is_file())
+    return {
+        name: FileInfo((directory / name).stat().st_size, known.get(name) or file_digest(directory / name))
+        for name in names
+        if name not in (MANIFEST_NAME, f"{STORE_NAME}/lock.mdb")
+    }
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, in hex. Raises ModelError where it cannot be read."""
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read ({error.strerror}).") from error
+    return digest.hexdigest()
+
+
+def _file(fields: Fields) -> FileInfo:
+    return FileInfo(fields.whole("bytes"), fields.text("sha256"))
 
 
 def _table(fields: Fields) -> TableInfo:

@@ -4,7 +4,7 @@
 config.json generation_config.json tokenizer.json …   as in the source
 model.safetensors (or shards and their index)          every tensor except the vocabulary tables
 vocab.lmdb/                                            the tables' rows
-vt.json                                                the manifest: what the rest is, and each file's length
+vt.json                                                the manifest, with size and digest of each file
 ```
 """
 
@@ -14,20 +14,36 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vt_core.errors import ConfigError, ModelError, StoreError
+from vt_core.errors import ConfigError, ModelError, StoreError, shorten
 from vt_core.files.json_files import read_object, read_text
-from vt_core.files.manifest import MANIFEST_NAME, PER_LAYER, Manifest
+from vt_core.files.manifest import MANIFEST_NAME, PER_LAYER, STORE_NAME, Manifest, file_digest
 from vt_core.files.model_config import context, per_layer_shape, text_config
 
 if TYPE_CHECKING:
     from vt_core.store import Store
 
-STORE_NAME = "vocab.lmdb"
+__all__ = ["STORE_NAME", "ModelDirectory", "is_model_directory"]
+
+#: Files that vt, transformers or mlx-lm read where they exist. One that was added after the conversion would
+#: change the text.
+OPTIONAL_FILES = (
+    "generation_config.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "hf_quant_config.json",
+)
+
+
+#: The largest models have a few hundred layers, heads or experts.
+MAX_COUNT = 20_000
 
 
 @dataclass(frozen=True)
 class ModelDirectory:
-    """An opened model directory: its files are there and whole. No byte of a table has been read."""
+    """An open model directory. All files have the right size; no table and no weights have been read."""
 
     path: Path
     manifest: Manifest
@@ -37,38 +53,43 @@ class ModelDirectory:
     def open(cls, path: str | Path) -> ModelDirectory:
         """Open and check a model directory.
 
-        Raises ModelError when it is no directory or not of this package, of an unknown format version, or
-        when a file is missing or not as long as it was when written.
+        Compares the size of every file, and the digest of tokenizer.json. `verify` compares all digests.
+
+        Raises:
+            ModelError: it is not a directory, not a model directory, has an unknown format version, or a file
+                is missing, changed, or was added.
+            ConfigError: config.json contradicts the manifest.
         """
         path = Path(path).expanduser()
         if not path.is_dir():
             raise ModelError(f"{path} is not a directory." if path.exists() else f"{path} does not exist.")
         if not is_model_directory(path):
             raise ModelError(
-                f"{path} is not a model directory of vt: it holds no {MANIFEST_NAME}. "
-                "Make one with the convert command."
+                f"{path} is not a model directory of vt: it has no {MANIFEST_NAME}, and so no digests that "
+                "its files could be checked against. Make one with the convert command."
             )
         manifest = Manifest.from_json(
             read_text(path / MANIFEST_NAME, "manifest", ModelError), path=path / MANIFEST_NAME
         )
-        _check_files(path, manifest.files)
+        _check_files(path, manifest)
         config = read_object(path / "config.json", "model configuration", ConfigError, strict=False)
+        check_counts(config, path / "config.json")
         rows = text_config(config).get("vocab_size", manifest.vocab_rows)
         if rows != manifest.vocab_rows:
-            raise ModelError(
+            raise ConfigError(
                 f"{path}: config.json says vocab_size {rows}, the tables have {manifest.vocab_rows} rows. "
                 "Convert the model again."
             )
         settings = config.get("quantization")
         if settings and not (isinstance(settings, dict) and {"bits", "group_size"} <= settings.keys()):
-            raise ModelError(
+            raise ConfigError(
                 f"{path}: quantization in config.json does not give bits and group_size. "
                 "Convert the model again."
             )
         per_layer = manifest.tables.get(PER_LAYER)
         shape = per_layer_shape(config, (manifest.quantization or {}).get(PER_LAYER))
         if shape != (per_layer and (per_layer.rows, per_layer.columns)):
-            raise ModelError(
+            raise ConfigError(
                 f"{path}: vt.json and config.json describe different tables for the layers. "
                 "Convert the model again."
             )
@@ -84,10 +105,8 @@ class ModelDirectory:
 
     @property
     def weight_paths(self) -> tuple[Path, ...]:
-        """The safetensors files of the body, in order."""
-        return tuple(
-            self.path / name for name in sorted(self.manifest.files) if name.endswith(".safetensors")
-        )
+        """The safetensors files that the manifest lists, in order. No other file holds weights."""
+        return tuple(self.path / name for name in self.manifest.weight_files)
 
     @property
     def generation_config(self) -> dict[str, Any]:
@@ -147,7 +166,13 @@ class ModelDirectory:
                 )
 
     def verify(self) -> None:
-        """Read every table and compare its checksum with the manifest's. Raises StoreError where one
+        """Read every file and compare its digest. Raises ModelError where one differs."""
+        self.open_store().close()
+        for name, info in self.manifest.files.items():
+            _check_digest(self.path / name, info.sha256)
+
+    def verify_tables(self) -> None:
+        """Read every table through the store and compare its checksum. Raises StoreError where one
         differs."""
         with self.open_store() as store:
             for name, table in self.manifest.tables.items():
@@ -163,12 +188,42 @@ def is_model_directory(path: str | Path) -> bool:
     return (Path(path) / MANIFEST_NAME).is_file()
 
 
-def _check_files(path: Path, files: dict[str, int]) -> None:
-    for name, expected in files.items():
+def check_counts(config: dict[str, Any], path: Path) -> None:
+    """Raise ConfigError for a number of layers, heads or experts that no model has.
+
+    Frameworks build modules in loops over these numbers before they look at any tensor.
+    """
+    for part in (config, text_config(config)):
+        for name, value in part.items():
+            counted = any(word in name for word in ("layer", "head", "expert", "block"))
+            counted = counted and not name.endswith("size_per_layer_input")
+            if counted and isinstance(value, int) and abs(value) > MAX_COUNT:
+                raise ConfigError(f"{path}: {name} is {shorten(value)}, more than any model has.")
+
+
+def _check_files(path: Path, manifest: Manifest) -> None:
+    for name, info in manifest.files.items():
         file = path / name
         if not file.is_file():
             raise ModelError(f"{path} is incomplete: {name} is missing. Convert the model again.")
-        if file.stat().st_size != expected:
+        size = file.stat().st_size
+        if size != info.bytes:
             raise ModelError(
-                f"{file} has {file.stat().st_size} bytes and should have {expected}. Convert the model again."
+                f"{file} has {size} bytes and should have {info.bytes}. Convert the model again."
             )
+        if name == "tokenizer.json":
+            _check_digest(file, info.sha256)
+    for name in OPTIONAL_FILES:
+        if name not in manifest.files and (path / name).exists():
+            raise ModelError(
+                f"{path / name} was added after the conversion. Remove it, or add it to the source and "
+                "convert the model again."
+            )
+
+
+def _check_digest(file: Path, sha256: str) -> None:
+    if file_digest(file) != sha256:
+        raise ModelError(
+            f"{file} has changed since the conversion: its SHA-256 differs from the one in {MANIFEST_NAME}. "
+            "Convert the model again."
+        )

@@ -12,8 +12,9 @@ import pytest
 
 from converters import convert
 from tests.converters import tiny
-from vt_core.errors import ModelError, StoreError
-from vt_core.files.manifest import FORMAT_VERSION, Manifest, SourceInfo, TableInfo
+from tests.manifests import update_manifest
+from vt_core.errors import ConfigError, ModelError, StoreError
+from vt_core.files.manifest import FORMAT_VERSION, FileInfo, Manifest, SourceInfo, TableInfo
 from vt_core.files.model_dir import ModelDirectory, is_model_directory
 from vt_core.files.quantization import Quantization
 
@@ -27,7 +28,11 @@ MANIFEST = Manifest(
     tied=False,
     head_bias=True,
     tables={"embedding": TABLE, "head": TABLE, "head_bias": TableInfo(10, 1, "float32", "sha256:cd")},
-    files={"config.json": 2, "model.safetensors": 100, "vocab.lmdb/data.mdb": 50},
+    files={
+        "config.json": FileInfo(2, "a0"),
+        "model.safetensors": FileInfo(100, "b0"),
+        "vocab.lmdb/data.mdb": FileInfo(2000, "c0"),
+    },
     tokenizer_digest="d1",
 )
 
@@ -60,7 +65,7 @@ def test_manifest_round_trip() -> None:
 
 def test_sizes() -> None:
     assert MANIFEST.body_bytes == 100
-    assert MANIFEST.total_bytes == 152
+    assert MANIFEST.total_bytes == 2102
     assert MANIFEST.table_bytes == 10 * 4 * 2 * 2 + 10 * 4
     assert MANIFEST.table_bytes_of(3) == 3 * 4 * 2 * 2 + 3 * 4
 
@@ -74,9 +79,10 @@ def test_sizes_with_a_table_for_the_layers() -> None:
     assert manifest.table_bytes_of(3) == MANIFEST.table_bytes_of(3)
 
 
+FILE = {"bytes": 1, "sha256": "d0"}
 PACKED = {"bits": 4, "group_size": 32, "dtype": "bfloat16", "mode": "affine"}
 WRONG: dict[str, tuple[tuple[str, ...], Any, str]] = {
-    "version of tomorrow": (("format_version",), 2, "has the format version 2, this vt reads version 1"),
+    "version of tomorrow": (("format_version",), 3, "has format version 3, and this vt reads version 2"),
     "version as a text": (("format_version",), "1", "'format_version' is '1', not a whole number"),
     "version missing": (("format_version",), ..., "'format_version' is missing"),
     "source": (("source",), "x", "'source' is 'x', not an object"),
@@ -98,8 +104,8 @@ WRONG: dict[str, tuple[tuple[str, ...], Any, str]] = {
         {"head": PACKED | {"mode": "mxfp4"}},
         "the quantization 'mxfp4' is not known",
     ),
-    "packed table missing": (("quantization",), {"x": PACKED}, "'x' cannot be quantized as"),
-    "packed floats": (("quantization",), {"head": PACKED}, "'head' cannot be quantized as quantization says"),
+    "packed table missing": (("quantization",), {"x": PACKED}, "'x' is not packed, but"),
+    "packed floats": (("quantization",), {"head": PACKED}, "'head' is not packed, but quantization lists it"),
     "digest": (("tokenizer_digest",), 7, "'tokenizer_digest' is 7"),
     "tables": (("tables",), [], r"'tables' is \[\], not an object"),
     "a table": (("tables", "head"), 5, "'tables.head' is 5, not an object"),
@@ -113,9 +119,12 @@ WRONG: dict[str, tuple[tuple[str, ...], Any, str]] = {
         r"tables are \['embedding', 'head'\], a model like this has",
     ),
     "table too many": (("tied",), True, r"a model like this has \['embedding', 'head_bias'\]"),
-    "negative length": (("files", "config.json"), -1, "'files.config.json' is -1"),
-    "outside": (("files", "../x"), 1, "'../x' leads outside"),
-    "absolute": (("files", "/etc/passwd"), 1, "'/etc/passwd' leads outside"),
+    "size as in version 1": (("files", "config.json"), 2, "'files.config.json' is 2, not an object"),
+    "negative size": (("files", "config.json", "bytes"), -1, "'files.config.json.bytes' is -1"),
+    "file without digest": (("files", "config.json", "sha256"), ..., "'files.config.json.sha256' is missing"),
+    "outside": (("files", "../x"), FILE, "'../x' leads outside"),
+    "absolute": (("files", "/etc/passwd"), FILE, "'/etc/passwd' leads outside"),
+    "more rows than bytes": (("vocab_rows",), 10**9, "has 10 rows, the vocabulary 1000000000"),
 }
 
 
@@ -203,7 +212,7 @@ def test_what_is_no_model_directory(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ModelError, match="is not a directory"):
         ModelDirectory.open(tmp_path / "file")
-    with pytest.raises(ModelError, match=r"holds no vt.json. Make one with the convert command"):
+    with pytest.raises(ModelError, match=r"Make one with the convert command"):
         ModelDirectory.open(tmp_path)
 
 
@@ -244,8 +253,7 @@ def test_vocab_size_of_another_model(model: Path, nested: bool) -> None:
 
 def set_config(model: Path, **changes: Any) -> None:
     edit(model / "config.json", lambda values: values.update(changes))
-    size = (model / "config.json").stat().st_size
-    edit(model / "vt.json", lambda values: values["files"].update({"config.json": size}))
+    update_manifest(model)
 
 
 @pytest.mark.parametrize("settings", ["x", ["bits", "group_size"], {"bits": 4}])
@@ -297,6 +305,8 @@ def test_changed_row_is_found_by_verify_only(model: Path) -> None:
     directory = ModelDirectory.open(model)
     directory.open_store().close()
     with pytest.raises(StoreError, match="'embedding' is not what was written: its checksum differs"):
+        directory.verify_tables()
+    with pytest.raises(ModelError, match=r"data\.mdb has changed since the conversion"):
         directory.verify()
 
 
@@ -321,6 +331,50 @@ def test_table_missing_from_the_store(model: Path, tmp_path: Path) -> None:
     other = convert(tied, tmp_path / "other", progress=False)
     data = (other / "vocab.lmdb" / "data.mdb").read_bytes()
     (model / "vocab.lmdb" / "data.mdb").write_bytes(data)
-    edit(model / "vt.json", lambda values: values["files"].update({"vocab.lmdb/data.mdb": len(data)}))
+    update_manifest(model)
     with pytest.raises(StoreError, match="has no table 'head'"):
         ModelDirectory.open(model).open_store()
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer_config.json", "chat_template.jinja"])
+def test_verify_finds_a_changed_bit_in_any_file(model: Path, name: str) -> None:
+    content = bytearray((model / name).read_bytes())
+    content[-3] ^= 1
+    (model / name).write_bytes(content)
+    with pytest.raises(ModelError, match=f"{name} has changed since the conversion"):
+        ModelDirectory.open(model).verify()
+
+
+def test_opening_refuses_another_tokenizer_of_the_same_size(model: Path) -> None:
+    file = model / "tokenizer.json"
+    content = bytearray(file.read_bytes())
+    content[content.index(b"a")] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(ModelError, match=r"tokenizer\.json has changed since the conversion"):
+        ModelDirectory.open(model)
+
+
+def test_files_added_after_the_conversion(model: Path) -> None:
+    (model / "README.md").write_text("notes")
+    (model / "model-extra.safetensors").write_bytes(b"stray")
+    assert ModelDirectory.open(model).weight_paths == (model / "model.safetensors",)
+    (model / "added_tokens.json").write_text("{}")
+    with pytest.raises(ModelError, match=r"added_tokens\.json was added after the conversion"):
+        ModelDirectory.open(model)
+
+
+def test_counts_that_no_model_has(model: Path) -> None:
+    for name in ("num_hidden_layers", "num_attention_heads", "num_experts"):
+        set_config(model, **{name: 10**9})
+        with pytest.raises(ConfigError, match=rf"config\.json: {name} is 1000000000, more than any model"):
+            ModelDirectory.open(model)
+        set_config(model, **{name: 2})
+    ModelDirectory.open(model)
+
+
+def test_tables_that_do_not_fit_into_the_store() -> None:
+    rows = 10**9
+    tables = {name: replace(table, rows=rows) for name, table in MANIFEST.tables.items()}
+    text = replace(MANIFEST, vocab_rows=rows, tables=tables).to_json()
+    with pytest.raises(ModelError, match=r"tables of 20000000000 bytes do not fit into vocab"):
+        Manifest.from_json(text, path=Path("vt.json"))
