@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+from vt_core.files.architectures import architecture_of
 from vt_core.files.model_config import text_config
 
 
@@ -41,7 +42,7 @@ def _flatten_rope(config: dict[str, Any]) -> None:
     rope = config.get("rope_parameters")
     if not isinstance(rope, dict):
         return
-    if str(config.get("model_type")).startswith("gemma3"):
+    if architecture_of(config).local_rope:
         _set_missing(config, "rope_local_base_freq", _part(rope, "sliding_attention").get("rope_theta"))
         rope = _part(rope, "full_attention")
     _set_missing(config, "rope_theta", rope.get("rope_theta"))

@@ -14,6 +14,7 @@ from converters.output import check_free_space, locked, new_directory
 from converters.safetensors_io import read_chunks, read_header, write_file
 from converters.source import CHUNK_BYTES, TensorInfo
 from vt_core.errors import ModelError
+from vt_core.files.architectures import PER_LAYER_MODULE, architecture
 from vt_core.files.manifest import MANIFEST_NAME, Manifest
 from vt_core.files.model_dir import ModelDirectory
 from vt_core.files.quantization import Quantization
@@ -23,29 +24,8 @@ if TYPE_CHECKING:
 
 WEIGHTS_NAME = "model.safetensors"
 _INDEX_NAME = "model.safetensors.index.json"
-
-#: The embedding's name by how the names of the layers begin; the first that fits holds.
-_EMBEDDINGS = (
-    ("model.language_model.", "model.language_model.embed_tokens.weight"),
-    ("language_model.model.", "language_model.model.embed_tokens.weight"),
-    ("model.text_model.", "model.text_model.embed_tokens.weight"),
-    ("model.decoder.", "model.decoder.embed_tokens.weight"),
-    ("decoder.", "decoder.embed_tokens.weight"),
-    ("gpt_neox.", "gpt_neox.embed_in.weight"),
-    ("backbone.", "backbone.embeddings.weight"),
-    ("transformer.h.", "transformer.wte.weight"),
-    ("h.", "wte.weight"),
-    ("layers.", "embed_tokens.weight"),
-    ("model.", "model.embed_tokens.weight"),
-)
-#: What some model types call the last part of it, and their heads.
-_EMBEDDING_WORDS = {
-    "falcon": "word_embeddings",
-    "bloom": "word_embeddings",
-    "internlm2": "tok_embeddings",
-    "bailing_moe": "word_embeddings",
-}
-_HEADS = {"gpt_neox": "embed_out", "internlm2": "output"}
+#: What models call the list of their layers.
+_LAYERS = ("layers.", "h.")
 
 
 def stock_copy(directory: ModelDirectory) -> Path:
@@ -125,25 +105,31 @@ def _parts(name: str, table: str, manifest: Manifest) -> Iterator[_Part]:
 
 
 def table_names(model_type: str, body: Iterable[str]) -> dict[str, str]:
-    """Hugging Face names of the tables "embedding", "head", "head_bias" and "per_layer" beside tensors of
-    these names.
+    """Hugging Face names of the tables "embedding", "head", "head_bias" and "per_layer".
 
-    Raises ModelError where the names are of no layout that vt knows.
+    Args:
+        body: names of the other tensors, whose prefix the embedding's name has too.
+
+    Raises:
+        ModelError: the other tensors have names that vt does not know.
     """
-    body = list(body)
-    fitting = (
-        embedding for prefix, embedding in _EMBEDDINGS if any(name.startswith(prefix) for name in body)
-    )
-    embedding = next(fitting, None)
-    if embedding is None:
-        raise ModelError(f"The tensors of a {model_type} are named in a way that vt cannot write back.")
-    if word := _EMBEDDING_WORDS.get(model_type):
-        parent = embedding.removesuffix(".weight").rpartition(".")[0]
-        embedding = ".".join(filter(None, (parent, word, "weight")))
-    head = _HEADS.get(model_type, "lm_head")
+    body, row = list(body), architecture(model_type)
+    fitting = [
+        name
+        for name in row.embedding
+        if any(tensor.startswith(f"{_parent(name)}{layers}") for tensor in body for layers in _LAYERS)
+    ]
+    if not fitting:
+        raise ModelError(f"The tensors of a {model_type} have names that vt cannot write back.")
+    embedding, head = max(fitting, key=lambda name: len(_parent(name))), row.head[0]
     return {
-        "embedding": embedding,
+        "embedding": f"{embedding}.weight",
         "head": f"{head}.weight",
         "head_bias": f"{head}.bias",
-        "per_layer": f"{embedding.removesuffix('.weight')}_per_layer.weight",
+        "per_layer": f"{_parent(embedding)}{PER_LAYER_MODULE}.weight",
     }
+
+
+def _parent(name: str) -> str:
+    """Prefix of a tensor's name, with the final dot."""
+    return name.removesuffix(name.rpartition(".")[2])

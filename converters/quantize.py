@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from converters.source import Source, TensorInfo
 from vt_core.errors import ModelError, OptionError
+from vt_core.files.architectures import ARCHITECTURES, architecture
 from vt_core.files.model_config import text_config
-from vt_core.files.quantization import GROUP_SIZES, PUBLISHED_LAYOUT, Quantization
+from vt_core.files.quantization import GROUP_SIZES, Quantization
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,9 +24,6 @@ BITS = (4, 5, 6, 8)
 PIECE_VALUES = 1 << 19
 """Values that are packed at once: what is computed on the way stays in a processor's cache."""
 FLOAT_DTYPES = ("float32", "bfloat16", "float16")
-
-_EIGHT_BITS = {"granite": ("self_attn.o_proj", "mlp.down_proj", "lm_head")}
-"""Layers that mlx-lm packs in 8 bits and groups of 64 whatever it is asked for, by how their names end."""
 
 
 @dataclass(frozen=True)
@@ -51,9 +49,11 @@ class QuantizedSource:
         kind = source.config.get("model_type")
         if source.config.get("quantization"):
             raise ModelError(f"{source.name} is quantized already; give the original weights.")
-        if kind not in PUBLISHED_LAYOUT:
+        row = architecture(kind)
+        if not row.same_weights_in_mlx:
+            offered = (name for name, row in ARCHITECTURES.items() if row.same_weights_in_mlx)
             raise ModelError(
-                f"{source.name} is a {kind} model; vt quantizes {', '.join(sorted(PUBLISHED_LAYOUT))}. "
+                f"{source.name} is a {kind} model; vt quantizes {', '.join(sorted(offered))}. "
                 "Quantize it with mlx_lm.convert, whose directories vt converts."
             )
         if text_config(source.config).get("enable_moe_block"):
@@ -73,7 +73,7 @@ class QuantizedSource:
                 continue
             module = info.name.removesuffix(".weight")
             how = Quantization(bits, group_size, dtype or info.dtype)
-            if module.endswith(_EIGHT_BITS.get(kind, ())):
+            if module.endswith(row.eight_bit_layers):
                 how = replace(how, bits=8, group_size=64)
                 settings[module] = {"group_size": how.group_size, "bits": how.bits}
             for piece in _pieces(info, module, how):

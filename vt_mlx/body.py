@@ -13,13 +13,11 @@ from mlx.utils import tree_map_with_path
 from mlx_lm.utils import _get_classes, load_model
 
 from vt_core.errors import ModelError
+from vt_core.files.architectures import EMBEDDING_MODULES, HEAD_MODULES, PER_LAYER_MODULE
 from vt_core.files.model_dir import ModelDirectory
 from vt_core.vocab.heads import Head
 from vt_mlx.rows import PackedMatrix
 
-EMBEDDINGS = ("embed_tokens", "wte", "embed_in", "embeddings", "word_embeddings", "tok_embeddings")
-PER_LAYER = ("embed_tokens_per_layer",)
-HEADS = ("lm_head", "embed_out", "output")
 _PROBE_COLUMNS = 8
 
 
@@ -179,11 +177,11 @@ def _tableless(
     class Tableless(base):  # type: ignore[misc, valid-type]
         def __init__(self, args: Any) -> None:
             super().__init__(args)
-            self._probes = {"embedding": _replace(self, nn.Embedding, EMBEDDINGS, embedding)}
-            if any(name in HEADS for _, name, _ in _modules(self, nn.Linear)):
-                self._probes["head"] = _replace(self, nn.Linear, HEADS, head)
-            if any(name in PER_LAYER for _, name, _ in _modules(self, nn.Embedding)):
-                self._probes["per_layer"] = _replace(self, nn.Embedding, PER_LAYER, LayerRows())
+            self._probes = {"embedding": _replace(self, nn.Embedding, EMBEDDING_MODULES, embedding)}
+            if any(name in HEAD_MODULES for _, name, _ in _modules(self, nn.Linear)):
+                self._probes["head"] = _replace(self, nn.Linear, HEAD_MODULES, head)
+            if any(name == PER_LAYER_MODULE for _, name, _ in _modules(self, nn.Embedding)):
+                self._probes["per_layer"] = _replace(self, nn.Embedding, (PER_LAYER_MODULE,), LayerRows())
             for path in self._probes.values():
                 # How it is packed is the rows' business: there is no layer here that could be quantized.
                 (config.get("quantization") or {}).pop(path, None)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import cached_property
+from functools import cached_property, partial
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
 from vt_core.decode.verification import LogitTile, NumpyTile
+from vt_core.files import architectures
+from vt_core.files.architectures import architecture
 from vt_core.files.dtypes import convert, from_float32, to_float32
 from vt_core.files.tables import DequantizedTable
 from vt_core.vocab.active import Ids
@@ -135,26 +138,13 @@ class HeadScan:
         return logits if self._name == "float32" else to_float32(from_float32(logits, self._name), self._name)
 
 
-def logit_transform(arguments: object) -> Transform | None:
-    """What an mlx-lm model does to its logits behind the head, by its arguments; None where that is
-    nothing.
-    """
-    # A model that also sees has the language model's arguments as config.json has them, or read (Llama 4).
+def logit_transform(arguments: Any) -> Transform | None:
+    """What an mlx-lm model does to its logits after the head, by its arguments; None for nothing."""
+    # The language model inside a model has its arguments as config.json has them, or parsed (Llama 4).
     text = getattr(arguments, "text_config", None) or {}
     text = text if isinstance(text, dict) else vars(text)
-    cap = getattr(arguments, "final_logit_softcapping", text.get("final_logit_softcapping"))
-    divisor = getattr(arguments, "logits_scaling", None)  # Granite
-    factor = getattr(arguments, "logit_scale", None)  # Cohere
-    if cap is None and divisor is None and factor is None:
-        return None
-
-    def transform(logits: mx.array) -> mx.array:
-        if factor is not None:
-            logits = logits * factor
-        if divisor is not None:
-            logits = logits / divisor
-        if cap is not None:
-            logits = mx.tanh(logits / cap) * cap
-        return logits
-
-    return transform
+    row = architecture(getattr(arguments, "model_type", None), text.get("model_type"))
+    transform = architectures.logit_transform(
+        row, lambda name: getattr(arguments, name, text.get(name)), in_mlx=True
+    )
+    return None if transform.changes_nothing else partial(transform.apply, tanh=mx.tanh)

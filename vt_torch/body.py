@@ -18,6 +18,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils import logging as transformers_logging
 
 from vt_core.errors import ModelError
+from vt_core.files.architectures import TEXT_PREFIXES
 from vt_core.files.model_dir import ModelDirectory
 from vt_core.vocab.heads import Head
 from vt_torch.packed import dequantized
@@ -201,7 +202,6 @@ def _weights(files: Sequence[Path], dtype: torch.dtype | None) -> dict[str, Any]
 #: has for it. The other parts would cost memory for nothing; Gemma 3n's need a package more, and Gemma 4's
 #: class compares its ids with those of images.
 _READ_AS_TEXT = ("gemma3n", "gemma4")
-_TEXT_PREFIXES = ("model.language_model.", "language_model.model.")
 
 
 def _text_config(config: PretrainedConfig) -> PretrainedConfig:
@@ -214,12 +214,12 @@ def _text_config(config: PretrainedConfig) -> PretrainedConfig:
 
 def _text_weights(weights: dict[str, Any]) -> dict[str, Any]:
     """The weights of the language model inside a model, by the names that they have in one alone."""
-    return {text_name(name): weight for name, weight in weights.items() if name.startswith(_TEXT_PREFIXES)}
+    return {text_name(name): weight for name, weight in weights.items() if name.startswith(TEXT_PREFIXES)}
 
 
 def text_name(name: str) -> str:
     """What a module or tensor of a model is called in its language model alone."""
-    prefix = next((prefix for prefix in _TEXT_PREFIXES if name.startswith(prefix)), "model.")
+    prefix = next((prefix for prefix in TEXT_PREFIXES if name.startswith(prefix)), "model.")
     return f"model.{name.removeprefix(prefix)}"
 
 

@@ -12,8 +12,9 @@ import torch
 
 from vt_core.errors import ModelError
 from vt_core.files import packing
+from vt_core.files.architectures import architecture
 from vt_core.files.model_dir import ModelDirectory
-from vt_core.files.quantization import PUBLISHED_LAYOUT, WORD_BITS
+from vt_core.files.quantization import WORD_BITS
 
 _PIECE_VALUES = 1 << 20  #: values that are dequantized at once
 
@@ -50,7 +51,7 @@ def dequantized(directory: ModelDirectory, tensors: dict[str, Any]) -> dict[str,
     if not settings:
         return tensors
     kind = directory.manifest.model_type
-    if kind not in PUBLISHED_LAYOUT or (settings.get("mode") or "affine") != "affine":
+    if not architecture(kind).same_weights_in_mlx or (settings.get("mode") or "affine") != "affine":
         raise ModelError(
             f"{directory.path} holds quantized weights of a {kind} model in a layout that only MLX reads; "
             "run it with vt-mlx, or convert the original weights"

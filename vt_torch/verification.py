@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import cached_property
+from functools import cached_property, partial
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
+from vt_core.files import architectures
+from vt_core.files.architectures import architecture
 from vt_core.files.tables import Table
 from vt_core.vocab.active import Ids
 from vt_torch.device import DTYPES, multiplies
@@ -207,22 +210,9 @@ def _quantized_product(rows: torch.Tensor, hidden: torch.Tensor, bias: torch.Ten
     return logits if bias is None else logits + bias
 
 
-def logit_transform(config: object) -> Transform:
-    """What a transformers model does to its logits behind the head, by its configuration."""
+def logit_transform(config: Any) -> Transform:
+    """What a transformers model does to its logits after the head, by its configuration."""
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    cap = getattr(text, "final_logit_softcapping", None)
-    divisor = getattr(text, "logits_scaling", None)  # Granite
-    factor = getattr(text, "logit_scale", None)  # Cohere
-    if factor is None:
-        factor = getattr(text, "lm_head_multiplier", None)  # Falcon H1
-
-    def transform(logits: torch.Tensor) -> torch.Tensor:
-        if factor is not None:
-            logits = logits * factor
-        if divisor is not None:
-            logits = logits / divisor
-        if cap is not None:
-            logits = torch.tanh(logits / cap) * cap
-        return logits
-
-    return transform
+    row = architecture(config.model_type, text.model_type)
+    transform = architectures.logit_transform(row, lambda name: getattr(text, name, None))
+    return partial(transform.apply, tanh=torch.tanh)

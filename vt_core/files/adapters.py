@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vt_core.errors import ModelError
+from vt_core.files.architectures import EMBEDDING_MODULES, HEAD_MODULES, PER_LAYER_MODULE
 from vt_core.files.dtypes import storage_dtype, to_float32
 from vt_core.files.json_files import read_object
 
@@ -30,10 +31,7 @@ _PEFT_PREFIX = "base_model.model."
 _PEFT_NAME = re.compile(r"(?P<module>.+)\.lora_(?P<part>[AB])(\.default)?\.weight")
 _MLX_NAME = re.compile(r"(?P<module>.+)\.lora_(?P<part>[ab])")
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-_TABLES = re.compile(
-    r"(^|\.)(embed_tokens(_per_layer)?|wte|embed_in|embeddings|word_embeddings|tok_embeddings"
-    r"|lm_head|embed_out|output)$"
-)
+_TABLES = frozenset({*EMBEDDING_MODULES, *HEAD_MODULES, PER_LAYER_MODULE})
 #: Settings of PEFT that change what an adapter computes, and the values under which they do not.
 _PEFT_NEUTRAL: dict[str, tuple[Any, ...]] = {
     "use_dora": (False, None),
@@ -147,7 +145,7 @@ def _parts(file: Path, pattern: re.Pattern[str], prefix: str) -> dict[str, dict[
     for name, tensor in _tensors(file).items():
         match = pattern.fullmatch(name.removeprefix(prefix))
         module = name.removeprefix(prefix).partition(".lora_")[0] if match is None else match["module"]
-        if _TABLES.search(module.removesuffix(".weight")):
+        if module.removesuffix(".weight").rpartition(".")[2] in _TABLES:
             raise ModelError(
                 f"{file} changes the vocabulary table {module} ({name}), and vt adapts the other layers "
                 "only; merge the adapter into its model, and convert that"

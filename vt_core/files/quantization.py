@@ -15,14 +15,6 @@ from vt_core.errors import ModelError
 BITS = (2, 3, 4, 5, 6, 8)
 GROUP_SIZES = (32, 64, 128)
 WORD_BITS = 32
-#: Model types of which mlx-lm keeps the names and values of the weights as Hugging Face has them: what MLX
-#: packed others can read, and the other way round. Of the rest some are renamed, turned, joined or scaled.
-# fmt: off
-PUBLISHED_LAYOUT = frozenset({
-    "cohere", "gemma2", "gemma3_text", "gemma3n", "gemma4", "gemma4_text", "granite", "llama", "mistral",
-    "olmo2", "phi", "phi3", "qwen2", "qwen3", "smollm3", "starcoder2",
-})
-# fmt: on
 _FLOAT_BITS = {"float32": 32, "bfloat16": 16, "float16": 16}
 
 
