@@ -346,7 +346,7 @@ def test_source_that_breaks_off(tmp_path: Path, source: Path, monkeypatch: pytes
             yield chunk[: len(chunk) // 2]
 
     monkeypatch.setattr(huggingface, "read_chunks", cut)
-    with pytest.raises(ModelError, match="must have 40 rows but only 20 came"):
+    with pytest.raises(ModelError, match="must have 40 rows, and the source has 20"):
         convert(source, tmp_path / "out", progress=False)
     assert sorted(os.listdir(tmp_path)) == ["source"]
 

@@ -1,7 +1,6 @@
 """The row store: a model's vocabulary tables in one LMDB file, read row by row or tile by tile.
 
-Nothing outside this package knows the file. `docs` of the format: `layout`; writing: `writer`; reading:
-`reader`.
+`layout` describes the file, `writer` writes it, `reader` reads it. No other package knows the file.
 """
 
 from __future__ import annotations

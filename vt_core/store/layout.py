@@ -1,20 +1,20 @@
-"""What a store file holds, byte by byte.
+"""The format of a store file, byte by byte.
 
 One LMDB value per tile of `tile_rows` rows (the last tile may be shorter), key `tile/<table>/<number>`:
 
-    tile marker (32 bytes) | zeros | rows marker (32 bytes) | rows, `stride` bytes each | zeros
+    zeros | marker (32 bytes) | rows, `stride` bytes each | zeros
 
-The rows begin at a multiple of 16 KiB *of the file*. A row is its elements, little-endian, padded with zeros
+The rows start at a multiple of 16 KiB *of the file*. A row is its elements, little-endian, padded with zeros
 to a multiple of 16 bytes. A marker is 8 letters, the store's 16 random bytes, and the numbers of table and
-tile: a value can be found in the file by the first, and its rows by the second.
+tile: no two tiles of any two stores have the same one.
 
-One more value, key `meta`, is JSON (`encode`): the tables, and for each tile where in the file its rows
-begin. A reader that finds the rows markers there may map the file itself; in a file whose pages have moved
-(a compacted copy) it does not, and must ask LMDB.
+One more value, key `meta`, is the table of contents (`encode`): 64 hexadecimal digits, the SHA-256 of the
+rest, and JSON that lists the tables and the offset in the file of each tile's rows.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import struct
@@ -22,21 +22,23 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vt_core.errors import ModelError, StoreError
+from vt_core.errors import ModelError, StoreError, shorten
 from vt_core.files.dtypes import item_size, storage_dtype
 from vt_core.files.json_files import parse_object
 
-FORMAT = 1
+#: Version 1 had no digest.
+FORMAT = 2
 KIND = "vt-rows"
 META_KEY = b"meta"
 TILE_ROWS = 16_384
-# Of wider rows (Gemma 4's table for its layers: 17,920 bytes) a tile holds fewer: it is written in one piece.
+#: A tile is written in one piece, so one of wide rows (Gemma 4's per-layer table: 17,920 bytes) has fewer.
 TILE_BYTES = 128 << 20
-# The largest page of the supported platforms (Apple Silicon); what starts on it starts on smaller ones too.
+#: The largest page size of the supported platforms (Apple Silicon), a multiple of the smaller ones.
 ALIGNMENT = 16_384
 ROW_ALIGNMENT = 16
 STORE_ID_BYTES = 16
 META_LIMIT = 16 << 20
+DIGEST_BYTES = 64
 
 _MARKER = struct.Struct("<8s16sII")
 MARKER_BYTES = _MARKER.size
@@ -46,24 +48,21 @@ _LARGEST_COUNT = 1 << 40
 
 @dataclass(frozen=True)
 class TableSpec:
-    """A table: `rows` by `columns` elements of type `dtype`, a name of vt_core.files.dtypes.
-
-    Raises StoreError for a name, count or type that cannot be.
-    """
+    """Name and shape `[rows, columns]` of a table. Raises StoreError for an invalid name, count or type."""
 
     name: str
     rows: int
     columns: int
-    dtype: str
+    dtype: str  #: a name of `vt_core.files.dtypes`
 
     def __post_init__(self) -> None:
         if not (isinstance(self.name, str) and _NAME.fullmatch(self.name)):
             raise StoreError(
-                f"Table name {self.name!r} cannot be used; use 1 to 64 letters, digits, '_', '.' or '-'."
+                f"Table name {shorten(self.name)} is invalid; use 1 to 64 letters, digits, '_', '.' or '-'."
             )
         for label, count in (("rows", self.rows), ("columns", self.columns)):
             if not _is_count(count) or not 1 <= count <= _LARGEST_COUNT:
-                raise StoreError(f"Table {self.name!r} cannot have {count!r} {label}; at least 1 is needed.")
+                raise StoreError(f"Table {self.name!r} cannot have {shorten(count)} {label}.")
         try:
             storage_dtype(self.dtype)
         except ModelError as error:
@@ -87,16 +86,13 @@ class TableSpec:
 
 @dataclass(frozen=True)
 class TableLayout:
-    """A table as it lies in the file: offsets of each tile's rows, and the rows' checksum.
+    """Where a table is in the file."""
 
-    The checksum is `sha256:<hex>` over the rows in order, padding left out.
-    """
-
-    index: int
+    index: int  #: number of the table within the store
     spec: TableSpec
-    tile_rows: int
-    checksum: str
-    tiles: tuple[int, ...]
+    tile_rows: int  #: rows of a full tile
+    checksum: str  #: ``sha256:<hex>`` of the rows in order, without padding
+    tiles: tuple[int, ...]  #: offset in the file of each tile's rows
 
     def tile_length(self, tile: int) -> int:
         """Rows of tile number `tile`."""
@@ -110,31 +106,27 @@ class TableLayout:
         """LMDB key of tile number `tile`."""
         return f"tile/{self.spec.name}/{tile:08d}".encode()
 
-    def tile_marker(self, store_id: bytes, tile: int) -> bytes:
-        """What the value of tile number `tile` begins with; no two values of any two stores begin alike."""
-        return _MARKER.pack(b"vt-tile\0", store_id, self.index, tile)
-
-    def rows_marker(self, store_id: bytes, tile: int) -> bytes:
-        """What stands right before the rows of tile number `tile`."""
+    def marker(self, store_id: bytes, tile: int) -> bytes:
+        """The bytes before the rows of tile number `tile`."""
         return _MARKER.pack(b"vt-rows\0", store_id, self.index, tile)
 
 
 @dataclass(frozen=True)
 class Metadata:
-    """The whole JSON value: the store's identity (16 random bytes, part of each marker) and its tables."""
+    """The table of contents."""
 
-    store_id: bytes
+    store_id: bytes  #: 16 random bytes, part of each marker
     tables: tuple[TableLayout, ...]
 
 
 def round_up(value: int, multiple: int) -> int:
-    """The smallest multiple of `multiple` that is not below `value`."""
+    """The smallest multiple of `multiple` that is at least `value`."""
     return -(-value // multiple) * multiple
 
 
 def encode(metadata: Metadata) -> bytes:
-    """The JSON value."""
-    return json.dumps(
+    """The value under `META_KEY`."""
+    contents = json.dumps(
         {
             "format": FORMAT,
             "kind": KIND,
@@ -155,20 +147,27 @@ def encode(metadata: Metadata) -> bytes:
         },
         separators=(",", ":"),
     ).encode()
+    return _digest(contents) + contents
 
 
 def decode(value: bytes, path: str) -> Metadata:
-    """The JSON value of the store at `path`, every number checked. Raises StoreError."""
+    """The table of contents of the store at `path`, every number checked. Raises StoreError."""
     if len(value) > META_LIMIT:
         raise StoreError(
             f"{path}: the table of contents has {len(value)} bytes, more than {META_LIMIT}; convert again."
         )
-    data = parse_object(value, path, "table of contents of a row store", StoreError)
+    if value.startswith(b"{"):  # format 1
+        contents = value
+    else:
+        contents = value[DIGEST_BYTES:]
+        if value[:DIGEST_BYTES] != _digest(contents):
+            raise StoreError(f"{path}: the table of contents is damaged (digest); convert the model again.")
+    data = parse_object(contents, path, "table of contents of a row store", StoreError)
     if data.get("kind") != KIND:
-        raise StoreError(f"{path}: this LMDB file is no row store; give the vocab.lmdb of a converted model.")
+        raise StoreError(f"{path}: this LMDB file is not a row store; convert the model again.")
     if data.get("format") != FORMAT:
         raise StoreError(
-            f"{path}: store format {data.get('format')!r} is not known (this version reads {FORMAT}); "
+            f"{path}: store format {shorten(data.get('format'))} is unknown (this version reads {FORMAT}); "
             "convert the model again."
         )
     try:
@@ -176,7 +175,7 @@ def decode(value: bytes, path: str) -> Metadata:
         tables = tuple(_decode_table(i, table) for i, table in enumerate(data["tables"]))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise StoreError(
-            f"{path}: the table of contents is damaged ({error!r}); convert the model again."
+            f"{path}: the table of contents is damaged ({shorten(error)}); convert the model again."
         ) from error
     except StoreError as error:
         raise StoreError(f"{path}: {error}") from error
@@ -207,3 +206,7 @@ def _decode_table(index: int, data: dict) -> TableLayout:
 
 def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _digest(contents: bytes) -> bytes:
+    return hashlib.sha256(contents).hexdigest().encode()

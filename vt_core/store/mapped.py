@@ -1,9 +1,9 @@
-"""Rows straight from the file: few by `pread`, many through a mapping whose pages are let go again.
+"""Rows read from the file: a few with `pread`, many through a mapping whose pages are dropped afterwards.
 
-Measured on Linux 6.18 with ext4, 151,936 rows of 2,048 bytes, warm. The kernel maps whole cached folios
-around a fault, so 128 rows gathered through a mapping leave 170 MiB resident, and cost 0.40 ms when they are
-let go again; `pread` takes 0.15 ms and leaves nothing. From about 16 rows in a MiB on, the mapping is the
-faster one. Mapping and letting go 336 MB costs 2 ms where a scan has read them, in pieces of 2 MiB, and
+Measured on Linux 6.18 with ext4, 151,936 rows of 2,048 bytes, page cache warm. A page fault maps all cached
+pages of the folio around it, so gathering 128 rows through a mapping leaves 170 MiB resident, and takes
+0.40 ms with dropping them; `pread` takes 0.15 ms and leaves nothing. From about 16 rows per MiB, the mapping
+is faster. Mapping and dropping 336 MB takes 2 ms after a scan has read the file in pieces of 2 MiB, and
 40 ms where it is cached page by page.
 """
 
@@ -13,27 +13,29 @@ import contextlib
 import mmap
 import os
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from vt_core.errors import StoreError
-from vt_core.store.layout import MARKER_BYTES, TableLayout
+from vt_core.store.layout import ALIGNMENT, MARKER_BYTES, TableLayout
+from vt_core.store.lmdb_file import Value
 
-# Bytes of the file that a gather maps at a time: 32 MiB are 2 % faster, 8 MiB 3 % slower.
+#: Bytes of the file that a gather maps at a time: 32 MiB is 2 % faster, 8 MiB 3 % slower.
 _REGION_BYTES = 16 << 20
-# Bytes of rows on their way to scattered places: a gather took 1.17 times a memmap's with this, 1.28 with
-# 128 KiB, 1.45 with 64 KiB.
+#: Size of the buffer for rows that go to scattered places. Time of a gather relative to a numpy memmap: 1.17
+#: with 1 MiB, 1.28 with 128 KiB, 1.45 with 64 KiB.
 _SCRATCH_BYTES = 1 << 20
-# Rows wanted of one region from which on the mapping reads them.
+#: Regions with at least this many wanted rows are read through the mapping.
 _DENSE_ROWS = 256
 
 
 class MappedFile:
     """A file open for single rows (no readahead) and mapped for scans.
 
-    Arrays over the mapping keep it alive: they stay valid when this object is gone.
+    Arrays over the mapping keep it alive and stay valid after this object is gone.
     """
 
     def __init__(self, path: Path) -> None:
@@ -43,38 +45,37 @@ class MappedFile:
         self.size = os.fstat(self.descriptor).st_size
         if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(self.descriptor, 0, 0, os.POSIX_FADV_RANDOM)
-        # Advice, and how far the system reads ahead, belong to the open file: scans need another.
+        # Advice and readahead belong to the open file description, so scans need their own.
         mapped = os.open(path, os.O_RDONLY)
         try:
             self._mapping = mmap.mmap(mapped, self.size, access=mmap.ACCESS_READ)
         finally:
             os.close(mapped)
         if hasattr(mmap, "MADV_HUGEPAGE"):
-            # Faults read and map 2 MiB at once. Kernels built without huge pages refuse: they read ahead as
-            # for any file.
+            # A fault then reads and maps 2 MiB at once. Kernels without huge pages refuse, which is harmless.
             with contextlib.suppress(OSError):
                 self._mapping.madvise(mmap.MADV_HUGEPAGE)
 
     def rows(self, offset: int, count: int, stride: int, dtype: np.dtype) -> np.ndarray:
-        """View [count, stride / item size] of the mapped file."""
+        """View `[count, stride / item size]` of the mapped file."""
         items = stride // dtype.itemsize
         return np.frombuffer(self._mapping, dtype, count * items, offset).reshape(count, items)
 
-    def let_go(self) -> None:
-        """Make every page of the mapping non-resident. Views stay valid: what is touched comes back.
+    def drop_pages(self) -> None:
+        """Make every page of the mapping non-resident. Views stay valid; touching them reads the file again.
 
-        All of it, because a fault makes pages around the touched one resident too.
+        Drops the whole mapping, because a fault also makes pages around the touched one resident.
         """
         if hasattr(mmap, "MADV_DONTNEED"):
             self._mapping.madvise(mmap.MADV_DONTNEED)
 
     def drop_cached(self, start: int, stop: int) -> None:
-        """Ask the system to drop bytes start..stop from its cache; works for pages that nobody has mapped."""
+        """Ask the system to drop bytes start..stop from its page cache. Mapped pages are kept."""
         if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(self.descriptor, start, stop - start, os.POSIX_FADV_DONTNEED)
 
     def read_each(self, offsets: np.ndarray, size: int, out: memoryview, places: np.ndarray) -> None:
-        """Read `size` bytes at each of `offsets` to the places (counted in `size`) of `out`.
+        """Read `size` bytes at each of `offsets` into `out`; `places` are counted in units of `size`.
 
         Raises StoreError when the file ends early.
         """
@@ -84,14 +85,14 @@ class MappedFile:
                 out[place : place + size] = read(descriptor, size, offset)
             except ValueError as error:
                 raise StoreError(
-                    f"{self.path}: cut short while it was read; convert the model again."
+                    f"{self.path}: truncated while it was read; convert the model again."
                 ) from error
 
 
 def pieces(layout: TableLayout, max_bytes: int) -> Iterator[tuple[int, int, int]]:
-    """First id, id after the last, and file offset of runs of rows that lie side by side, in id order.
+    """First id, id after the last, and file offset of contiguous runs of rows, in id order.
 
-    Each has at most `max_bytes`, or one row.
+    A run has at most `max_bytes`, or one row.
     """
     stride = layout.spec.stride
     most = max(1, max_bytes // stride)
@@ -114,7 +115,7 @@ class MappedRows:
         self._region_offsets = np.array([offset for _, _, offset in regions], np.int64)
 
     def gather(self, ids: np.ndarray, out: np.ndarray) -> None:
-        """Copy rows `ids` (int64, in range) to `out` [n, columns], C-contiguous."""
+        """Copy rows `ids` (int64, in range) to `out` `[n, columns]`, C-contiguous."""
         spec = self._layout.spec
         region, row = self._regions(ids)
         counts = np.bincount(region, minlength=len(self._region_lengths))
@@ -142,7 +143,7 @@ class MappedRows:
                     self._file.rows(offset, stop - start, spec.stride, spec.storage)[:, : spec.columns],
                 )
             finally:
-                self._file.let_go()
+                self._file.drop_pages()
                 if drop_cached:
                     self._file.drop_cached(offset, end)
 
@@ -160,12 +161,12 @@ class MappedRows:
                 self._gather_region(i, row[span], out[span], None, scratch)
             else:
                 self._gather_region(i, row[order[span]], out, order[span], scratch)
-            self._file.let_go()
+            self._file.drop_pages()
 
     def _order(self, region: np.ndarray, row: np.ndarray) -> np.ndarray:
-        """Places by region, and within it nearly by row: memory is read faster onwards than to and fro.
+        """Order of the wanted rows by region, and roughly by row within it, so that memory is read forwards.
 
-        Keys of 16 bits sort by radix, ids would take five times as long.
+        numpy sorts 16-bit keys by radix, five times faster than ids.
         """
         regions = len(self._region_lengths)
         steps = max(1, 65_536 // regions)
@@ -175,16 +176,16 @@ class MappedRows:
     def _gather_region(
         self, region: int, row: np.ndarray, out: np.ndarray, places: np.ndarray | None, scratch: np.ndarray
     ) -> None:
-        """Copy rows (counted within the region) to `out` at `places`, or in order when there are none."""
+        """Copy rows, counted within the region, to `out` at `places`, or in order if that is None."""
         spec = self._layout.spec
         offset, length = int(self._region_offsets[region]), self._region_lengths[region]
         source = _row_elements(self._file.rows(offset, length, spec.stride, np.dtype(np.uint8)))
         target = _row_elements(out)
-        # "clip" spares `take` a copy of its output; the ids are in range.
+        # With "clip", `take` writes to `out` without a copy. The ids are in range.
         if places is None and spec.stride == spec.row_bytes:
             np.take(source, row, out=target, mode="clip")
             return
-        # So few rows at a time that the processor's cache still holds them when they are put in place.
+        # Few rows at a time, so that they are still in the processor's cache when they are put in place.
         for start in range(0, len(row), len(scratch)):
             some = slice(start, start + len(scratch))
             taken = scratch[: len(row[some])]
@@ -193,15 +194,39 @@ class MappedRows:
 
 
 def _row_elements(rows: np.ndarray) -> np.ndarray:
-    """View [n] of an array [n, columns] with each row one element, which numpy gathers a third faster."""
+    """View `[n]` of an array `[n, columns]` with one element per row: numpy gathers it 1.5 times faster."""
     return rows.view(np.dtype((np.void, rows.shape[1] * rows.itemsize)))[:, 0]
 
 
-def markers_hold(file: MappedFile, layout: TableLayout, store_id: bytes) -> bool:
-    """Whether each tile lies in the file where the table of contents says, whole."""
-    return all(
-        MARKER_BYTES <= offset <= file.size - layout.tile_bytes(tile)
-        and os.pread(file.descriptor, MARKER_BYTES, offset - MARKER_BYTES)
-        == layout.rows_marker(store_id, tile)
-        for tile, offset in enumerate(layout.tiles)
-    )
+def find_tiles(
+    file: MappedFile, layout: TableLayout, store_id: bytes, values: Mapping[bytes, Value]
+) -> TableLayout:
+    """`layout` with the offsets at which the tiles really are.
+
+    A tile is where the table of contents says, or elsewhere in a compacted copy, whose pages have moved. The
+    marker before its rows identifies it.
+
+    Raises:
+        StoreError: a tile is missing or damaged.
+    """
+
+    def marked(tile: int, offset: int) -> bool:
+        marker = layout.marker(store_id, tile)
+        fits = MARKER_BYTES <= offset <= file.size - layout.tile_bytes(tile)
+        return fits and os.pread(file.descriptor, MARKER_BYTES, offset - MARKER_BYTES) == marker
+
+    def find(tile: int, offset: int) -> int:
+        if marked(tile, offset):
+            return offset
+        value = values.get(layout.key(tile), Value(0, 0))
+        start = os.pread(file.descriptor, min(value.size, ALIGNMENT + MARKER_BYTES), value.offset)
+        found = start.find(layout.marker(store_id, tile))
+        end = found + MARKER_BYTES + layout.tile_bytes(tile)
+        if found < 0 or end > value.size or value.offset + end > file.size:
+            raise StoreError(
+                f"{file.path}: tile {tile} of table {layout.spec.name!r} is missing or damaged; convert the "
+                "model again."
+            )
+        return value.offset + found + MARKER_BYTES
+
+    return replace(layout, tiles=tuple(find(tile, offset) for tile, offset in enumerate(layout.tiles)))

@@ -14,17 +14,16 @@ from types import MappingProxyType, TracebackType
 import numpy as np
 
 from vt_core.errors import StoreError
-from vt_core.store.layout import META_KEY, Metadata, TableLayout, TableSpec, decode
-from vt_core.store.lmdb_file import data_file, read_header, snapshot
-from vt_core.store.mapped import MappedFile, MappedRows, markers_hold
-from vt_core.store.moved import MovedRows
+from vt_core.store.layout import META_KEY, META_LIMIT, TableLayout, TableSpec, decode
+from vt_core.store.lmdb_file import Value, data_file, read_values
+from vt_core.store.mapped import MappedFile, MappedRows, find_tiles
 
 TILE_BYTES = 8 << 20
 
 _lock = threading.RLock()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
-# By device and inode, which two paths to one file share and a file that replaced another does not.
+#: Open stores by device and inode: two paths to one file share them, and a replaced file has new ones.
 _stores: weakref.WeakValueDictionary[tuple[int, int], Store] = weakref.WeakValueDictionary()
 
 
@@ -37,18 +36,13 @@ class Tile:
 
 
 class RowTable:
-    """One table of an open store.
+    """One table of an open store."""
 
-    `mapped` says whether rows come straight from the file; a compacted copy is read through LMDB instead,
-    slower.
-    """
-
-    def __init__(self, path: Path, layout: TableLayout, rows: MappedRows | MovedRows) -> None:
-        self._path = path
+    def __init__(self, store: Store, layout: TableLayout, rows: MappedRows) -> None:
+        self._store = store  # as long as a table is in use, another `open` of the file shares this store
         self._layout = layout
-        self._rows: MappedRows | MovedRows | None = rows
+        self._rows: MappedRows | None = rows
         self._bytes_read = 0
-        self.mapped = isinstance(rows, MappedRows)
 
     @property
     def spec(self) -> TableSpec:
@@ -57,19 +51,23 @@ class RowTable:
 
     @property
     def bytes_read(self) -> int:
-        """Bytes of rows that `read` has given since the store was opened (scans not counted)."""
+        """Bytes of rows that `read` has returned since the store was opened. Scans are not counted."""
         return self._bytes_read
 
     @property
     def stored_checksum(self) -> str:
-        """The checksum that the writer noted (`sha256:<hex>`); `checksum` computes it anew."""
+        """The checksum in the table of contents (`sha256:<hex>`); `checksum` computes it from the rows."""
         return self._layout.checksum
 
     def read(self, ids: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-        """Rows `ids` ([n] integers, any order, repeats allowed) as [n, columns] in the storage type.
+        """Rows ``[n, columns]``, in the storage type.
 
-        With `out` (C-contiguous, of that shape and type) the rows are put there. Raises StoreError for an
-        id outside 0 … rows-1, a closed store, and a file that was cut short since it was opened.
+        Args:
+            ids: ``[n]`` integers, in any order, repeats allowed.
+            out: where to write the rows: C-contiguous, ``[n, columns]`` of the storage type.
+
+        Raises:
+            StoreError: an id is not in 0 … rows-1, the store is closed, or the file was truncated since.
         """
         rows = self._open_rows()
         ids = self._checked(ids)
@@ -87,11 +85,15 @@ class RowTable:
         return out
 
     def tiles(self, max_bytes: int = TILE_BYTES, *, drop_cached: bool = False) -> Iterator[Tile]:
-        """The whole table in id order, in views of at most `max_bytes` (at least one row) each.
+        """The whole table in id order, in views of at most `max_bytes`, or one row, each.
 
-        A tile's pages stop being resident when the next one is asked for; its view stays valid all the
-        same. With `drop_cached` they leave the system's page cache too, and the next scan reads the disk.
-        Raises StoreError for a closed store.
+        The pages of a tile are dropped from memory when the next one is requested; its view stays valid.
+
+        Args:
+            drop_cached: drop them from the system's page cache too, so that the next scan reads the disk.
+
+        Raises:
+            StoreError: the store is closed.
         """
         for start, rows in self._open_rows().tiles(max_bytes, drop_cached):
             yield Tile(start, rows)
@@ -104,13 +106,13 @@ class RowTable:
             digest.update(np.ascontiguousarray(tile.rows).data)
         return f"sha256:{digest.hexdigest()}"
 
-    def let_go(self) -> None:
-        """End reading: every later call raises StoreError. For the store's own use."""
+    def close(self) -> None:
+        """Make every later call raise StoreError. Called by the store."""
         self._rows = None
 
-    def _open_rows(self) -> MappedRows | MovedRows:
+    def _open_rows(self) -> MappedRows:
         if self._rows is None:
-            raise StoreError(f"{self._path}: the row store has been closed; open it again.")
+            raise StoreError(f"{self._store.path}: the row store has been closed; open it again.")
         return self._rows
 
     def _checked(self, ids: np.ndarray) -> np.ndarray:
@@ -128,32 +130,33 @@ class RowTable:
 
 
 class Store:
-    """An open row store; a context manager. `Store.open` gives one shared instance per file and process.
+    """An open row store; a context manager. `Store.open` returns one shared instance per file and process.
 
-    Each `open` wants one `close`; the last one lets the file go. After a fork the child may go on reading:
-    what it inherits is a mapping and a descriptor, no LMDB environment.
+    Call `close` once for each `open`; the last call closes the file. A forked child can keep reading: it
+    inherits a mapping and a descriptor.
     """
 
     tables: Mapping[str, RowTable]
 
     def __init__(self, path: Path) -> None:
-        """For `open`, which is the way to get one."""
-        file, metadata = _read(path)
+        """Use `open` instead."""
+        name = data_file(path)
+        file, values = _open_file(name)
+        metadata = decode(_contents(path, file, values), str(path))
+        layouts = [find_tiles(file, table, metadata.store_id, values) for table in metadata.tables]
         self.path = path
         self.file_bytes = file.size
         self.tables = MappingProxyType(
-            {
-                table.spec.name: RowTable(path, table, _rows(path, file, table, metadata))
-                for table in metadata.tables
-            }
+            {layout.spec.name: RowTable(self, layout, MappedRows(file, layout)) for layout in layouts}
         )
         self._users = 0
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Store:
-        """Open the store directory `path`, reading its table of contents and no rows.
+        """Open the store directory `path`. Reads its table of contents and no rows.
 
-        Raises StoreError when it is missing, no LMDB 0.9 file, truncated, or of another format version.
+        Raises:
+            StoreError: it is missing, not an LMDB 0.9 file, truncated, damaged, or of another format version.
         """
         path = Path(path)
         file = data_file(path)
@@ -165,19 +168,19 @@ class Store:
                     store = cls(path)
                     _stores[status.st_dev, status.st_ino] = store
             except OSError as error:
-                raise StoreError(f"{path}: cannot be read ({error}); check its rights.") from error
+                raise StoreError(f"{path}: cannot be read ({error}); check its permissions.") from error
             store._users += 1
             return store
 
     def close(self) -> None:
-        """Give up one `open`. Views that were handed out stay valid."""
+        """Undo one `open`. Views that were returned stay valid."""
         with _lock:
             self._users = max(0, self._users - 1)
             if self._users == 0:
                 for key in [key for key, store in _stores.items() if store is self]:
                     del _stores[key]
                 for table in self.tables.values():
-                    table.let_go()
+                    table.close()
 
     def __enter__(self) -> Store:
         return self
@@ -188,22 +191,21 @@ class Store:
         self.close()
 
 
-def _read(path: Path) -> tuple[MappedFile, Metadata]:
-    file = data_file(path)
-    descriptor = os.open(file, os.O_RDONLY)
+def _open_file(name: Path) -> tuple[MappedFile, dict[bytes, Value]]:
+    """The file, and where its values are. The header is checked before the file is mapped."""
+    descriptor = os.open(name, os.O_RDONLY)
     try:
-        read_header(descriptor, file)
+        values = read_values(descriptor, name)
     finally:
         os.close(descriptor)
-    with snapshot(path) as transaction:
-        value = transaction.get(META_KEY)
-        if value is None:
-            raise StoreError(f"{path}: the row store was never finished; convert the model again.")
-        contents = bytes(value)
-    return MappedFile(file), decode(contents, str(path))
+    return MappedFile(name), values
 
 
-def _rows(path: Path, file: MappedFile, table: TableLayout, metadata: Metadata) -> MappedRows | MovedRows:
-    if markers_hold(file, table, metadata.store_id):
-        return MappedRows(file, table)
-    return MovedRows(path, table, metadata.store_id)
+def _contents(path: Path, file: MappedFile, values: dict[bytes, Value]) -> bytes:
+    """The encoded table of contents."""
+    value = values.get(META_KEY)
+    if value is None:
+        raise StoreError(f"{path}: the row store was never finished; convert the model again.")
+    if value.size > META_LIMIT:
+        raise StoreError(f"{path}: the table of contents has {value.size} bytes; convert the model again.")
+    return os.pread(file.descriptor, value.size, value.offset)

@@ -1,4 +1,4 @@
-"""Writing a store: tables, chunk by chunk, in one tile's memory."""
+"""Writing a store: tables, chunk by chunk, with at most one tile in memory."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import hashlib
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -28,11 +27,11 @@ from vt_core.store.layout import (
     encode,
     round_up,
 )
-from vt_core.store.lmdb_file import DATA_FILE, PAGE_HEADER_BYTES, engine_options, read_header
+from vt_core.store.lmdb_file import DATA_FILE, engine_options, read_header, read_values
 
 _PIECE_BYTES = 8 << 20
 _MAP_SLACK = 4 << 20
-# A short write reaches us as EIO from LMDB, a limit on the file's size as EFBIG.
+# LMDB reports a short write as EIO; a file size limit gives EFBIG.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
@@ -42,9 +41,12 @@ class StoreWriter:
         with StoreWriter(path) as writer:
             checksum = writer.add_table(TableSpec("embedding", rows, columns, "bfloat16"), chunks)
 
-    The store can be read only after the block has ended without an exception: the table of contents comes
-    last. Never holds more than one tile and the caller's chunk. Raises StoreError when the directory holds
-    a store already, when the chunks are not what the TableSpec says, and when the disk is full.
+    The table of contents is written last, so a store can only be read after the block ended without an
+    exception. Holds at most one tile and the caller's chunk.
+
+    Raises:
+        StoreError: the directory holds a store already, the chunks do not match the TableSpec, or the disk
+            is full.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, tile_rows: int = TILE_ROWS) -> None:
@@ -52,7 +54,6 @@ class StoreWriter:
         self._tile_rows = tile_rows
         self._store_id = os.urandom(STORE_ID_BYTES)
         self._tables: list[TableLayout] = []
-        self._next_page = 0
         self._environment: Any = None
         self._descriptor = -1
 
@@ -60,7 +61,7 @@ class StoreWriter:
         import lmdb
 
         if (self.path / DATA_FILE).exists():
-            raise StoreError(f"{self.path}: there is a row store already; remove it or choose another path.")
+            raise StoreError(f"{self.path}: a row store exists here; remove it or choose another path.")
         with _written(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             self._environment = lmdb.open(
@@ -80,13 +81,20 @@ class StoreWriter:
             os.close(self._descriptor)
 
     def add_table(self, spec: TableSpec, chunks: Iterable[np.ndarray]) -> str:
-        """Write a table from arrays [n, columns] of its storage type, any n, in row order.
+        """Write a table.
 
-        Returns the checksum of the rows (`sha256:<hex>`, padding left out). Raises StoreError.
+        Args:
+            chunks: arrays ``[n, columns]`` of the storage type, any n, in row order.
+
+        Returns:
+            Checksum of the rows, ``sha256:<hex>``, without padding.
+
+        Raises:
+            StoreError: the chunks do not match `spec`, or the disk is full.
         """
         if any(spec.name == table.spec.name for table in self._tables):
             raise StoreError(
-                f"{self.path}: table {spec.name!r} is there already; give each table its own name."
+                f"{self.path}: there are two tables {spec.name!r}; give each table its own name."
             )
         digest = hashlib.sha256()
         tile_rows = max(1, min(self._tile_rows, TILE_BYTES // spec.stride))
@@ -103,27 +111,25 @@ class StoreWriter:
             filled += len(piece)
         if filled != spec.rows:
             raise StoreError(
-                f"{self.path}: table {spec.name!r} must have {spec.rows} rows but only {filled} came; "
-                "the source is incomplete."
+                f"Table {spec.name!r} must have {spec.rows} rows, and the source has {filled}; "
+                "it is incomplete."
             )
         checksum = f"sha256:{digest.hexdigest()}"
         self._tables.append(TableLayout(layout.index, spec, tile_rows, checksum, tuple(tiles)))
         return checksum
 
     def _reserve(self, layout: TableLayout, tile: int) -> int:
-        """Commit a value that is large enough for the tile; returns where in the file its rows will begin.
+        """Commit a value that is large enough for the tile. Returns the offset in the file for its rows.
 
-        Only after the commit is it known where in the value a page of the file begins, so the rows are
-        written then, straight into the value: LMDB 0.9 keeps no checksum of it, and nobody else has the
-        file yet.
+        The position of the value, and so of page boundaries within it, is only known after the commit. The
+        rows are written into the file then: LMDB 0.9 has no checksums, and nobody reads the file yet.
         """
-        start = layout.tile_marker(self._store_id, tile)
-        # Untouched zeros are the system's zero page, no memory of ours.
-        value = np.zeros(2 * MARKER_BYTES + ALIGNMENT + layout.tile_bytes(tile), np.uint8)
-        value[:MARKER_BYTES] = np.frombuffer(start, np.uint8)
+        # Untouched zeros take no memory.
+        value = np.zeros(MARKER_BYTES + ALIGNMENT + layout.tile_bytes(tile), np.uint8)
         self._put(layout.key(tile), value.data)
-        rows_at = round_up(self._find(start) + 2 * MARKER_BYTES, ALIGNMENT)
-        _write_at(self._descriptor, layout.rows_marker(self._store_id, tile), rows_at - MARKER_BYTES)
+        written = read_values(self._descriptor, self.path / DATA_FILE)[layout.key(tile)]
+        rows_at = round_up(written.offset + MARKER_BYTES, ALIGNMENT)
+        _write_at(self._descriptor, layout.marker(self._store_id, tile), rows_at - MARKER_BYTES)
         return rows_at
 
     def _put(self, key: bytes, value: memoryview | bytes) -> None:
@@ -131,33 +137,20 @@ class StoreWriter:
         self._environment.set_mapsize(round_up(end + len(value) + _MAP_SLACK, 1 << 16))
         with self._environment.begin(write=True) as transaction:
             if not transaction.put(key, value, overwrite=False):
-                raise StoreError(f"{self.path}: {key.decode()} was written before; start a new store.")
-
-    def _find(self, start: bytes) -> int:
-        """Offset in the file of the value that begins with `start`."""
-        header = read_header(self._descriptor, self.path / DATA_FILE)
-        # New values nearly always follow the last one: look there first.
-        for page in chain(range(self._next_page, header.last_page + 1), range(self._next_page)):
-            offset = page * header.page_size + PAGE_HEADER_BYTES
-            if os.pread(self._descriptor, len(start), offset) == start:
-                self._next_page = header.last_page + 1
-                return offset
-        raise StoreError(
-            f"{self.path}: LMDB did not keep a tile as one run of pages; install another lmdb version."
-        )
+                raise StoreError(f"{self.path}: {key.decode()} exists already; start a new store.")
 
     def _finish(self) -> None:
         if not self._tables:
             raise StoreError(f"{self.path}: a row store needs at least one table.")
         with _written(self.path):
-            # Rows reach the disk before the table of contents that vouches for them.
+            # Rows must be on the disk before the table of contents.
             os.fsync(self._descriptor)
             self._put(META_KEY, encode(Metadata(self._store_id, tuple(self._tables))))
             self._environment.sync(True)
 
 
 def _pieces(spec: TableSpec, chunks: Iterable[np.ndarray], tile_rows: int) -> Iterator[np.ndarray]:
-    """The chunks' rows in contiguous pieces of limited size, none of which crosses the end of a tile."""
+    """The chunks' rows in contiguous pieces of limited size. No piece crosses the end of a tile."""
     limit = max(1, _PIECE_BYTES // spec.stride)
     filled = 0
     for chunk in chunks:
@@ -177,9 +170,7 @@ def _check_chunk(spec: TableSpec, chunk: np.ndarray, filled: int) -> None:
             f"{list(chunk.shape)} of {chunk.dtype}."
         )
     if filled + len(chunk) > spec.rows:
-        raise StoreError(
-            f"Table {spec.name!r} must have {spec.rows} rows but more came; the source does not fit."
-        )
+        raise StoreError(f"Table {spec.name!r} must have {spec.rows} rows, and the source has more.")
 
 
 def _padded(piece: np.ndarray, spec: TableSpec) -> np.ndarray:
@@ -199,7 +190,7 @@ def _write_at(descriptor: int, data: memoryview | bytes, offset: int) -> None:
 
 @contextmanager
 def _written(path: Path) -> Iterator[None]:
-    """Turns what LMDB and the system say about a failed write into one sentence."""
+    """Turn errors of LMDB and the system about a failed write into StoreError."""
     import lmdb
 
     try:

@@ -1,9 +1,10 @@
-"""Store files: the bytes of the format, copies that still read, and what must be refused with a sentence."""
+"""Store files: the bytes of the format, copies that can still be read, and damaged files."""
 
 from __future__ import annotations
 
 import dataclasses
 import errno
+import hashlib
 import json
 import os
 import struct
@@ -18,7 +19,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.core.store.stores import metadata, numbered, put, write
+from tests.core.store.stores import metadata, numbered, put, value, write
 from vt_core.errors import StoreError
 from vt_core.store import Store, StoreWriter, TableSpec, lmdb_file, writer
 from vt_core.store.layout import META_KEY, Metadata, TableLayout, decode, encode
@@ -32,13 +33,14 @@ GOLDEN = Metadata(
         TableLayout(1, TableSpec("head_bias", 1, 5, "float32"), 16_384, "sha256:11", (393_216,)),
     ),
 )
-GOLDEN_BYTES = (
-    b'{"format":1,"kind":"vt-rows","store_id":"000102030405060708090a0b0c0d0e0f","tables":['
+GOLDEN_JSON = (
+    b'{"format":2,"kind":"vt-rows","store_id":"000102030405060708090a0b0c0d0e0f","tables":['
     b'{"name":"embedding","rows":20000,"columns":3,"dtype":"bfloat16","stride":16,"tile_rows":16384,'
     b'"checksum":"sha256:00ff","tiles":[16384,311296]},'
     b'{"name":"head_bias","rows":1,"columns":5,"dtype":"float32","stride":32,"tile_rows":16384,'
     b'"checksum":"sha256:11","tiles":[393216]}]}'
 )
+GOLDEN_BYTES = b"840ef816f32213b7c62489d0b84eead242b379f518dff5237fd8ec18fc826381" + GOLDEN_JSON
 
 
 def refused(path: Path, sentence: str) -> None:
@@ -49,9 +51,13 @@ def refused(path: Path, sentence: str) -> None:
 
 def change(path: Path, edit: Callable[[dict], object]) -> None:
     """Edit the table of contents of a closed store."""
-    contents = json.loads(encode(metadata(path)))
+    contents = json.loads(encode(metadata(path))[64:])
     edit(contents)
-    put(path, META_KEY, json.dumps(contents).encode())
+    put(path, META_KEY, with_digest(json.dumps(contents).encode()))
+
+
+def with_digest(contents: bytes) -> bytes:
+    return hashlib.sha256(contents).hexdigest().encode() + contents
 
 
 def test_golden_table_of_contents() -> None:
@@ -59,23 +65,20 @@ def test_golden_table_of_contents() -> None:
     assert decode(GOLDEN_BYTES, "here") == GOLDEN
 
 
-def test_golden_markers() -> None:
+def test_golden_marker() -> None:
     table = GOLDEN.tables[1]
     rest = bytes(range(16)) + b"\x01\0\0\0" + b"\x02\x01\0\0"
-    assert table.tile_marker(GOLDEN.store_id, 258) == b"vt-tile\0" + rest
-    assert table.rows_marker(GOLDEN.store_id, 258) == b"vt-rows\0" + rest
+    assert table.marker(GOLDEN.store_id, 258) == b"vt-rows\0" + rest
     assert table.key(258) == b"tile/head_bias/00000258"
 
 
-def test_a_value_is_marker_zeros_marker_rows_zeros(tmp_path: Path) -> None:
+def test_a_value_is_zeros_marker_rows_zeros(tmp_path: Path) -> None:
     write(tmp_path / "s", numbered(10, 3))
     contents = metadata(tmp_path / "s")
     table = contents.tables[0]
-    with lmdb_file.snapshot(tmp_path / "s") as transaction:
-        value = bytes(transaction.get(b"tile/embedding/00000001"))
     rows = struct.pack("<3H10x3H10x", 25, 26, 27, 28, 29, 30)
-    assert value.startswith(table.tile_marker(contents.store_id, 1))
-    before, after = value[32:].split(table.rows_marker(contents.store_id, 1) + rows)
+    tile = value(tmp_path / "s", b"tile/embedding/00000001")
+    before, after = tile.split(table.marker(contents.store_id, 1) + rows)
     assert not any(before)
     assert not any(after)
     file = (tmp_path / "s" / "data.mdb").read_bytes()
@@ -83,11 +86,19 @@ def test_a_value_is_marker_zeros_marker_rows_zeros(tmp_path: Path) -> None:
 
 
 @given(st.data())
-def test_a_damaged_table_of_contents_is_read_or_refused(data: st.DataObject) -> None:
+def test_a_damaged_table_of_contents_is_refused(data: st.DataObject) -> None:
     at = data.draw(st.integers(0, len(GOLDEN_BYTES) - 1))
+    byte = data.draw(st.binary(min_size=0, max_size=2).filter(lambda byte: byte != GOLDEN_BYTES[at : at + 1]))
+    with pytest.raises(StoreError, match=r"^here"):
+        decode(GOLDEN_BYTES[:at] + byte + GOLDEN_BYTES[at + 1 :], "here")
+
+
+@given(st.data())
+def test_a_wrong_table_of_contents_is_read_or_refused(data: st.DataObject) -> None:
+    at = data.draw(st.integers(0, len(GOLDEN_JSON) - 1))
     byte = data.draw(st.binary(min_size=0, max_size=2))
     try:
-        decode(GOLDEN_BYTES[:at] + byte + GOLDEN_BYTES[at + 1 :], "here")
+        decode(with_digest(GOLDEN_JSON[:at] + byte + GOLDEN_JSON[at + 1 :]), "here")
     except StoreError as error:
         assert str(error).startswith("here")
 
@@ -95,15 +106,15 @@ def test_a_damaged_table_of_contents_is_read_or_refused(data: st.DataObject) -> 
 @pytest.mark.parametrize(
     ("edit", "sentence"),
     [
-        (lambda c: c.update(format=2), r"store format 2 is not known \(this version reads 1\)"),
-        (lambda c: c.update(kind="other"), "is no row store"),
+        (lambda c: c.update(format=3), r"store format 3 is unknown \(this version reads 2\)"),
+        (lambda c: c.update(kind="other"), "is not a row store"),
         (lambda c: c.pop("store_id"), "damaged"),
         (lambda c: c.update(store_id="00"), "damaged"),
         (lambda c: c["tables"].append(c["tables"][0]), "damaged"),
         (lambda c: c["tables"][0].update(rows=25), "says 25 rows but lists 3 tiles of 8"),
         (lambda c: c["tables"][0].update(rows=-1), "cannot have -1 rows"),
         (lambda c: c["tables"][0].update(rows=True), "cannot have True rows"),
-        (lambda c: c["tables"][0].update(columns=2**70), "columns; at least 1"),
+        (lambda c: c["tables"][0].update(columns=2**70), "cannot have .* columns"),
         (lambda c: c["tables"][0].update(columns=100), "damaged"),
         (lambda c: c["tables"][0].update(dtype="float8"), "'float8' is not known"),
         (lambda c: c["tables"][0].update(tile_rows=0), "damaged"),
@@ -113,7 +124,7 @@ def test_a_damaged_table_of_contents_is_read_or_refused(data: st.DataObject) -> 
         (lambda c: c["tables"][0].update(tiles=[16_384, None, 32_768]), "damaged"),
     ],
 )
-def test_a_table_of_contents_that_cannot_be(
+def test_an_impossible_table_of_contents_is_refused(
     tmp_path: Path, edit: Callable[[dict], object], sentence: str
 ) -> None:
     write(tmp_path / "s", numbered(20, 3))
@@ -121,40 +132,49 @@ def test_a_table_of_contents_that_cannot_be(
     refused(tmp_path / "s", sentence)
 
 
-def test_contents_that_are_no_json(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("contents", "sentence"),
+    [
+        (b"\xff" * 100, "damaged .digest"),
+        (with_digest(b"\xff"), "not UTF-8 text"),
+        (with_digest(b"[" * 100_000), "levels deep"),
+        (GOLDEN_JSON.replace(b'"format":2', b'"format":1'), "store format 1 is unknown"),
+        (b" " * (17 << 20), "has 17825792 bytes"),
+    ],
+)
+def test_unreadable_contents_are_refused(tmp_path: Path, contents: bytes, sentence: str) -> None:
     write(tmp_path / "s", numbered(20, 3))
-    put(tmp_path / "s", META_KEY, b"\xff" * 100)
-    refused(tmp_path / "s", "not UTF-8 text")
+    put(tmp_path / "s", META_KEY, contents)
+    refused(tmp_path / "s", sentence)
 
 
 @pytest.mark.parametrize("offset", [0, 16_384, 2**40])
-def test_a_tile_that_is_not_where_it_is_said_to_be_is_read_through_lmdb(tmp_path: Path, offset: int) -> None:
+def test_a_tile_with_a_wrong_offset_is_found(tmp_path: Path, offset: int) -> None:
     values = numbered(20, 3)
     write(tmp_path / "s", values)
     change(tmp_path / "s", lambda contents: contents["tables"][0]["tiles"].__setitem__(1, offset))
     with Store.open(tmp_path / "s") as store:
         table = store.tables["embedding"]
-        assert not table.mapped
         assert table.read(np.array([9, 0])).tolist() == values[[9, 0]].tolist()
 
 
-def test_missing_and_empty_directories(tmp_path: Path) -> None:
+def test_missing_and_empty_directories_are_refused(tmp_path: Path) -> None:
     refused(tmp_path / "nowhere", "there is no row store; convert")
-    refused(tmp_path, r"no row store \(data.mdb is missing\)")
+    refused(tmp_path, r"not a row store \(data.mdb is missing\)")
 
 
 @pytest.mark.parametrize("content", [b"", b"not a database" * 1000, b"\0" * 40_000])
-def test_a_file_that_is_no_lmdb(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_not_lmdb_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "data.mdb").write_bytes(content)
-    refused(tmp_path, "this is no LMDB file")
+    refused(tmp_path, "this is not an LMDB file")
 
 
-def test_a_file_of_the_other_engine(tmp_path: Path) -> None:
+def test_a_file_of_the_other_engine_is_refused(tmp_path: Path) -> None:
     (tmp_path / "data.mdb").write_bytes(b"\0" * 24 + struct.pack("<II", 0xBEEFC0DE, 3) + b"\0" * 40_000)
     refused(tmp_path, r"another LMDB engine \(data version 3.*reads LMDB 0.9")
 
 
-def test_a_real_file_of_the_other_engine(tmp_path: Path) -> None:
+def test_a_real_file_of_the_other_engine_is_refused(tmp_path: Path) -> None:
     try:
         environment = lmdb.open(str(tmp_path / "s"), lib_version=1)
     except (TypeError, lmdb.Error):
@@ -190,7 +210,7 @@ def test_a_py_lmdb_without_a_choice_of_engines_gets_no_option(monkeypatch: pytes
     assert lmdb_file.engine_options() == {}
 
 
-def test_a_database_of_somebody_else(tmp_path: Path) -> None:
+def test_another_lmdb_database_is_refused(tmp_path: Path) -> None:
     with (
         lmdb.open(str(tmp_path / "s"), **lmdb_file.engine_options()) as environment,
         environment.begin(write=True) as transaction,
@@ -209,15 +229,15 @@ def test_every_truncation_is_refused(tmp_path: Path) -> None:
         refused(cut, rf"truncated to {length} of \d+ bytes; convert the model again")
 
 
-def test_a_file_cut_short_while_it_is_open(tmp_path: Path) -> None:
+def test_a_file_truncated_while_it_is_open_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "s", numbered(20, 3))
     with Store.open(tmp_path / "s") as store:
         os.truncate(tmp_path / "s" / "data.mdb", 8192)
-        with pytest.raises(StoreError, match="cut short while it was read"):
+        with pytest.raises(StoreError, match="truncated while it was read"):
             store.tables["embedding"].read(np.array([3]))
 
 
-def test_a_plain_copy_is_mapped_and_a_compacted_one_read_through_lmdb(tmp_path: Path) -> None:
+def test_plain_and_compacted_copies_are_read(tmp_path: Path) -> None:
     values = numbered(50, 3)
     checksum = write(tmp_path / "s", values)
     for name, compact in (("plain", False), ("compacted", True)):
@@ -226,7 +246,6 @@ def test_a_plain_copy_is_mapped_and_a_compacted_one_read_through_lmdb(tmp_path: 
             environment.copy(str(tmp_path / name), compact=compact)
         with Store.open(tmp_path / name) as store:
             table = store.tables["embedding"]
-            assert table.mapped is not compact
             ids = np.array([49, 0, 8, 7, 8, 23])
             assert table.read(ids).tolist() == values[ids].tolist()
             tiles = list(table.tiles(max_bytes=5 * 16))
@@ -235,16 +254,12 @@ def test_a_plain_copy_is_mapped_and_a_compacted_one_read_through_lmdb(tmp_path: 
             assert table.checksum() == checksum
 
 
-def test_a_compacted_copy_without_one_of_its_tiles(tmp_path: Path) -> None:
+def test_a_missing_tile_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "s", numbered(50, 3))
     layout = metadata(tmp_path / "s").tables[0]
     put(tmp_path / "s", layout.key(2), b"short")
-    change(tmp_path / "s", lambda contents: contents["tables"][0]["tiles"].__setitem__(0, 0))
-    with (
-        Store.open(tmp_path / "s") as store,
-        pytest.raises(StoreError, match=r"tile 2 .* is missing or short"),
-    ):
-        store.tables["embedding"].read(np.array([17]))
+    change(tmp_path / "s", lambda contents: contents["tables"][0]["tiles"].__setitem__(2, 0))
+    refused(tmp_path / "s", "tile 2 of table 'embedding' is missing or damaged")
 
 
 def test_changed_rows_change_the_checksum(tmp_path: Path) -> None:
@@ -261,23 +276,21 @@ def test_changed_rows_change_the_checksum(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("chunks", "sentence"),
     [
-        ([numbered(19, 3)], "must have 20 rows but only 19 came"),
-        ([], "must have 20 rows but only 0 came"),
-        ([numbered(20, 3), numbered(1, 3)], "must have 20 rows but more came"),
+        ([numbered(19, 3)], "must have 20 rows, and the source has 19"),
+        ([], "must have 20 rows, and the source has 0"),
+        ([numbered(20, 3), numbered(1, 3)], "must have 20 rows, and the source has more"),
         ([numbered(20, 4)], r"takes chunks \[n, 3\] of uint16, not \[20, 4\] of uint16"),
         ([numbered(20, 3, np.float32)], r"not \[20, 3\] of float32"),
         ([numbered(20, 3)[0]], r"not \[3\] of uint16"),
     ],
 )
-def test_rows_that_do_not_fit_are_refused_and_leave_nothing_that_opens(
-    tmp_path: Path, chunks: list[np.ndarray], sentence: str
-) -> None:
+def test_rows_that_do_not_fit_are_refused(tmp_path: Path, chunks: list[np.ndarray], sentence: str) -> None:
     with pytest.raises(StoreError, match=sentence), StoreWriter(tmp_path / "s", tile_rows=8) as store:
         store.add_table(TableSpec("embedding", 20, 3, "bfloat16"), chunks)
     refused(tmp_path / "s", "never finished")
 
 
-def test_an_interrupted_write_leaves_nothing_that_opens(tmp_path: Path) -> None:
+def test_an_interrupted_write_cannot_be_opened(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt), StoreWriter(tmp_path / "s") as store:
         store.add_table(TableSpec("embedding", 20, 3, "bfloat16"), [numbered(20, 3)])
         raise KeyboardInterrupt
@@ -286,16 +299,16 @@ def test_an_interrupted_write_leaves_nothing_that_opens(tmp_path: Path) -> None:
 
 def test_an_existing_store_is_not_overwritten(tmp_path: Path) -> None:
     write(tmp_path / "s", numbered(20, 3))
-    with pytest.raises(StoreError, match="there is a row store already"):
+    with pytest.raises(StoreError, match="a row store exists here"):
         write(tmp_path / "s", numbered(20, 3))
 
 
-def test_a_store_has_tables_and_each_its_own_name(tmp_path: Path) -> None:
+def test_a_store_needs_tables_with_different_names(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="at least one table"), StoreWriter(tmp_path / "empty"):
         pass
     spec = TableSpec("t", 2, 2, "uint8")
     with (
-        pytest.raises(StoreError, match="table 't' is there already"),
+        pytest.raises(StoreError, match="there are two tables 't'"),
         StoreWriter(tmp_path / "twice") as store,
     ):
         store.add_table(spec, [np.ones((2, 2), np.uint8)])
@@ -306,7 +319,7 @@ def test_a_store_has_tables_and_each_its_own_name(tmp_path: Path) -> None:
     ("field", "value"),
     [("name", "a/b"), ("name", ""), ("name", "x" * 65), ("rows", 0), ("columns", 0), ("dtype", "int4")],
 )
-def test_a_spec_that_cannot_be(field: str, value: object) -> None:
+def test_an_invalid_spec_is_refused(field: str, value: object) -> None:
     with pytest.raises(StoreError):
         dataclasses.replace(TableSpec("t", 2, 2, "uint8"), **{field: value})
 
@@ -320,12 +333,12 @@ def test_a_spec_that_cannot_be(field: str, value: object) -> None:
         OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
     ],
 )
-def test_a_full_disk_is_one_sentence(tmp_path: Path, error: Exception) -> None:
+def test_a_full_disk_is_reported(tmp_path: Path, error: Exception) -> None:
     with pytest.raises(StoreError, match="the disk is full; free some space"), writer._written(tmp_path):
         raise error
 
 
-def test_a_full_disk_in_earnest(tmp_path: Path) -> None:
+def test_a_limited_file_size_is_reported(tmp_path: Path) -> None:
     code = (
         "import resource, sys, numpy as np\n"
         "from vt_core.errors import StoreError\n"

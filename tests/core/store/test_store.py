@@ -1,4 +1,4 @@
-"""What is written is read back: by id, by tile, from several places and processes at once."""
+"""Rows are read as they were written: by id, by tile, from several objects and processes at once."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ DTYPES = ["float32", "float16", "bfloat16", "uint32", "uint8"]
 
 
 def small_regions():
-    """Make a few rows of a small table take every path that thousands of a large one take."""
+    """Shrink the limits, so that a small table takes every code path of a large one."""
     return mock.patch.multiple(mapped, _REGION_BYTES=96, _SCRATCH_BYTES=40, _DENSE_ROWS=3)
 
 
@@ -56,7 +56,6 @@ def test_round_trip(data: st.DataObject) -> None:
             checksum = writer.add_table(TableSpec("t", rows, columns, dtype), np.split(values, cuts))
         with Store.open(directory) as store:
             table = store.tables["t"]
-            assert table.mapped
             assert table.spec == TableSpec("t", rows, columns, dtype)
             assert table.read(np.array(ids)).tobytes() == values[ids].tobytes()
             assert scanned(table, max_bytes).tobytes() == values.tobytes()
@@ -125,7 +124,7 @@ def test_several_tables(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("wrong", [-1, 20, 2**40])
-def test_a_missing_row_is_an_error_that_names_it(tmp_path: Path, wrong: int) -> None:
+def test_an_id_out_of_range_is_refused(tmp_path: Path, wrong: int) -> None:
     write(tmp_path / "s", numbered(20, 3))
     with (
         Store.open(tmp_path / "s") as store,
@@ -135,7 +134,7 @@ def test_a_missing_row_is_an_error_that_names_it(tmp_path: Path, wrong: int) -> 
 
 
 @pytest.mark.parametrize("ids", [np.array([[1]]), np.array([1.0]), np.array([True])])
-def test_ids_that_are_no_list_of_integers_are_refused(tmp_path: Path, ids: np.ndarray) -> None:
+def test_ids_must_be_a_list_of_integers(tmp_path: Path, ids: np.ndarray) -> None:
     write(tmp_path / "s", numbered(20, 3))
     with Store.open(tmp_path / "s") as store, pytest.raises(StoreError, match="must be \\[n\\] integers"):
         store.tables["embedding"].read(ids)
@@ -154,7 +153,7 @@ def test_no_ids_give_no_rows(tmp_path: Path) -> None:
         assert store.tables["embedding"].read(np.array([])).shape == (0, 3)
 
 
-def test_rows_go_to_the_given_array(tmp_path: Path) -> None:
+def test_rows_are_written_to_out(tmp_path: Path) -> None:
     write(tmp_path / "s", numbered(20, 3))
     out = np.zeros((2, 3), np.uint16)
     with Store.open(tmp_path / "s") as store:
@@ -190,7 +189,7 @@ def test_views_outlive_the_store(tmp_path: Path) -> None:
     assert np.concatenate([tile.rows for tile in tiles]).tolist() == values.tolist()
 
 
-def test_a_closed_store_refuses(tmp_path: Path) -> None:
+def test_a_closed_store_cannot_be_read(tmp_path: Path) -> None:
     write(tmp_path / "s", numbered(20, 3))
     with Store.open(tmp_path / "s") as store:
         table = store.tables["embedding"]
@@ -229,7 +228,7 @@ def test_a_replaced_file_is_another_store(tmp_path: Path) -> None:
             assert new.tables["embedding"].read(np.array([0])).tolist() == [[101, 102, 103]]
 
 
-def test_a_store_that_was_dropped_unclosed_frees_its_descriptors(tmp_path: Path) -> None:
+def test_an_unclosed_store_frees_its_descriptors(tmp_path: Path) -> None:
     if not Path("/proc/self/fd").exists():
         pytest.skip("needs /proc")
     write(tmp_path / "s", numbered(20, 3))
@@ -261,7 +260,7 @@ def run_in_child(check) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_a_forked_child_reads_what_it_inherits_and_opens_anew(tmp_path: Path) -> None:
+def test_a_forked_child_reads_and_opens_the_store(tmp_path: Path) -> None:
     write(tmp_path / "s", numbered(20, 3))
     with Store.open(tmp_path / "s") as store:
         inherited = store.tables["embedding"]
@@ -281,7 +280,7 @@ def test_a_forked_child_reads_what_it_inherits_and_opens_anew(tmp_path: Path) ->
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_a_fork_while_another_thread_opens_leaves_no_lock_behind(tmp_path: Path) -> None:
+def test_a_fork_while_another_thread_opens_does_not_deadlock(tmp_path: Path) -> None:
     write(tmp_path / "s", numbered(20, 3))
     stop = threading.Event()
 
@@ -341,7 +340,7 @@ def resident_bytes(file: Path) -> int:
     return total
 
 
-def test_wide_rows_lie_in_tiles_of_limited_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tiles_of_wide_rows_have_a_limited_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vt_core.store.writer.TILE_BYTES", 1000)
     values = numbered(50, 64)
     write(tmp_path / "s", values, tile_rows=16)
