@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 from pathlib import Path
@@ -24,8 +23,9 @@ from vt_core.cli.options import (
     system_option,
     task_option,
 )
-from vt_core.errors import OptionError, PromptError
-from vt_core.files.json_files import parse_json, read_text
+from vt_core.cli.streams import write_json, write_text
+from vt_core.errors import OptionError, PromptError, shorten
+from vt_core.files.json_files import decode_text, parse_object, read_json, read_text
 from vt_core.files.tables import STORES
 from vt_core.vocab.heads import HEADS
 
@@ -119,31 +119,37 @@ def generate(
       echo "Translate to Italian: good morning" | vt-torch generate --max-tokens 40
       vt-torch generate --task math.vt.json --json "What is 12 * 13?"
     """
-    text = _read_prompt(prompt, prompt_file)
+    if options["raw"] and (options["chat_template_kwargs"] or options["tools"]):
+        raise click.UsageError("--chat-template-kwargs and --tools need the chat template; leave --raw out")
     options["template_arguments"] = _template_arguments(
-        options.pop("chat_template_kwargs"), options.pop("tools"), options["raw"]
+        options.pop("chat_template_kwargs"), options.pop("tools")
     )
+    tile = options.pop("tile_mb")
+    if tile is not None and not math.isfinite(tile):
+        raise click.BadParameter(f"{tile} is not a size.", param_hint="'--tile-mb'")
+    text = _read_prompt(prompt, prompt_file)
     from vt_core import load
+    from vt_core.decode.options import request_options
 
     loading = {
         name: options.pop(name)
         for name in ("revision", "adapter", "task", "head", "store", "device", "dtype", "quantize", "learn")
     }
-    tile = options.pop("tile_mb")
-    if tile is not None and not math.isfinite(tile):
-        raise click.BadParameter(f"{tile} is no size.", param_hint="'--tile-mb'")
     loading["tile_bytes"] = None if tile is None else max(1, int(tile * 1e6))
-    model = load(options.pop("model"), backend=backend, progress=sys.stderr.isatty() or verbose, **loading)
+    path = options.pop("model")
+    request_options(**options)  # refuses wrong ones before the model is loaded
+    model = load(path, backend=backend, progress=sys.stderr.isatty() or verbose, **loading)
     if verbose and model.tokenizer.chat_template is None and not options["raw"]:
-        click.echo("the model has no chat template: the prompt is given as it is", err=True)
+        click.echo("the model has no chat template: the prompt is used as it is", err=True)
     for chunk in model.stream(text, **options):
         if not as_json:
-            # Written directly: click would look for color codes to strip in every piece.
-            sys.stdout.write(chunk.text)
-            sys.stdout.flush()
+            write_text(chunk.text)
         result = chunk.result
     assert result is not None, "a stream ends with its result"
-    sys.stdout.write(json.dumps(result.to_dict(), ensure_ascii=False) + "\n" if as_json else "\n")
+    if as_json:
+        write_json(result.to_dict())
+    else:
+        write_text("\n")
     if verbose:
         click.echo(_summary(result), err=True)
 
@@ -152,38 +158,32 @@ def _read_prompt(prompt: str | None, prompt_file: Path | None) -> str:
     if prompt is not None and prompt_file is not None:
         raise click.UsageError("give PROMPT or --prompt-file, not both")
     if prompt_file is not None:
-        try:
-            text = prompt_file.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise PromptError(f"{prompt_file} cannot be read as text ({error})") from error
+        text = read_text(prompt_file, "prompt", PromptError)
     elif prompt is not None and prompt != "-":
         text = prompt
     else:
         if sys.stdin.isatty():
             raise click.UsageError("no prompt: give PROMPT, --prompt-file, or standard input")
         try:
-            text = sys.stdin.buffer.read().decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise PromptError(f"standard input cannot be read as text ({error})") from error
+            content = sys.stdin.buffer.read()
+        except OSError as error:
+            raise PromptError(f"standard input cannot be read ({error.strerror})") from error
+        text = decode_text(content, "standard input", PromptError)
     if not text.strip():
         raise PromptError("the prompt is empty; give some text")
     return text
 
 
-def _template_arguments(given: str | None, tools: str | None, raw: bool) -> dict[str, Any]:
-    if raw and (given or tools):
-        raise click.UsageError("--chat-template-kwargs and --tools need the chat template; leave --raw out")
-    arguments = {} if given is None else _parse(given, "--chat-template-kwargs", dict)
+def _template_arguments(given: str | None, tools: Path | None) -> dict[str, Any]:
+    """Arguments of the chat template from the two options that set them."""
+    name = "--chat-template-kwargs"
+    arguments = {} if given is None else parse_object(given, name, "set of arguments", OptionError)
     if tools is not None:
-        arguments["tools"] = _parse(read_text(tools, "list of tools", OptionError), tools, list)
+        listed = read_json(tools, "list of tools", OptionError)
+        if not isinstance(listed, list):
+            raise OptionError(f"{tools}: not a list of tools; it holds {shorten(listed, 40)}")
+        arguments["tools"] = listed
     return arguments
-
-
-def _parse(text: str, where: str, kind: type) -> Any:
-    value = parse_json(text, where, "JSON value", OptionError)
-    if not isinstance(value, kind):
-        raise OptionError(f"{where} holds no JSON {'object' if kind is dict else 'list'}: {text[:60]}")
-    return value
 
 
 def _summary(result: Generation) -> str:
