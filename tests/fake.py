@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
-from vt_core.decode.scoring import log_probabilities
-from vt_core.decode.verification import NumpyTile, verify
+from vt_core.decode.decoder import Decoder
+from vt_core.decode.types import NOT_A_NUMBER
+from vt_core.decode.verification import NumpyTile
 from vt_core.vocab.heads import Head
 
 
@@ -57,104 +56,134 @@ class FakeRows:
     def nbytes(self, rows):
         return rows[0].nbytes
 
-
-@dataclass
-class FakeStep:
-    hidden: np.ndarray
-    logits: np.ndarray
-    token: int
+    def inputs(self, ids):
+        return self.table[ids]
 
 
-class FakeDecoder:
+class FakeDecoder(Decoder[np.ndarray]):
     """A model whose hidden state is a fixed function of everything it has read."""
 
-    device = "fake"
-    dtype = "float32"
-    can_rewind = True
-
     def __init__(self, table: np.ndarray, head: type[Head], can_follow: bool = False, seed: int = 0) -> None:
-        self.rows = FakeRows(table)
-        self.head = head(self.rows, len(table))
-        self.can_follow = can_follow
+        rows = FakeRows(table)
+        super().__init__(
+            head(rows, len(table)),
+            rows,
+            device="fake",
+            dtype="float32",
+            tied=False,
+            can_follow=can_follow,
+            transform=None,
+            framework_name="fake",
+        )
+        self.rows = rows
         self._mix = np.random.default_rng(seed).normal(size=(2, table.shape[1], table.shape[1]))
         self.state: np.ndarray | None = None
         self.fail_at: int | None = None
+        self.nan_at: int | None = None
         self.steps = 0
         self.verified = self.scans = self.read = 0
-        self.scored: list[int] = []  #: positions of each reading of the full head
+        self.scored: list[int] = []  #: positions of each read of the full head for scores
+        self.softmaxes = 0
+        self._states = self._logits = np.empty(0)
         self._past: list[np.ndarray] = []
 
-    def begin(self):
-        self.state = np.zeros(self.rows.table.shape[1])
-
-    def prefill(self, ids):
-        for token in ids[:-1]:
-            self._read(token)
-        step = self.step(int(ids[-1]))
-        self._past = []
-        return step
-
-    def step(self, token):
-        self.steps += 1
-        if self.steps == self.fail_at:
-            raise MemoryError("the device is full")
-        self._read(token)
-        logits = self.head.logits(self.state[None])
-        ids = self.head.vocabulary.ids
-        best = int(ids[logits[0] == logits[0].max()].min())
-        return FakeStep(self.state.copy(), logits, best)
-
-    def follow(self, step):
-        return self.step(step.token)
-
-    def poll(self, step):
-        return step.token
-
-    def logits(self, step):
-        return step.logits[0].astype(np.float32)
-
-    def confidence(self, step):
-        return float(1 / np.exp(step.logits[0] - step.logits[0].max()).sum())
+    can_rewind = True
 
     def verify(self, steps, drafts, sampler):
         self.verified += len(steps)
-        full = (np.stack([step.hidden for step in steps]) @ self.rows.table.T).astype(np.float32)
-
-        def scan():
-            self.scans += 1
-            return (NumpyTile(at, full[:, at : at + 37].copy()) for at in range(0, full.shape[1], 37))
-
-        return verify(scan, drafts, sampler)
+        return super().verify(steps, drafts, sampler)
 
     def states(self, ids, start):
-        for at, token in enumerate(ids):
-            self._read(token)
-            if at >= start:
-                self.read += 1
-                yield self.state[None].copy()
+        for piece in super().states(ids, start):
+            self.read += len(piece)
+            yield piece
 
     def score(self, states, targets):
         self.scored.append(len(targets))
-        full = (np.concatenate(states) @ self.rows.table.T).astype(np.float32)
-        tiles = (NumpyTile(at, full[:, at : at + 37].copy()) for at in range(0, full.shape[1], 37))
-        return log_probabilities(tiles, targets)
+        return super().score(states, targets)
 
-    def rewind(self, count):
+    def follow(self, step):
+        return self.step(step.token.item())
+
+    def peak_memory(self):
+        return None
+
+    # The caches: the states before each token since the last rewind.
+
+    def _open_caches(self):
+        self.state = np.zeros(self.rows.table.shape[1])
+
+    def _close_caches(self):
+        self.state = None
+
+    def _rewind_caches(self, count):
         assert 0 <= count <= len(self._past), "only what was read since the last call can be taken back"
         if count:
             self.state = self._past[-count]
         self._past = []
 
-    def end(self):
-        self.state = None
-        self.head.truncate()
+    def _allow_rewind(self):
+        self._past = []
 
-    def peak_memory(self):
-        return None
+    # Running the body.
 
-    def _read(self, token):
-        self._past.append(self.state)
-        self.state = np.tanh(self._mix[0] @ self.state + self._mix[1] @ self.rows.table[token])
+    def _run(self, inputs, index):
+        states = []
+        for place in index[0]:
+            self._past.append(self.state)
+            self.state = np.tanh(self._mix[0] @ self.state + self._mix[1] @ inputs[place])
+            states.append(self.state)
+        self._states = np.stack(states)
+        self._logits = self.head.logits(self._states[-1:])
+        return self._logits
+
+    def _run_step(self, inputs, index):
+        self.steps += 1
+        if self.steps == self.fail_at:
+            raise MemoryError("the device is full")
+        logits = self._run(inputs, index)
+        return logits * np.nan if self.steps == self.nan_at else logits
+
+    def _copy_states(self, start, end):
+        return self._states[start:end].copy()
+
+    def _last_hidden(self):
+        return self._states[-1:].copy()
+
+    def _head_logits(self):
+        return self._logits
+
+    def _tiles(self, hidden):
+        self.scans += 1
+        full = (hidden @ self.rows.table.T).astype(np.float32)
+        return (NumpyTile(at, full[:, at : at + 37].copy()) for at in range(0, full.shape[1], 37))
+
+    # Arrays.
+
+    def _greedy(self, logits):
+        ids = self.head.vocabulary.ids
+        tied = np.where(logits == logits.max(axis=-1, keepdims=True), ids, NOT_A_NUMBER)
+        local = tied.argmin(axis=-1)
+        return np.take_along_axis(tied, local[:, None], axis=-1)[:, 0], local
+
+    def _top_probability(self, logits):
+        self.softmaxes += 1
+        return 1 / np.exp(logits[0] - logits[0].max()).sum()
+
+    def _index(self, index):
+        return index[None]
+
+    def _to_host(self, array):
+        return array.astype(np.float32)
+
+    def _concatenate(self, arrays):
+        return np.concatenate(arrays)
+
+    def _all_finite(self, array):
+        return bool(np.isfinite(array).all())
+
+    def _equal(self, first, second):
+        return np.array_equal(first, second)
 
 
 def fake_table(rows: int = 200, hidden: int = 16, seed: int = 1) -> np.ndarray:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from vt_core.decode.answer import Answer
-from vt_core.decode.backend import Decoder
+from vt_core.decode.decoder import Decoder
 from vt_core.decode.exclusive import Exclusive
 from vt_core.decode.metrics import Clock, ProcessMemory
 from vt_core.decode.options import RequestOptions, request_options
@@ -44,7 +44,7 @@ class Model:
     def __init__(
         self,
         directory: ModelDirectory,
-        decoder: Decoder,
+        decoder: Decoder[Any],
         tokenizer: Tokenizer,
         *,
         backend: str,
@@ -69,7 +69,7 @@ class Model:
         self.quantization = quantize or directory.quantization  #: how the weights are quantized, or None
         self.rows = decoder.head.vocabulary.rows  #: rows that have a token; padding rows are left out
         self.eos_ids = self.tokenizer.eos_ids(self.rows)  #: full ids that end an answer
-        self._decoder: Decoder | None = decoder
+        self._decoder: Decoder[Any] | None = decoder
         self._clock = clock
         self._memory = ProcessMemory()
         self._use = Exclusive()
@@ -98,7 +98,7 @@ class Model:
         trim_heap()
 
     @property
-    def decoder(self) -> Decoder:
+    def decoder(self) -> Decoder[Any]:
         """The model body and its head.
 
         Raises:

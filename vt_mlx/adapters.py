@@ -24,7 +24,7 @@ def adapt(model: nn.Module, adapter: Sequence[LowRank]) -> None:
         # An adapter of a model that also sees names layers as transformers does.
         name = part.module if part.module in layers else _inner_name(part.module)
         layer = layers.get(name)
-        if type(layer) not in (nn.Linear, nn.QuantizedLinear):
+        if layer is None or type(layer) not in (nn.Linear, nn.QuantizedLinear):
             raise part.missing()
         outputs, inputs = layer.weight.shape
         if isinstance(layer, nn.QuantizedLinear):

@@ -224,7 +224,7 @@ def _factor(weights: dict[str, mx.array], path: str, rows: mx.array, base: type)
     ]
     if len(found) == 1:
         seen = weights.pop(found[0]).astype(mx.float32)
-        factor = seen[0, 0].item() / rows[0, 0].item()
+        factor = float(seen[0, 0]) / float(rows[0, 0])
         if mx.allclose(seen, factor * rows, rtol=1e-2).item():
             return factor
     raise ModelError(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
 
+from vt_core.decode.types import NOT_A_NUMBER
 from vt_core.files.packing import split
 from vt_core.files.quantization import Quantization
 from vt_core.files.tables import Table
@@ -17,7 +18,6 @@ from vt_mlx.device import DTYPES
 CHUNK_BYTES = (
     16 << 20
 )  #: rows are read and converted in pieces of this size, so that no second copy of a table exists
-NO_ID = np.iinfo(np.int32).max
 
 #: A GPU multiplies packed rows by another kernel, which adds up in another order, where their number is no
 #: multiple of this.
@@ -55,8 +55,9 @@ class PackedMatrix:
         self._how = how
 
     def __getitem__(self, ids: mx.array | slice) -> mx.array:
-        parts = (part[ids] for part in self._parts)
-        return mx.dequantize(*parts, group_size=self._how.group_size, bits=self._how.bits)
+        weight, scales, biases = (part[ids] for part in self._parts)
+        how = self._how
+        return mx.dequantize(weight, scales, biases, group_size=how.group_size, bits=how.bits)
 
 
 class MlxRows:
@@ -90,18 +91,20 @@ class MlxRows:
         known = np.where(ids < self.per_layer.spec.rows, ids, 0)
         return Inputs(self.embed(ids), self._values(self.per_layer, self._per_layer_how, known))
 
-    def as_embedding(self, rows: Rows) -> mx.array | PackedMatrix:
+    def tied_inputs(self, rows: Rows) -> Inputs:
         """Head rows of a tied model as what ids are looked up in."""
-        if rows.scales is None:
-            return rows.weight
-        return PackedMatrix(rows.weight, rows.scales, rows.biases, self.head_how)
+        if rows.scales is None or rows.biases is None or self.head_how is None:
+            return Inputs(rows.weight)
+        return Inputs(PackedMatrix(rows.weight, rows.scales, rows.biases, self.head_how))
 
     def whole_bias(self) -> mx.array | None:
         """The bias of every row, ``[V]``, where the head has one."""
-        return None if self._bias is None else self._read_bias(np.arange(self._bias.spec.rows))
+        if self._bias is None:
+            return None
+        return self._read(self._bias, None, np.arange(self._bias.spec.rows))[0].flatten()
 
     def read(self, ids: Ids) -> Rows:
-        bias = None if self._bias is None else self._read_bias(ids)
+        bias = None if self._bias is None else self._read(self._bias, None, ids)[0].flatten()
         weight, *packed = self._read(self.head_table, self.head_how, ids)
         return Rows(weight, mx.array(ids.astype(np.int32)), bias, *packed)
 
@@ -116,7 +119,7 @@ class MlxRows:
 
     def write(self, buffer: Rows, start: int, rows: Rows) -> Rows:
         for whole, part in zip(buffer, rows, strict=True):
-            if whole is not None:
+            if whole is not None and part is not None:
                 # In place only while nothing else holds the buffer: a step still in flight would make this a
                 # full copy.
                 whole[start : start + len(part)] = part
@@ -127,12 +130,15 @@ class MlxRows:
         return _map(lambda part: part[:count], rows)
 
     def concatenate(self, first: Rows, second: Rows) -> Rows:
-        joined = _map(lambda *parts: mx.concatenate(parts), first, second)
+        joined = _map(lambda *parts: mx.concatenate(list(parts)), first, second)
         mx.eval([part for part in joined if part is not None])
         return joined
 
     def product(self, hidden: mx.array, rows: Rows) -> mx.array:
-        logits = hidden @ rows.weight.T if rows.scales is None else self._packed_product(hidden, rows)
+        if rows.scales is None or rows.biases is None:
+            logits = hidden @ rows.weight.T
+        else:
+            logits = self._packed_product(hidden, rows.weight, rows.scales, rows.biases)
         return logits if rows.bias is None else logits + rows.bias
 
     def join(self, logits: list[mx.array]) -> mx.array:
@@ -141,32 +147,34 @@ class MlxRows:
     def nbytes(self, rows: Rows) -> int:
         return sum(part.nbytes for part in rows if part is not None) - rows.ids.nbytes
 
-    def _packed_product(self, hidden: mx.array, rows: Rows) -> mx.array:
-        parts = (rows.weight, rows.scales, rows.biases)
-        count = len(rows.weight)
+    def _packed_product(self, hidden: mx.array, *parts: mx.array) -> mx.array:
+        """Logits of packed rows; ``parts``: weight, scales and biases."""
+        count = len(parts[0])
         odd = count % KERNEL_ROWS if self._device.type == mx.DeviceType.gpu else 0
         logits = []
         if count > odd:
             logits.append(self._multiply(hidden, *(part[: count - odd] for part in parts)))
         if odd:
-            rest = (mx.pad(part[count - odd :], ((0, KERNEL_ROWS - odd), (0, 0))) for part in parts)
+            padding = [(0, KERNEL_ROWS - odd), (0, 0)]
+            rest = (mx.pad(part[count - odd :], padding) for part in parts)
             logits.append(self._multiply(hidden, *rest)[:, :odd])
         # MLX divides by the number of rows, and none of them ends the process.
         return mx.concatenate(logits, axis=-1) if logits else mx.zeros((len(hidden), 0), hidden.dtype)
 
     def _multiply(self, hidden: mx.array, weight: mx.array, scales: mx.array, biases: mx.array) -> mx.array:
         how = self.head_how
+        assert how is not None
         return mx.quantized_matmul(
             hidden, weight, scales, biases, transpose=True, group_size=how.group_size, bits=how.bits
         )
 
-    def _read_bias(self, ids: Ids) -> mx.array:
-        return self._read(self._bias, None, ids)[0].flatten()
-
     def _values(self, table: Table, how: Quantization | None, ids: Ids) -> mx.array:
         """Rows as floats."""
         weight, *packed = self._read(table, how, ids)
-        return PackedMatrix(weight, *packed, how)[:] if packed else weight
+        if how is None:
+            return weight
+        scales, biases = packed
+        return PackedMatrix(weight, scales, biases, how)[:]
 
     def _read(self, table: Table, how: Quantization | None, ids: Ids) -> list[mx.array]:
         """Rows ``[n, hidden]``; of a quantized table words, scales and biases."""
@@ -197,14 +205,18 @@ def as_array(array: np.ndarray, dtype: str) -> mx.array:
 
 
 def greedy(logits: mx.array, ids: mx.array) -> tuple[mx.array, mx.array]:
-    """Full and local ids ``[k]`` of the largest of ``logits [k, n]``; of equal ones the lowest full id."""
-    tied = mx.where(logits == logits.max(axis=-1, keepdims=True), ids, NO_ID)
+    """Full and local ids ``[k]`` of the largest of ``logits [k, n]``; of equal ones the lowest full id.
+
+    A row with a NaN, which equals nothing, gives :data:`NOT_A_NUMBER` as its full id.
+    """
+    tied = mx.where(logits == logits.max(axis=-1, keepdims=True), ids, NOT_A_NUMBER)
     local = mx.argmin(tied, axis=-1)
-    return ids[local], local
+    return mx.take_along_axis(tied, local[:, None], axis=-1)[:, 0], local
 
 
-def _map(function, *rows: Rows) -> Rows:  # type: ignore[no-untyped-def]
-    return Rows(*(None if parts[0] is None else function(*parts) for parts in zip(*rows, strict=True)))
+def _map(function: Callable[..., mx.array], *rows: Rows) -> Rows:
+    parts: Any = (None if each[0] is None else function(*each) for each in zip(*rows, strict=True))
+    return Rows(*parts)
 
 
 def _grown(part: mx.array, capacity: int) -> mx.array:

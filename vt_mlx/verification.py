@@ -89,11 +89,11 @@ class HeadScan:
         # there, on packed rows too (measured with one thread on a busy machine): a 4-bit row of
         # 896 takes 0.7 us to dequantize and multiply with one state against 1.9 in MLX, and some 0.9 against
         # 16 times as much with 16. But half floats MLX adds up in their own type there, which only MLX does.
-        packed = rows.head_how is not None
-        on_host = device == "cpu" and not (packed and dtype != mx.float32)
+        how = rows.head_how
+        on_host = device == "cpu" and not (how is not None and dtype != mx.float32)
         self._multiply = self._on_host if on_host else self._on_device
-        if on_host and packed:
-            self._table = DequantizedTable(rows.head_table, rows.head_how)
+        if on_host and how is not None:
+            self._table = DequantizedTable(rows.head_table, how)
         spec = self._table.spec
         row_bytes = spec.row_bytes if spec.dtype == "uint32" else spec.columns * dtype.size
         self._rows = max(1, (tile_bytes or TILE_BYTES[device]) // row_bytes)

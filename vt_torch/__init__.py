@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from vt_torch.decoder import load_decoder
+
+if TYPE_CHECKING:  # a type checker holds this module against the protocol
+    import vt_torch
+    from vt_core.decode.backend import Backend
+
+    _backend: Backend = vt_torch
 
 __all__ = ["load_decoder"]

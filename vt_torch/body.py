@@ -134,7 +134,7 @@ def load_body(
         "__module__": base.__module__,
         "_declare": lambda model: None if layout is None else declare(model, layout, weights),
     }
-    body = type(f"Tableless{base.__name__}", (_Tableless, base), attributes)
+    body: Any = type(f"Tableless{base.__name__}", (_Tableless, base), attributes)
     try:
         with _quiet():
             model, report = body.from_pretrained(
@@ -235,7 +235,7 @@ class _Tableless:
     _tied_weights_keys: Any = None
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
-        super().__init__(config, *args, **kwargs)
+        super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
         model: Any = self
         embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
         model.set_input_embeddings(RowEmbedding(_scale(embedding, model)))

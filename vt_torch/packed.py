@@ -36,8 +36,9 @@ class PackedTensor:
         step = max(1, _PIECE_VALUES // columns)
         for start in range(0, rows, step):
             piece = slice(start, start + step)
-            floats = (part[piece].float().numpy() for part in (scales, biases))
-            out[piece] = torch.from_numpy(packing.expand(words[piece].numpy(), *floats, self._bits))
+            factors, offsets = (part[piece].float().numpy() for part in (scales, biases))
+            values = packing.expand(words[piece].numpy(), factors, offsets, self._bits)
+            out[piece] = torch.from_numpy(values)
         return out
 
 
@@ -64,13 +65,14 @@ def dequantized(directory: ModelDirectory, tensors: dict[str, Any]) -> dict[str,
         parts = [weights.pop(f"{module}.{part}", None) for part in ("weight", "scales", "biases")]
         own = settings.get(module)
         own = own if isinstance(own, dict) else settings
-        bits, group_size = own.get("bits"), own.get("group_size")
+        bits, group_size = own.get("bits", 0), own.get("group_size", 0)
         if None in parts or not _fits(parts, bits, group_size):
             raise ModelError(
                 f"{directory.path}: {module} is not packed as config.json says ({bits} bits in groups of "
                 f"{group_size}); convert the model again"
             )
-        weights[f"{module}.weight"] = PackedTensor(*parts, bits)
+        packed, scales, biases = parts
+        weights[f"{module}.weight"] = PackedTensor(packed, scales, biases, bits)
     return weights
 
 

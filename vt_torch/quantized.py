@@ -258,8 +258,7 @@ class _Replacement:
         layer.weight = nn.Parameter(weight[0] if isinstance(weight, list) else weight, requires_grad=False)
         smaller = _quantized(layer, self._bits)
         smaller._is_hf_initialized = True
-        parent, _, name = path.rpartition(".")
-        setattr(model.get_submodule(parent), name, smaller)
+        model.set_submodule(path, smaller)
         # What is freed here piles up in the C library's heap: 1.3 GB for Qwen2.5 0.5B in four bits, which
         # take 0.2.
         del weight, layer

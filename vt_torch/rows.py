@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from vt_core.decode.types import NOT_A_NUMBER
 from vt_core.files.tables import Table
 from vt_core.vocab.active import Ids
 from vt_torch.device import DTYPES
@@ -18,7 +19,6 @@ from vt_torch.quantized import product, quantize_rows
 CHUNK_BYTES = (
     16 << 20
 )  #: rows are read and converted in pieces of this size, so that no second copy of a table exists
-NO_ID = np.iinfo(np.int64).max
 
 # Rows that come straight from the store's mapping are read-only, and only read.
 warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
@@ -73,6 +73,10 @@ class TorchRows:
         # Gemma 3n has fewer rows here than tokens, and takes the first for those behind the end.
         known = np.where(ids < self.per_layer.spec.rows, ids, 0)
         return Inputs(self.embed(ids), self._read(self.per_layer, known))
+
+    def tied_inputs(self, rows: Rows) -> Inputs:
+        """Head rows of a tied model as what ids are looked up in."""
+        return Inputs(rows.weight)
 
     @property
     def head_table(self) -> Table:
@@ -144,13 +148,16 @@ def as_tensor(array: np.ndarray, dtype: str) -> torch.Tensor:
 
 
 def greedy(logits: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Full and local ids ``[k]`` of the largest of ``logits [k, n]``; of equal ones the lowest full id."""
-    tied = torch.where(logits == logits.amax(dim=-1, keepdim=True), ids, NO_ID)
+    """Full and local ids ``[k]`` of the largest of ``logits [k, n]``; of equal ones the lowest full id.
+
+    A row with a NaN, which equals nothing, gives :data:`NOT_A_NUMBER` as its full id.
+    """
+    tied = torch.where(logits == logits.amax(dim=-1, keepdim=True), ids, NOT_A_NUMBER)
     local = tied.argmin(dim=-1)
-    return ids[local], local
+    return tied.gather(-1, local[:, None])[:, 0], local
 
 
-def _map(function, rows: Rows) -> Rows:  # type: ignore[no-untyped-def]
+def _map(function: Callable[[torch.Tensor], torch.Tensor], rows: Rows) -> Rows:
     return Rows(*(None if part is None else function(part) for part in rows))
 
 

@@ -87,7 +87,7 @@ class HeadScan:
         self,
         table: Table,
         bias: torch.Tensor | None,
-        transform: Transform,
+        transform: Transform | None,
         device: torch.device,
         dtype: torch.dtype,
         tile_bytes: int | None = None,
@@ -120,7 +120,7 @@ class HeadScan:
                 logits = _product(rows, hidden.to(rows.dtype), bias).to(self._dtype)
             else:
                 logits = F.linear(hidden, rows, bias)
-            yield TorchTile(start, self._transform(logits))
+            yield TorchTile(start, logits if self._transform is None else self._transform(logits))
 
     def _stored(self) -> Iterator[tuple[int, torch.Tensor]]:
         """Views of the stored rows, a tile's worth at a time."""

@@ -9,13 +9,15 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Generator
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
-from vt_core.decode.backend import Decoder, Step
+from vt_core.decode.decoder import Decoder
 from vt_core.decode.metrics import Clock
 from vt_core.decode.policy import Block, BlockPolicy
 from vt_core.decode.sampling import Sampler
+from vt_core.decode.types import Step
 from vt_core.decode.verification import Draft, accepted_prefix
 from vt_core.vocab.active import Ids
 
@@ -42,7 +44,7 @@ class Request:
     prompt brings no rows.
     """
 
-    decoder: Decoder
+    decoder: Decoder[Any]
     sampler: Sampler
     max_tokens: int
     eos_ids: Collection[int]
@@ -57,7 +59,7 @@ class Request:
         The ids of the prompt are made active for this request, where that is wanted.
         """
         self.sampler.extend(prompt)
-        self.decoder.begin()
+        self.decoder.begin(confidence=self.policy is not None)
         try:
             if self.policy is not None:
                 self.policy.begin()
@@ -87,15 +89,15 @@ class _Block:
         self._request = request
         self._decoder = request.decoder
         self._done = done
-        self._steps: list[Step] = []
+        self._steps: list[Step[Any]] = []
         self._drafts: list[Draft] = []
         self._tokens: list[int] = []
-        self._ahead: Step | None = None
+        self._ahead: Step[Any] | None = None
         self._accepted = 0
         self._step_s = 0.0  #: of a block behind the first
         self._course: Block | None = None if request.policy is None else request.policy.block()
 
-    def draft(self, step: Step, started: float | None) -> None:
+    def draft(self, step: Step[Any], started: float | None) -> None:
         """Decode from ``step`` until the policy wants a check or the text ends."""
         request, decoder = self._request, self._decoder
         while True:
@@ -140,7 +142,7 @@ class _Block:
         checks.rolled_back_s += wasted * self._step_s
         return [*self._tokens[:accepted], rescue], rescue
 
-    def resume(self, rescue: int | None) -> Step:
+    def resume(self, rescue: int | None) -> Step[Any]:
         """The step after the ids that stand."""
         decoder = self._decoder
         read = len(self._tokens) - 1 + (self._ahead is not None)
@@ -156,7 +158,7 @@ class _Block:
         self._request.checks.rescue_s += self._request.clock() - started
         return decoder.step(rescue)
 
-    def _choose(self, step: Step) -> int:
+    def _choose(self, step: Step[Any]) -> int:
         request, decoder = self._request, self._decoder
         position = self._done + len(self._tokens)
         pending = tuple(self._tokens)

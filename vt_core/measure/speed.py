@@ -5,11 +5,13 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Iterable
+from typing import Any
 
-from vt_core.decode.backend import Decoder, Step
 from vt_core.decode.costs import Costs
+from vt_core.decode.decoder import Decoder
 from vt_core.decode.policy import MAX_BLOCK
 from vt_core.decode.sampling import Sampler, SamplerSettings
+from vt_core.decode.types import Step
 from vt_core.decode.verification import Draft
 from vt_core.files.model_dir import ModelDirectory
 
@@ -46,7 +48,7 @@ def measure(directory: ModelDirectory, backend: str, quantize: str | None = None
     return costs, full_step_s
 
 
-def _decode(decoder: Decoder, count: int) -> list[tuple[Step, float]]:
+def _decode(decoder: Decoder[Any], count: int) -> list[tuple[Step[Any], float]]:
     """That many steps behind a short prompt, and the seconds of each."""
     prompt = decoder.head.vocabulary.ids[:_PROMPT_TOKENS].copy()
     decoder.begin()

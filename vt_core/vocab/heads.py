@@ -9,20 +9,19 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 
 from vt_core.errors import OptionError
 from vt_core.vocab.active import ActiveVocabulary, Ids
 
-#: a backend's bundle of parallel device arrays: weights ``[n, hidden]``, full ids ``[n]``, bias ``[n]`` or
-#: none
-Rows = Any
-Array = Any  #: an array of the backend
+#: A backend's parallel device arrays: weights ``[n, hidden]``, full ids ``[n]``, maybe bias ``[n]``.
+Rows = TypeVar("Rows")
+Array = TypeVar("Array")  #: an array of the backend
 
 
-class RowOps(Protocol):
+class RowOps(Protocol[Rows, Array]):
     """Device operations on bundles of rows; each backend has one implementation, in its ``rows.py``."""
 
     def read(self, ids: Ids) -> Rows:
@@ -54,7 +53,7 @@ class RowOps(Protocol):
         """Bytes that a bundle takes on the device."""
 
 
-class Head(ABC):
+class Head(ABC, Generic[Rows, Array]):
     """The rows of an :class:`ActiveVocabulary` on the device.
 
     After every public method the pieces, in order, hold exactly the rows of ``vocabulary.ids``; also after
@@ -63,7 +62,7 @@ class Head(ABC):
 
     name: str
 
-    def __init__(self, ops: RowOps, rows: int) -> None:
+    def __init__(self, ops: RowOps[Rows, Array], rows: int) -> None:
         self.ops = ops
         self.vocabulary = ActiveVocabulary(rows)
 
@@ -142,7 +141,7 @@ class Head(ABC):
     def _cut(self) -> None: ...
 
 
-class PreallocHead(Head):
+class PreallocHead(Head[Rows, Array]):
     """One buffer: static rows stay, dynamic rows are written behind them; it grows geometrically.
 
     Spare rows lie behind the slice that is multiplied, so that nothing can choose them.
@@ -178,7 +177,7 @@ class PreallocHead(Head):
         pass
 
 
-class SplitHead(Head):
+class SplitHead(Head[Rows, Array]):
     """The static matrix stays, another is made of learned and dynamic rows; two products, joined."""
 
     name = "split"
@@ -209,7 +208,7 @@ class SplitHead(Head):
         self._rest = self.ops.first(self._rest, learned) if self._rest is not None and learned else None
 
 
-class RebuildHead(Head):
+class RebuildHead(Head[Rows, Array]):
     """A new matrix of all active rows whenever some are added: the paper's naive form, for comparison."""
 
     name = "rebuild"
@@ -234,7 +233,7 @@ class RebuildHead(Head):
         self._whole = self.ops.first(self._whole, self.vocabulary.kept_size)
 
 
-class FullHead(Head):
+class FullHead(Head[Rows, Array]):
     """The original head, whole: every row is static, local and full ids are the same. The reference."""
 
     name = "full"
@@ -264,10 +263,12 @@ class FullHead(Head):
         pass
 
 
-HEADS: dict[str, type[Head]] = {head.name: head for head in (PreallocHead, SplitHead, RebuildHead, FullHead)}
+HEADS: dict[str, type[Head[Any, Any]]] = {
+    head.name: head for head in (PreallocHead, SplitHead, RebuildHead, FullHead)
+}
 
 
-def head_class(name: str) -> type[Head]:
+def head_class(name: str) -> type[Head[Any, Any]]:
     """The strategy of that name.
 
     Raises:

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from tests.fake import FakeDecoder, fake_table
 from vt_core.decode import scoring
-from vt_core.decode.scoring import log_probabilities, score
+from vt_core.decode.probabilities import log_probabilities
+from vt_core.decode.scoring import score
 from vt_core.decode.verification import NumpyTile
 from vt_core.vocab.heads import PreallocHead
 

@@ -1,0 +1,340 @@
+"""A model body with its caches and a head: what every backend's decoder does alike.
+
+A backend subclasses :class:`Decoder` and fills in the hooks: how arrays are made and run, and how its
+framework's caches begin, rewind and end. The loop (:mod:`vt_core.decode.request`) calls the public methods.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Generic
+
+import numpy as np
+import numpy.typing as npt
+
+from vt_core.decode.probabilities import log_probabilities
+from vt_core.decode.sampling import Sampler
+from vt_core.decode.types import NOT_A_NUMBER, Array, Scored, Step
+from vt_core.decode.verification import Draft, LogitTile, verify
+from vt_core.errors import ModelError
+from vt_core.vocab.active import Ids
+from vt_core.vocab.heads import Head
+
+#: Tokens of a prompt that run at once. Bounds the memory of attention scores.
+PREFILL_TOKENS = 2048
+
+#: Hidden states in one piece of :meth:`Decoder.states`. It bounds the logits of a tile; with so many
+#: positions the product takes far longer than reading the head.
+POSITIONS = 256
+
+
+class Decoder(ABC, Generic[Array]):
+    """A model body with its caches and a head. One request at a time: :meth:`begin`, steps, :meth:`end`.
+
+    Laws, tested on every backend: ``prefill(a + b)`` leaves the state of ``prefill(a)`` followed by ``step``
+    over ``b``; reduced logits are the gathered columns of the full ones; after :meth:`end`, and after a
+    failed request, the head holds exactly the static and learned rows.
+    """
+
+    #: Whether the last token of a prompt runs alone, as the stock framework runs it. Products of other sizes
+    #: round differently.
+    last_token_alone = False
+
+    head: Head[Any, Array]
+    device: str  #: as the framework names it
+    dtype: str  #: float type of the run
+    can_follow: bool  #: whether the next step can be queued before the host knows this one's token
+
+    def __init__(
+        self,
+        head: Head[Any, Array],
+        rows: Any,
+        *,
+        device: str,
+        dtype: str,
+        tied: bool,
+        can_follow: bool,
+        transform: Callable[[Array], Array] | None,
+        framework_name: str,
+    ) -> None:
+        """
+        Args:
+            head: the reduced or full head, over ``rows``.
+            rows: the backend's row operations; besides those of the head it has ``inputs(ids)`` (embedding
+                rows of full ids) and ``tied_inputs(rows)`` (head rows as embedding rows).
+            device: name of the device.
+            dtype: name of the run's float type.
+            tied: whether a decoded token is embedded by its head row.
+            can_follow: see the attribute.
+            transform: what the model does to its logits after the head; None for nothing.
+            framework_name: what messages call the framework's class of this model.
+        """
+        self.head, self._rows = head, rows
+        self.device, self.dtype = device, dtype
+        self.can_follow = can_follow
+        self._tied = tied
+        self._transform = transform
+        self._framework_name = framework_name
+        self._text: list[int] = []  # what the caches hold, to read it again where they cannot be cut
+        self._wants_confidence = True
+        self._transform_is_known = True
+
+    # The protocol.
+
+    @property
+    @abstractmethod
+    def can_rewind(self) -> bool:
+        """Whether the caches of this model can take tokens back."""
+
+    def begin(self, *, confidence: bool = True) -> None:
+        """Start a request with empty caches.
+
+        Args:
+            confidence: whether :meth:`confidence` will be asked of its steps. It costs a softmax a step.
+        """
+        self._wants_confidence = confidence and self.head.name != "full"
+        self._text = []
+        self._open_caches()
+
+    def prefill(self, ids: Ids) -> Step[Array]:
+        """Run a prompt of full ids (at least one) and return its last position.
+
+        Raises:
+            ModelError: the logits are not finite numbers.
+        """
+        self._text = ids.tolist()
+        first = len(ids) - 1 if self.last_token_alone else 0
+        pieces = list(self._pieces(0, first, len(ids))) + list(self._pieces(first, len(ids), len(ids)))
+        for start, end in pieces[:-1]:
+            self._run(*self._inputs(ids[start:end]))
+            self._finish_piece()
+        start, end = pieces[-1]
+        step = self._forward(*self._inputs(ids[start:end]))
+        self._check_logits(step.logits)
+        self._allow_rewind()
+        return step
+
+    def step(self, token: int) -> Step[Array]:
+        """Run one more token, a full id that is active."""
+        self._text.append(token)
+        if self._caches_are_stale(len(self._text)):
+            self._open_caches()
+            return self.prefill(np.array(self._text))
+        if self._tied:
+            rows, place = self.head.locate(int(self.head.vocabulary.local([token])[0]))
+            return self._forward(self._rows.tied_inputs(rows), self._index(np.array([place])))
+        return self._forward(*self._inputs(np.array([token])))
+
+    def follow(self, step: Step[Array]) -> Step[Array]:
+        """Run the greedy choice of ``step`` without waiting for it; only where :attr:`can_follow`."""
+        (rows,) = self.head.pieces
+        return self._forward(self._rows.tied_inputs(rows), step.local[None])  # type: ignore[index]
+
+    def poll(self, step: Step[Array]) -> int:
+        """The greedy choice of a step, a full id; waits for the device. Ties go to the lowest full id.
+
+        Raises:
+            ModelError: a logit is not a number.
+        """
+        token = int(step.token.item())  # type: ignore[attr-defined]
+        if token >= NOT_A_NUMBER:
+            raise self._not_finite()
+        return token
+
+    def logits(self, step: Step[Array]) -> npt.NDArray[np.float32]:
+        """Logits of the active rows in local order, float32 ``[size]``; waits for the device.
+
+        Raises:
+            ModelError: a logit is not a number.
+        """
+        logits = self._to_host(step.logits)[0]
+        if np.isnan(logits).any():
+            raise self._not_finite()
+        return logits
+
+    def confidence(self, step: Step[Array]) -> float:
+        """Probability of the greedy choice among the active rows; waits for the device."""
+        return float(step.confidence.item())  # type: ignore[union-attr]
+
+    def verify(self, steps: Sequence[Step[Array]], drafts: Sequence[Draft], sampler: Sampler) -> list[int]:
+        """The full head's choices for decoded positions; see :func:`vt_core.decode.verification.verify`."""
+        hidden = self._concatenate([step.hidden for step in steps])
+        return verify(lambda: self._full_tiles(hidden), drafts, sampler)
+
+    def states(self, ids: Ids, start: int) -> Iterator[Array]:
+        """Read a text of full ids, in place of :meth:`prefill`, and yield the hidden states of its positions
+        from ``start`` on, in order, ``[k, hidden]`` with ``k`` at most :data:`POSITIONS`.
+
+        A piece stays valid after :meth:`end`.
+        """
+        for first, end in self._pieces(0, len(ids), len(ids)):
+            self._check_logits(self._run(*self._inputs(ids[first:end])))
+            for at in range(max(start - first, 0), end - first, POSITIONS):
+                yield self._copy_states(at, min(at + POSITIONS, end - first))
+            self._finish_piece()
+
+    def score(self, states: Sequence[Array], targets: Ids) -> Scored:
+        """Log-probabilities of the full ids ``targets [k]`` at the ``k`` positions of some states, with one
+        read of the full head.
+        """
+        return log_probabilities(self._full_tiles(self._concatenate(list(states))), targets)
+
+    def rewind(self, count: int) -> None:
+        """Take back the last ``count`` tokens that were read since the last call: the caches are as before.
+
+        ``rewind(0)`` keeps all. Either way, tokens read from now on can be taken back. Only where
+        :attr:`can_rewind`, unless ``count`` is 0.
+        """
+        if count:
+            del self._text[-count:]
+        self._rewind_caches(count)
+
+    def end(self) -> None:
+        """End a request: drop the caches and the dynamic rows. Safe at any moment."""
+        self._close_caches()
+        self._text = []
+        self.head.truncate()
+
+    @abstractmethod
+    def peak_memory(self) -> int | None:
+        """Peak bytes of the device's allocator, or None where the process's own memory is the measure."""
+
+    # Shared parts.
+
+    def _forward(self, inputs: Any, index: Array) -> Step[Array]:
+        logits = self._run_step(inputs, index)
+        token, local = self._greedy(logits)
+        confidence = self._top_probability(logits) if self._wants_confidence else None
+        # Queued now, not when it is asked for: by then the next step may be queued before it.
+        self._start([token, local] if confidence is None else [token, local, confidence])
+        return Step(self._last_hidden(), logits, token, local, confidence)
+
+    def _inputs(self, ids: Ids) -> tuple[Any, Array]:
+        """Embedding rows of some tokens, each once, and where each token's row is, ``[1, n]``."""
+        needed, index = np.unique(ids, return_inverse=True)
+        return self._rows.inputs(needed), self._index(index)
+
+    def _pieces(self, start: int, end: int, length: int) -> Iterator[tuple[int, int]]:
+        """Begin and end of the pieces in which the tokens ``start … end - 1`` of a text are read."""
+        step = self._piece_tokens(length)
+        for at in range(start, end, step):
+            yield at, min(at + step, end)
+
+    def _check_logits(self, logits: Array) -> None:
+        """Check the logits of a prompt: finite, and what :attr:`_transform` makes of the head's product.
+
+        The second decides whether the full head's tiles would be treated as the model treats its logits.
+        """
+        if not self._all_finite(logits):
+            raise self._not_finite()
+        product = self._head_logits()
+        transformed = product if self._transform is None else self._transform(product)
+        self._transform_is_known = self._equal(transformed, logits)
+
+    def _full_tiles(self, hidden: Array) -> Iterable[LogitTile]:
+        """Logits of every row of the full head for ``hidden [k, hidden]``, in tiles.
+
+        Raises:
+            ModelError: the model changes its logits in a way that the tiles cannot repeat.
+        """
+        if not self._transform_is_known:
+            raise ModelError(
+                f"{self._framework_name} changes its logits in a way that vt does not know, so it can "
+                "neither verify nor score texts of this model; generate with --approximate or --head full"
+            )
+        return self._tiles(hidden)
+
+    def _not_finite(self) -> ModelError:
+        return ModelError(
+            f"the model gives logits that are not numbers in {self.dtype}; "
+            "use --dtype bfloat16 or --dtype float32"
+        )
+
+    # Hooks: the framework's caches.
+
+    @abstractmethod
+    def _open_caches(self) -> None:
+        """Make empty caches."""
+
+    @abstractmethod
+    def _close_caches(self) -> None:
+        """Drop the caches and what the last call left on the device."""
+
+    @abstractmethod
+    def _rewind_caches(self, count: int) -> None:
+        """Take back ``count`` tokens, maybe none, and let later ones be taken back."""
+
+    def _allow_rewind(self) -> None:
+        """A prompt was read: tokens from now on can be taken back."""
+
+    def _caches_are_stale(self, length: int) -> bool:
+        """Whether a text of ``length`` tokens needs caches that are computed anew."""
+        return False
+
+    def _piece_tokens(self, length: int) -> int:
+        """Tokens that run at once when a text of ``length`` tokens is read."""
+        return PREFILL_TOKENS
+
+    # Hooks: running the body.
+
+    @abstractmethod
+    def _run(self, inputs: Any, index: Array) -> Array:
+        """Run some tokens, ``index [1, n]`` into the rows of ``inputs``; logits ``[1, size]`` of the last."""
+
+    def _run_step(self, inputs: Any, index: Array) -> Array:
+        """:meth:`_run` for a step that may be taken back."""
+        return self._run(inputs, index)
+
+    def _finish_piece(self) -> None:
+        """A piece of a text was read and another follows."""
+
+    @abstractmethod
+    def _copy_states(self, start: int, end: int) -> Array:
+        """Hidden states of positions ``start … end - 1`` of the last :meth:`_run`, as a copy of their own."""
+
+    @abstractmethod
+    def _last_hidden(self) -> Array:
+        """Hidden state ``[1, hidden]`` of the last position of the last :meth:`_run`."""
+
+    @abstractmethod
+    def _head_logits(self) -> Array:
+        """Logits of the last :meth:`_run` as they left the head, before what the model does to them."""
+
+    @abstractmethod
+    def _tiles(self, hidden: Array) -> Iterable[LogitTile]:
+        """Tiles of the full head's logits for ``hidden [k, hidden]``, in id order."""
+
+    # Hooks: arrays.
+
+    @abstractmethod
+    def _greedy(self, logits: Array) -> tuple[Array, Array]:
+        """Full and local id ``[1]`` of the largest of ``logits [1, size]``; of equal ones the lowest full id.
+
+        The full id is :data:`NOT_A_NUMBER` where a logit is NaN.
+        """
+
+    @abstractmethod
+    def _top_probability(self, logits: Array) -> Array:
+        """Largest softmax probability of ``logits [1, size]``, in float32."""
+
+    def _start(self, arrays: list[Array]) -> None:
+        """Begin to compute lazy arrays without waiting for them."""
+
+    @abstractmethod
+    def _index(self, index: npt.NDArray[np.int64]) -> Array:
+        """Indices ``[n]`` on the device, as ``[1, n]``."""
+
+    @abstractmethod
+    def _to_host(self, array: Array) -> npt.NDArray[np.float32]:
+        """An array in host memory, as float32."""
+
+    @abstractmethod
+    def _concatenate(self, arrays: list[Array]) -> Array:
+        """Arrays one after the other, along their first axis."""
+
+    @abstractmethod
+    def _all_finite(self, array: Array) -> bool: ...
+
+    @abstractmethod
+    def _equal(self, first: Array, second: Array) -> bool: ...

@@ -1,0 +1,34 @@
+"""Small types that decoding and the backends share. Imports nothing of this package."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Generic, NamedTuple, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+#: An array of a backend, on its device. The decoding loop passes it on and never looks inside.
+Array = TypeVar("Array")
+
+
+@dataclass(slots=True)
+class Step(Generic[Array]):
+    """One decoded position, on the device, possibly still to be computed."""
+
+    hidden: Array  #: ``[1, hidden]``, the input of the head
+    logits: Array  #: ``[1, n]`` of the active rows, in the run's dtype
+    token: Array  #: greedy choice, full id ``[1]``; :data:`NOT_A_NUMBER` where a logit is NaN
+    local: Array  #: the same as local id ``[1]``
+    confidence: Array | None  #: its probability among the active rows, if the request asked for it
+
+
+#: Stands for the token of a step whose logits hold a NaN; larger than any id, and fits 32 bits.
+NOT_A_NUMBER = int(np.iinfo(np.int32).max)
+
+
+class Scored(NamedTuple):
+    """Log-probabilities of given ids at ``k`` positions, and what greedy decoding would choose there."""
+
+    log_probs: npt.NDArray[np.float64]  #: natural logarithms, ``[k]``
+    choices: npt.NDArray[np.int64]  #: full ids, ``[k]``
