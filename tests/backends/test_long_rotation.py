@@ -32,7 +32,7 @@ def source(request, tmp_path_factory):
 
 
 def test_texts_are_the_stock_frameworks_on_both_sides_and_across(backend, source, tmp_path, monkeypatch):
-    monkeypatch.setattr(f"vt_{backend}.decoder.PREFILL_TOKENS", 13)
+    monkeypatch.setattr("vt_core.decode.decoder.PREFILL_TOKENS", 13)
     original = stock.LOAD[backend](source, "float32")
     directory = convert(source, tmp_path / "vt", progress=False)
     model = load(directory, backend=backend, device="cpu", dtype="float32")

@@ -63,12 +63,12 @@ def test_a_score_in_bfloat16_differs_from_the_stock_frameworks_by_rounding(model
         ([], [5], "the prompt to score is empty"),
         ([5], [], "the continuation to score is empty"),
         ([5], "", "the continuation to score is empty"),
-        ([5], [6, 10**6], "holds token id 1000000"),
-        ([5, -1], [6], "holds token id -1"),
+        ([5], [6, 10**6], "1000000"),
+        ([5, -1], [6], "-1"),
         (
             [5] * 10,
             [6] * 504,
-            "the prompt has 10 tokens and its continuation 504, more than the context of 512",
+            "exceeds the context of 512",
         ),
     ],
 )

@@ -129,7 +129,7 @@ class Decoder(ABC, Generic[Array]):
     def follow(self, step: Step[Array]) -> Step[Array]:
         """Run the greedy choice of ``step`` without waiting for it; only where :attr:`can_follow`."""
         (rows,) = self.head.pieces
-        return self._forward(self._rows.tied_inputs(rows), step.local[None])  # type: ignore[index]
+        return self._forward(self._rows.tied_inputs(rows), step.local[None])
 
     def poll(self, step: Step[Array]) -> int:
         """The greedy choice of a step, a full id; waits for the device. Ties go to the lowest full id.
@@ -137,7 +137,7 @@ class Decoder(ABC, Generic[Array]):
         Raises:
             ModelError: a logit is not a number.
         """
-        token = int(step.token.item())  # type: ignore[attr-defined]
+        token = int(step.token.item())
         if token >= NOT_A_NUMBER:
             raise self._not_finite()
         return token
@@ -155,7 +155,8 @@ class Decoder(ABC, Generic[Array]):
 
     def confidence(self, step: Step[Array]) -> float:
         """Probability of the greedy choice among the active rows; waits for the device."""
-        return float(step.confidence.item())  # type: ignore[union-attr]
+        assert step.confidence is not None, "begin() was told that nobody asks"
+        return float(step.confidence.item())
 
     def verify(self, steps: Sequence[Step[Array]], drafts: Sequence[Draft], sampler: Sampler) -> list[int]:
         """The full head's choices for decoded positions; see :func:`vt_core.decode.verification.verify`."""

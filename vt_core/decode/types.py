@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+
+class DeviceArray(Protocol):
+    """What the shared code asks of a backend's arrays; numpy's, PyTorch's and MLX's have it."""
+
+    def item(self) -> Any:
+        """The only value, on the host; waits for the device."""
+
+    def __getitem__(self, key: None, /) -> Any:
+        """The array with one more axis in front."""
+
+
 #: An array of a backend, on its device. The decoding loop passes it on and never looks inside.
-Array = TypeVar("Array")
+Array = TypeVar("Array", bound=DeviceArray)
 
 
 @dataclass(slots=True)
