@@ -29,7 +29,7 @@ from vt_core.measure.bench.machine import command_text, machine, machine_text, v
 from vt_core.measure.bench.prompts import read_prompts
 from vt_core.measure.bench.run import Benchmark, run
 from vt_core.measure.bench.variants import parse_variants
-from vt_core.profile.layout import Layout
+from vt_core.profile.row_format import RowFormat
 from vt_core.vocab.tokenizer import Tokenizer
 
 RECORD = Path(__file__).with_name("guard.json")
@@ -94,7 +94,7 @@ def measure(backend: str) -> dict[str, Any]:
         stock=stock_copy(directory),
         variants=(variants := parse_variants(VARIANTS)),
         tasks=dict.fromkeys([variant.name for variant in variants], ()),
-        prompts=read_prompts([PROMPTS], Layout(), tokenizer, limit=LIMIT, most_tokens=None),
+        prompts=read_prompts([PROMPTS], RowFormat(), tokenizer, limit=LIMIT, most_tokens=None),
         max_tokens=MAX_TOKENS,
         seed=0,
         minimum=LIMIT,

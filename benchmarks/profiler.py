@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from vt_core.profile import Layout, Profiler, Stages
+from vt_core.profile import Profiler, RowFormat, Stages
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ SPEED_FILES = (
     "translation/en-zh_tatoeba_profile",
 )
 
-NO_INPUT = Layout(inputs=("",))
+NO_INPUT = RowFormat(inputs=("",))
 """Every token of the output counts as not given: what a static set covers without the prompt."""
 
 TOLERANCES = (0.0, 0.01, 0.05, 0.1)

@@ -13,7 +13,7 @@ from vt_core.cli import build
 from vt_core.decode.backend import QUANTIZE
 from vt_core.files.dtypes import FLOATS
 from vt_core.files.tables import STORES
-from vt_core.profile.layout import PRESETS
+from vt_core.profile.row_format import PRESETS
 from vt_core.vocab.heads import HEADS
 
 #: ``convert`` stores weights, the other commands run them.

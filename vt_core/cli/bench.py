@@ -188,7 +188,7 @@ def _stock_copy(backend: str, directory: ModelDirectory, variants: list[Variant]
 
 def _prompts(directory: ModelDirectory, options: dict[str, Any]) -> Prompts:
     from vt_core.measure.bench.prompts import random_prompts, read_prompts
-    from vt_core.profile import make_layout
+    from vt_core.profile import make_row_format
     from vt_core.vocab.token_bytes import TokenTable
     from vt_core.vocab.tokenizer import Tokenizer
 
@@ -198,7 +198,7 @@ def _prompts(directory: ModelDirectory, options: dict[str, Any]) -> Prompts:
         return random_prompts(ids, limit=options["limit"], seed=options["seed"])
     if not options["data"]:
         raise OptionError("There are no prompts to measure with; give --data FILE.")
-    layout = make_layout(options["preset"], options["input_field"], None, options["template"])
+    layout = make_row_format(options["preset"], options["input_field"], None, options["template"])
     context = directory.context
     return read_prompts(
         options["data"],

@@ -89,7 +89,7 @@ def data_option(text: str, required: bool = False) -> Option:
 
 def preset_option(required: bool = False) -> Option:
     """The kind of task."""
-    from vt_core.profile.layout import PRESETS
+    from vt_core.profile.row_format import PRESETS
 
     return click.option(
         "--preset",

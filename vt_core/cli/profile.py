@@ -1,4 +1,4 @@
-"""``profile``: a corpus in, a task vocabulary out."""
+"""``profile``: make a task vocabulary from a corpus."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from vt_core import __version__
 from vt_core.cli.options import (
     FILE,
     data_option,
@@ -26,9 +27,9 @@ from vt_core.cli.options import (
 from vt_core.errors import DataError, OptionError
 
 if TYPE_CHECKING:
+    from vt_core import Model
     from vt_core.profile import Counts, Profiler, Stages
     from vt_core.profile.checkpoint import Checkpoint
-    from vt_core.profile.own_outputs import Generate
 
 
 @click.command()
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 @click.option(
     "--vocab-rows",
     type=click.IntRange(1),
-    help="Rows of the model's table, where only its tokenizer is given. Default: the tokenizer's size.",
+    help="Rows of the model's table, if only its tokenizer is given. Default: the size of the tokenizer.",
 )
 @data_option("Corpus")
 @preset_option()
@@ -49,14 +50,15 @@ if TYPE_CHECKING:
     "languages",
     multiple=True,
     metavar="NAME",
-    help="Keep only tokens of these languages and of code, math or emoji; repeatable. Default: no filter.",
+    help="Keep only tokens that can occur in this language, or in code, math or emoji; repeatable. "
+    "Default: no filter.",
 )
 @click.option("--tolerance", type=float, help="Share of the examples that may lose a token.  [default: 0.01]")
-@click.option("--rows", type=int, help="Ids in the vocabulary, instead of a tolerance.")
+@click.option("--rows", type=int, help="Size of the vocabulary, instead of a tolerance.")
 @click.option(
     "--prior", type=int, default=8192, show_default=True, help="Ordinary ids of the rank prior; 0: none."
 )
-@click.option("--no-input-aware", is_flag=True, help="Also count output tokens that stand in the input.")
+@click.option("--no-input-aware", is_flag=True, help="Also count output tokens that occur in the input.")
 @click.option(
     "--held-out",
     multiple=True,
@@ -65,9 +67,11 @@ if TYPE_CHECKING:
     help="Measure the coverage of this file's outputs; repeatable.",
 )
 @click.option("--report", type=FILE, help="Write the coverage report as JSON.")
-@click.option("--plot", type=FILE, help="Draw the coverage over sizes as PNG.")
+@click.option("--plot", type=FILE, help="Plot coverage against size as a PNG file.")
 @click.option(
-    "--miss-rate", type=click.FloatRange(0, 1), help="Say which size has this share of missing tokens."
+    "--miss-rate",
+    type=click.FloatRange(0, 1),
+    help="Report the size at which this share of tokens is missing.",
 )
 @click.option(
     "--self",
@@ -78,10 +82,10 @@ if TYPE_CHECKING:
 @click.option(
     "--self-weight",
     type=click.IntRange(1),
-    help="With --self: count the files' outputs too, and what the model writes as so many examples.",
+    help="With --self: count the files' outputs too, and each text of the model this many times.",
 )
-@max_tokens_option(text="With --self: most tokens to generate.")
-@click.option("--limit", type=click.IntRange(1), help="With --self: rows to write for.")
+@max_tokens_option(text="With --self: most tokens to generate per row.")
+@click.option("--limit", type=click.IntRange(1), help="With --self: rows to use.")
 @device_option
 @click.option(
     "--merge",
@@ -92,20 +96,23 @@ if TYPE_CHECKING:
 )
 @click.option("--save-counts", type=FILE, metavar="FILE", help="Save the counts.")
 @click.option(
-    "--processes", type=click.IntRange(1), help="Default: one for small files, else one a processor."
+    "--processes",
+    type=click.IntRange(1),
+    help="Processes that tokenize. Default: one for small files, else one per core.",
 )
-@click.option("--skip-bad", is_flag=True, help="Count rows that cannot be used, and go on.")
+@click.option("--skip-bad", is_flag=True, help="Skip rows that cannot be used, and report how many.")
 @click.option("--name", help="Name of the task. Default: from --out.")
 @json_option
-@click.option("--published", is_flag=True, help="Write {token string: id}, the published code's form.")
+@click.option("--published", is_flag=True, help="Write {token: id}, the format of the published code.")
 @click.option("--out", required=True, type=FILE, help="The task vocabulary, NAME.vt.json.")
 @click.argument("more_counts", nargs=-1, type=FILE, metavar="[COUNTS]...")
 @click.pass_obj
 def profile(backend: str, **options: Any) -> None:
     """Make a task vocabulary from examples of the task.
 
-    Counts in how many examples each token is written without being in the input, drops what the languages
-    cannot hold and what nearly no example needs, and adds the tokens that every text is likely to need.
+    Counts in how many examples each token occurs in the output but not in the input. Drops tokens that the
+    languages cannot contain, and tokens that almost no example needs. Adds the most common tokens of the
+    tokenizer. An interrupted run resumes when the same command is run again.
 
     \b
     Examples:
@@ -115,22 +122,24 @@ def profile(backend: str, **options: Any) -> None:
       vt-torch profile --model gemma-vt --data train.jsonl --self --limit 500 --out math.vt.json
       vt-torch profile --model gemma-vt --merge a.counts b.counts --out math.vt.json
     """
+    from vt_core.cli.tokenizer_source import find_tokenizer
     from vt_core.files.json_files import write_json
-    from vt_core.profile import Profiler, make_layout
+    from vt_core.profile import Profiler, make_row_format
     from vt_core.profile.languages import code_points
     from vt_core.profile.plot import plot_coverage
-    from vt_core.profile.tokenizer_source import find_tokenizer
 
-    # What can be wrong with the options is found before anything slow begins.
+    # Check all options before anything slow starts.
     _check(options)
     stages = _stages(options)
     code_points(options["languages"])
-    layout = make_layout(*(options[key] for key in ("preset", "input_field", "output_field", "template")))
+    row_format = make_row_format(
+        options["preset"], options["input_field"], options["output_field"], options["template"]
+    )
     found = find_tokenizer(options["model"], options["revision"], options["vocab_rows"])
-    profiler = Profiler(found.tokenizer_json, found.vocab_rows, found.name, layout, options["skip_bad"])
+    profiler = Profiler(found.tokenizer_json, found.vocab_rows, found.name, row_format, options["skip_bad"])
     out: Path = options["out"]
     with _checkpoints(out) as checkpoint:
-        counts = _counts(profiler, options, checkpoint, lambda: _writer(backend, options))
+        counts = _counts(profiler, options, checkpoint, lambda: _load(backend, options))
         if options["save_counts"]:
             counts.save(options["save_counts"])
         name = options["name"] or out.name.removesuffix(".json").removesuffix(".vt")
@@ -143,32 +152,34 @@ def profile(backend: str, **options: Any) -> None:
             task.save_published(out, profiler.table)
         else:
             task.save(out)
-    report = {**report, "examples": counts.examples, "bad_rows": counts.bad_rows, "out": str(out)}
-    if options["report"]:
-        write_json(options["report"], report)
-    if options["plot"]:
-        plot_coverage(report, options["plot"])
+        report = {**report, "examples": counts.examples, "bad_rows": counts.bad_rows, "out": str(out)}
+        if options["report"]:
+            write_json(options["report"], report)
+        if options["plot"]:
+            plot_coverage(report, options["plot"])
     click.echo(json.dumps(report, ensure_ascii=False) if options["as_json"] else _text(report))
 
 
 def _check(options: dict[str, Any]) -> None:
-    """Raises OptionError for options that do not go together or cannot be met, DataError for absent files."""
+    """Raise OptionError for options that contradict each other, and DataError for missing files."""
     from vt_core.profile.plot import figure_class
 
     if not options["data"] and not options["merge"]:
-        raise OptionError("There is nothing to count; give --data FILE, or --merge COUNTS.")
+        raise OptionError("there is nothing to count; give --data FILE or --merge COUNTS.")
     if options["more_counts"] and not options["merge"]:
-        raise OptionError(f"{options['more_counts'][0]} stands alone; put --data or --merge before it.")
+        raise OptionError(
+            f"{options['more_counts'][0]} is not an option's value; put --data or --merge before it."
+        )
     if options["tolerance"] is not None and options["rows"] is not None:
-        raise OptionError("--tolerance and --rows both say where to stop; give one of them.")
+        raise OptionError("--tolerance and --rows exclude each other; give one of them.")
     if options["own"] and not options["data"]:
-        raise OptionError("--self needs inputs to write for; give --data FILE.")
+        raise OptionError("--self needs inputs; give --data FILE.")
     for key, flag in (("self_weight", "--self-weight"), ("limit", "--limit")):
         if options[key] is not None and not options["own"]:
-            raise OptionError(f"{flag} goes with --self.")
+            raise OptionError(f"{flag} needs --self.")
     for key, flag in (("plot", "--plot"), ("miss_rate", "--miss-rate")):
         if options[key] is not None and not options["held_out"]:
-            raise OptionError(f"{flag} needs something to measure on; give --held-out FILE.")
+            raise OptionError(f"{flag} needs held-out data; give --held-out FILE.")
     if options["plot"] is not None:
         figure_class()
     for path in options["held_out"]:
@@ -187,83 +198,87 @@ def _stages(options: dict[str, Any]) -> Stages:
     return Stages(tolerance, options["rows"], options["prior"], not options["no_input_aware"])
 
 
+#: Makes a checkpoint from its kind, the corpus files, and the settings of `run_signature`.
 MakeCheckpoint = Callable[..., "Checkpoint"]
 
 
 @contextmanager
 def _checkpoints(out: Path) -> Iterator[MakeCheckpoint]:
-    """Makes checkpoints beside `out`, and removes them when the block ends well."""
+    """Makes checkpoints next to `out`, and removes them when the block ends without an exception."""
     from vt_core.profile.checkpoint import Checkpoint, run_signature
 
     made: list[Checkpoint] = []
 
-    def make(kind: str, files: list[Path], *what: object) -> Checkpoint:
+    def make(kind: str, files: list[Path], *settings: object) -> Checkpoint:
         path = out.with_name(f".{out.name}.{kind}.checkpoint")
-        made.append(Checkpoint(path, run_signature(files, kind, *what)))
+        made.append(Checkpoint(path, run_signature(files, kind, *settings)))
         if made[-1].load() is not None:
-            click.echo(f"Going on from {path}.", err=True)
+            click.echo(f"resuming from {path}", err=True)
         return made[-1]
 
-    yield make
+    try:
+        yield make
+    except KeyboardInterrupt:
+        if any(checkpoint.path.exists() for checkpoint in made):
+            click.echo("interrupted; run the same command again to resume", err=True)
+        raise
     for checkpoint in made:
         checkpoint.clear()
 
 
 def _counts(
-    profiler: Profiler,
-    options: dict[str, Any],
-    checkpoint: MakeCheckpoint,
-    writer: Callable[[], Generate],
+    profiler: Profiler, options: dict[str, Any], checkpoint: MakeCheckpoint, load: Callable[[], Model]
 ) -> Counts:
-    """Counts of everything that was asked for, together."""
+    """The counts of all files that the options name, merged."""
     from vt_core.profile import merge_all
-    from vt_core.profile.counting import sensible_processes
+    from vt_core.profile.counting import default_processes
 
     files = list(options["data"])
-    settings = (profiler.digest, profiler.layout, profiler.skip_bad)
+    # The digest of a tokenizer covers its tokens only, so its file counts as an input too.
+    inputs = [profiler.tokenizer_json, *files]
+    settings = (profiler.digest, profiler.row_format, profiler.skip_bad)
     parts = [profiler.load_counts(path) for path in (*options["merge"], *options["more_counts"])]
     if files and (not options["own"] or options["self_weight"]):
         with _progress() as on_rows:
             parts.append(
                 profiler.count(
                     files,
-                    processes=options["processes"] or sensible_processes(files),
-                    checkpoint=checkpoint("count", files, *settings),
+                    processes=options["processes"] or default_processes(files),
+                    checkpoint=checkpoint("count", inputs, *settings),
                     on_rows=on_rows,
                 )
             )
     if options["own"]:
-        asked = (options["max_tokens"], options["limit"])
-        saved = checkpoint("self", files, *settings, options["model"], *asked)
-        generate = writer()
-        with _progress() as on_rows:
+        with load() as model, _progress() as on_rows:
+            asked = {key: options[key] for key in ("device", "max_tokens", "limit")}
+            # The manifest has the digests of all files, and so covers the weights and the chat template.
+            generated_by = (__version__, model.backend, model.directory.manifest)
             own = profiler.count_own(
                 files,
-                generate,
+                lambda prompt, max_tokens: model.generate(prompt, max_tokens=max_tokens).token_ids,
                 max_tokens=options["max_tokens"],
                 limit=options["limit"],
-                checkpoint=saved,
+                checkpoint=checkpoint("self", inputs, *settings, *generated_by, asked),
                 on_rows=on_rows,
             )
         parts.append(own.times(options["self_weight"] or 1))
     return merge_all([profiler.empty(), *parts])
 
 
-def _writer(backend: str, options: dict[str, Any]) -> Generate:
-    """The model itself, with its whole head: what it would write without any task vocabulary."""
+def _load(backend: str, options: dict[str, Any]) -> Model:
+    """The model with its full head, so that no task vocabulary limits what it writes."""
     from vt_core import load
 
-    model = load(
+    return load(
         options["model"], backend=backend, head="full", device=options["device"], revision=options["revision"]
     )
-    return lambda prompt, max_tokens: model.generate(prompt, max_tokens=max_tokens).token_ids
 
 
 @contextmanager
 def _progress() -> Iterator[Callable[[int], object]]:
     from tqdm import tqdm
 
-    # None: no bar where stderr is no terminal.
+    # disable=None shows no bar if stderr is not a terminal.
     with tqdm(unit=" rows", unit_scale=True, disable=None, desc="counted") as bar:
         yield bar.update
 
@@ -276,19 +291,19 @@ def _text(report: dict[str, Any]) -> str:
         lines.append(
             f"held out: {summary['tokens']:,} output tokens, {summary['copied_share']:.1%} of them in the "
             f"input, {1 - summary['token_coverage']:.2%} missing; {summary['example_coverage']:.1%} of "
-            f"{summary['examples']:,} examples miss none"
+            f"{summary['examples']:,} examples are covered completely"
         )
         lines += _curve_lines(report)
     return "\n".join(lines)
 
 
 def _curve_lines(report: dict[str, Any]) -> list[str]:
-    lines = ["       rows  missing tokens  examples whole"]
+    lines = ["       rows  missing tokens  examples covered"]
     marks = {report["profiled_rows"]: "  all profiled ids", report["knee"]: "  knee"}
     for point in report["curve"]:
         mark = marks.get(point["rows"], "")
         missing = 1 - point["token_coverage"]
-        lines.append(f"  {point['rows']:>9,}  {missing:>14.2%}  {point['example_coverage']:>14.1%}{mark}")
+        lines.append(f"  {point['rows']:>9,}  {missing:>14.2%}  {point['example_coverage']:>16.1%}{mark}")
     for rate, rows in report["rows_at_miss_rate"].items():
         lines.append(f"  {float(rate):.2%} missing: " + ("at no size" if rows is None else f"{rows:,} rows"))
     return lines

@@ -1,4 +1,4 @@
-"""Profiling: from a corpus to a task vocabulary.
+"""Profiling: make a task vocabulary from a corpus.
 
 ```python
 from vt_core.profile import Profiler, Stages
@@ -13,8 +13,8 @@ task.save("math.vt.json")
 from __future__ import annotations
 
 from vt_core.profile.counts import Counts, merge_all
-from vt_core.profile.layout import Layout, make_layout
-from vt_core.profile.run import Profiler
+from vt_core.profile.profiler import Profiler
+from vt_core.profile.row_format import RowFormat, make_row_format
 from vt_core.profile.selection import Stages
 
-__all__ = ["Counts", "Layout", "Profiler", "Stages", "make_layout", "merge_all"]
+__all__ = ["Counts", "Profiler", "RowFormat", "Stages", "make_row_format", "merge_all"]

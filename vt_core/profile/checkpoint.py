@@ -1,4 +1,4 @@
-"""Where an interrupted count goes on."""
+"""Checkpoints: an interrupted count resumes from its last one."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ from vt_core.errors import DataError, VocabularyError
 from vt_core.files.json_files import Fields, read_object, write_json
 from vt_core.profile.counts import Counts
 
+#: Seconds between two checkpoints.
 INTERVAL = 30.0
-"""Seconds between two checkpoints."""
 
 
 @dataclass(frozen=True)
 class Position:
-    """How far a count has come: `rows` of the file number `file`, and all rows of the files before."""
+    """A position in a list of files: after `rows` rows of the file with index `file`."""
 
     file: int = 0
     rows: int = 0
 
 
 class Checkpoint:
-    """A counts file that also holds a position. It is good only for the same files, layout and tokenizer."""
+    """A counts file with a position. It is valid only for the run whose signature it holds."""
 
     def __init__(self, path: str | Path, signature: str, interval: float = INTERVAL) -> None:
-        """`interval` in seconds."""
+        """`signature` comes from `run_signature`; `interval` is in seconds."""
         self.path = Path(path)
         self._signature = signature
         self._interval = interval
         self._saved = time.monotonic()
 
     def load(self) -> tuple[Counts, Position] | None:
-        """Counts and position of the interrupted run; None where there was none, or one of something else."""
+        """Counts and position of the interrupted run, or None if there is no valid checkpoint of this run."""
         try:
             values = read_object(self.path, "checkpoint", VocabularyError)
             fields = Fields(str(self.path), values, VocabularyError, "delete it")
@@ -49,25 +49,29 @@ class Checkpoint:
 
     @property
     def due(self) -> bool:
-        """Whether it is time to save again."""
+        """Whether the interval since the last save has passed."""
         return time.monotonic() - self._saved >= self._interval
 
     def save(self, counts: Counts, position: Position) -> None:
-        """Save the counts and how far they have come. Raises OutputError."""
-        write_json(
-            self.path, {**counts.fields(), "resume": {"signature": self._signature, **asdict(position)}}
-        )
+        """Save counts and position atomically. Raises OutputError."""
+        resume = {"signature": self._signature, **asdict(position)}
+        write_json(self.path, {**counts.fields(), "resume": resume})
         self._saved = time.monotonic()
 
     def clear(self) -> None:
-        """Removes the file: the run has ended well."""
+        """Remove the file after a complete run."""
         self.path.unlink(missing_ok=True)
 
 
-def run_signature(files: Sequence[str | Path], *what: object) -> str:
-    """Changes with the files and with anything else that changes what a run counts.
+def run_signature(files: Sequence[str | Path], *settings: object) -> str:
+    """A digest of the files (name, size, time) and of every setting that changes what a run counts.
 
-    `what` may hold dataclasses, texts and numbers. Raises DataError for a file that is not there.
+    Args:
+        files: the corpus files.
+        settings: dataclasses, texts, numbers, and dictionaries and tuples of these.
+
+    Raises:
+        DataError: a file does not exist.
     """
     try:
         stats = [(str(file), Path(file).stat()) for file in files]
@@ -75,6 +79,6 @@ def run_signature(files: Sequence[str | Path], *what: object) -> str:
         raise DataError(f"{error.filename}: cannot be read ({error.strerror}).") from error
     described = [
         [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats],
-        [repr(part) for part in what],
+        [repr(setting) for setting in settings],
     ]
     return hashlib.sha256(json.dumps(described).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""What profiling counts: in how many examples an id was written, and in how many it was not in the input."""
+"""Document frequencies of a corpus, and the files that hold them."""
 
 from __future__ import annotations
 
@@ -19,30 +19,31 @@ FORMAT = "vt-counts/1"
 
 @dataclass(frozen=True, eq=False)
 class Counts:
-    """Document frequencies of a corpus under one tokenizer, int64 [size].
+    """Document frequencies of a corpus under one tokenizer.
 
-    With T_in and T_out the sets of ids of an example's input and output, `needed` counts T_out - T_in (the
-    input-aware filter) and `written` counts T_out. Merging is associative and commutative, so parts that were
-    counted by other processes or machines give one answer.
+    T_in and T_out are the sets of ids of an example's input and output. Merging is associative and
+    commutative: parts that were counted by other processes or machines give the same result.
     """
 
     tokenizer_digest: str
+    #: Examples with the id in T_out - T_in (the input-aware filter), int64 `[size]`.
     needed: Ids
+    #: Examples with the id in T_out, int64 `[size]`.
     written: Ids
+    #: Rows with an output.
     examples: int = 0
-    """Rows with an output."""
+    #: Output tokens of all examples.
     tokens: int = 0
-    """Output tokens of all examples."""
+    #: Output tokens that also occur in the input of their example.
     copied: int = 0
-    """Those of them that stand in their example's input."""
+    #: Rows that were skipped because they could not be used.
     bad_rows: int = 0
-    """Rows that were skipped because they could not be used."""
+    #: One `{"file": name, "rows": count}` per file, sorted.
     source: tuple[Mapping[str, Any], ...] = ()
-    """One `{"file": name, "rows": count}` for each file, sorted."""
 
     @classmethod
     def empty(cls, tokenizer_digest: str, size: int) -> Counts:
-        """No example yet, for a tokenizer with ids below `size`."""
+        """Counts without any example, for a tokenizer with ids below `size`."""
         return cls(tokenizer_digest, np.zeros(size, np.int64), np.zeros(size, np.int64))
 
     @property
@@ -50,11 +51,11 @@ class Counts:
         return len(self.needed)
 
     def merge(self, other: Counts) -> Counts:
-        """Counts of both corpora together; raises VocabularyError when their tokenizers differ."""
+        """Counts of both corpora together. Raises VocabularyError if their tokenizers differ."""
         if self.tokenizer_digest != other.tokenizer_digest:
             raise VocabularyError(
                 f"Counts of tokenizer {self.tokenizer_digest[:12]} ({self._files()}) and of tokenizer "
-                f"{other.tokenizer_digest[:12]} ({other._files()}) do not go together; count with one model."
+                f"{other.tokenizer_digest[:12]} ({other._files()}) cannot be merged; count with one model."
             )
         return Counts(
             self.tokenizer_digest,
@@ -68,7 +69,7 @@ class Counts:
         )
 
     def times(self, weight: int) -> Counts:
-        """The same corpus, each example counted `weight` times."""
+        """Counts of the same corpus with each example repeated `weight` times."""
         return replace(
             self,
             needed=self.needed * weight,
@@ -83,7 +84,7 @@ class Counts:
         write_json(path, self.fields())
 
     def fields(self) -> dict[str, Any]:
-        """What a counts file holds."""
+        """The fields of a counts file."""
         ids = np.flatnonzero(self.written)
         return {
             "format": FORMAT,
@@ -101,13 +102,13 @@ class Counts:
 
     @classmethod
     def load(cls, path: str | Path) -> Counts:
-        """Reads a counts file; raises VocabularyError."""
+        """Read a counts file. Raises VocabularyError."""
         data = read_object(path, "counts file", VocabularyError)
         return cls.from_fields(Fields(str(path), data, VocabularyError, "profile the task again"))
 
     @classmethod
     def from_fields(cls, fields: Fields) -> Counts:
-        """Counts from what a counts file holds; raises VocabularyError."""
+        """Counts from the fields of a counts file. Raises VocabularyError."""
         if (found := fields.values.get("format")) != FORMAT:
             raise VocabularyError(
                 f"{fields.where}: format {found!r} is unknown; this version reads {FORMAT!r}."
@@ -116,7 +117,7 @@ class Counts:
         examples = fields.whole("examples")
         ids = fields.whole_list("ids", size - 1)
         if np.any(np.diff(ids) <= 0):
-            raise fields.fault("ids", "is not sorted, or holds an id twice")
+            raise fields.fault("ids", "is not sorted or contains an id twice")
         columns = {}
         for key in ("needed", "written"):
             values = fields.whole_list(key, examples)
@@ -139,7 +140,7 @@ class Counts:
 
 
 def merge_all(parts: Iterable[Counts]) -> Counts:
-    """Counts of one or more corpora together; raises VocabularyError when their tokenizers differ."""
+    """Counts of one or more corpora together. Raises VocabularyError if their tokenizers differ."""
     first, *rest = parts
     for part in rest:
         first = first.merge(part)

@@ -1,4 +1,4 @@
-"""How much of held-out outputs a static set of any size would cover."""
+"""The share of held-out outputs that a static set covers, for every size of the set."""
 
 from __future__ import annotations
 
@@ -9,31 +9,33 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vt_core.vocab.active import Ids
+from vt_core.types import Ids
 
+#: Sizes in a coverage table.
 SIZES = (0, 256, 512, 1024, 2048, 4096, 8192, 12288, 16384, 24576, 32768, 49152, 65536)
-"""Sizes in a coverage table."""
 
+#: Miss rates for which a report gives the size.
 MISS_RATES = (0.05, 0.02, 0.01, 0.005, 0.002, 0.001)
-"""Miss rates for which a report gives the size."""
 
 Shares = npt.NDArray[np.float64]
 
 
 class Coverage:
-    """Coverage of output tokens by their input, always active ids, and the first ids of a ranking.
+    """Coverage of output tokens by their input, by ids that are always active, and by a ranking of ids.
 
-    A token that is not in its example's input is covered iff the static set reaches the token's rank. So the
-    ranks of such tokens, and the last rank in each example, say everything, whatever the size.
+    The static set of size n is the first n ids of the ranking. A token that is not in the input of its
+    example is covered if and only if its rank is at most n. So two histograms give the coverage for every n:
+    the ranks of these tokens, and the highest rank in each example.
     """
 
     def __init__(self, ranking: Ids, size: int, always: Ids) -> None:
-        """`ranking` are ids below `size`, best first; `always` are active whatever the static set is."""
+        """`ranking`: ids below `size`, best first. `always`: ids that are active with any static set."""
+        #: The largest size of the static set.
         self.limit = len(ranking)
-        """Largest size that the ranking can fill."""
+        #: Output tokens of all examples.
         self.tokens = 0
+        #: Output tokens that also occur in the input of their example.
         self.copied = 0
-        """Tokens that stand in their example's input."""
         self.examples = 0
         self._rank = np.full(size, self.limit + 1, np.int64)
         self._rank[ranking] = np.arange(1, self.limit + 1)
@@ -42,7 +44,12 @@ class Coverage:
         self._examples_at = np.zeros(self.limit + 2, np.int64)
 
     def add(self, missing: Sequence[Sequence[int]], tokens: int) -> None:
-        """Some examples: the output tokens of each that are not in its input; `tokens` counts them all."""
+        """Add examples.
+
+        Args:
+            missing: the output tokens of each example that are not in its input.
+            tokens: the number of all output tokens of these examples.
+        """
         lengths = np.fromiter(map(len, missing), np.int64, len(missing))
         ranks = self._rank[np.fromiter(chain.from_iterable(missing), np.int64, int(lengths.sum()))]
         last = np.zeros(len(missing), np.int64)
@@ -54,22 +61,22 @@ class Coverage:
         self.examples += len(missing)
 
     def token_curve(self) -> Shares:
-        """Share of output tokens covered at each size from 0 to `limit`, float64 [limit + 1]."""
+        """The share of output tokens that is covered, at each size up to `limit`, float64 `[limit + 1]`."""
         covered = self.copied + np.cumsum(self._tokens_at)[:-1]
         return covered / self.tokens if self.tokens else np.ones(self.limit + 1)
 
     def example_curve(self) -> Shares:
-        """Share of examples covered whole at each size, float64 [limit + 1]."""
+        """The share of examples that is covered completely, at each size, float64 `[limit + 1]`."""
         covered = np.cumsum(self._examples_at)[:-1]
         return covered / self.examples if self.examples else np.ones(self.limit + 1)
 
     def size_at(self, miss_rate: float) -> int | None:
-        """The smallest size at which at most this share of output tokens is missing; None where none is."""
+        """The smallest size at which at most this share of output tokens is missing, or None."""
         enough = np.flatnonzero(1 - self.token_curve() <= miss_rate + 1e-12)
         return int(enough[0]) if len(enough) else None
 
     def knee(self) -> int:
-        """The size after which rows bring the least: where the curve stands highest above its chord."""
+        """The knee of the token curve: the size at which it is highest above its chord."""
         curve = self.token_curve()
         last = int(np.argmax(curve))
         if last == 0:
@@ -80,7 +87,7 @@ class Coverage:
     def report(
         self, extra_sizes: Sequence[int] = (), extra_miss_rates: Sequence[float] = ()
     ) -> dict[str, Any]:
-        """Figures for a file: a table over sizes, the knee, and the sizes at some miss rates."""
+        """JSON values: coverage at several sizes, the knee, and the sizes at several miss rates."""
         tokens, examples = self.token_curve(), self.example_curve()
         knee = self.knee()
         rates = sorted({*MISS_RATES, *extra_miss_rates}, reverse=True)

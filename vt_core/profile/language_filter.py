@@ -1,7 +1,7 @@
-"""The language filter: which ids can stand in a text of the given languages (VocabTailor, stage 2).
+"""The language filter: keeps the ids that can occur in texts of the given languages (VocabTailor, stage 2).
 
-Exact: an id is kept iff its bytes are a substring of the UTF-8 encoding of some text over the allowed
-characters, as they are after the tokenizer's normalizer.
+It is exact: an id is kept if and only if its bytes are a substring of the UTF-8 encoding of some text over
+the allowed characters, after the tokenizer's normalizer.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vt_core.profile.languages import Range, code_points, merged
-from vt_core.profile.utf8 import Utf8Substrings
+from vt_core.profile.utf8_automaton import Utf8Substrings
 from vt_core.vocab.token_bytes import SPACE_MARK, Kind, TokenTable
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ Mask = npt.NDArray[np.bool_]
 
 
 def allowed_ids(table: TokenTable, tokenizer: Tokenizer, languages: Iterable[str]) -> Mask:
-    """Ids that a text in these languages can hold, bool [table.size]; raises OptionError."""
+    """Ids that can occur in texts of these languages, bool `[table.size]`. Raises OptionError."""
     ranges = code_points(languages)
     if tokenizer.normalizer is not None:
         ranges = normalized(ranges, tokenizer.normalizer.normalize_str)
@@ -34,7 +34,7 @@ def allowed_ids(table: TokenTable, tokenizer: Tokenizer, languages: Iterable[str
 
 
 def normalized(ranges: Iterable[Range], normalize: Callable[[str], str]) -> list[Range]:
-    """Code points of texts over `ranges` after `normalize`; SentencePiece's space counts as a space."""
+    """Code points of texts over `ranges` after `normalize`. SentencePiece's space mark counts as a space."""
     points: set[int] = set()
     for low, high in ranges:
         for point in range(low, high + 1):
@@ -46,7 +46,7 @@ def normalized(ranges: Iterable[Range], normalize: Callable[[str], str]) -> list
 
 
 def _add_compositions(points: set[int], normalize: Callable[[str], str]) -> None:
-    """Adds the characters that a composing normalizer makes of an allowed character and an allowed mark."""
+    """Add the characters that a composing normalizer makes from an allowed character and an allowed mark."""
     found = True
     while found:
         found = False
@@ -63,7 +63,7 @@ def _add_compositions(points: set[int], normalize: Callable[[str], str]) -> None
 
 @lru_cache(maxsize=1)
 def _compositions() -> list[tuple[int, int, int]]:
-    """All (composed character, shorter character, last mark) of Unicode."""
+    """All triples (composed character, the character without its last mark, that mark) of Unicode."""
     result = []
     for point in range(0x80, 0x20000):
         parts = unicodedata.normalize("NFD", chr(point)) if not 0xD800 <= point <= 0xDFFF else ""

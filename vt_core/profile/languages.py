@@ -1,7 +1,7 @@
-"""Languages as code-point ranges: which characters a text in a language may hold.
+"""The characters of languages and of kinds of text, as ranges of code points.
 
-A range is `"41-5A"` (hexadecimal, both ends included) or one code point. A language names its own script
-only; Latin letters in a Chinese text are asked for with `en` beside `zh`. `ALWAYS` belongs to every language.
+A range is `"41-5A"` (hexadecimal, both ends included) or one code point. A language has its own script only:
+for Latin letters in Chinese texts, use `en` together with `zh`. `ALWAYS` belongs to every language.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Iterable
 
 from vt_core.errors import OptionError
 
+#: First and last code point, both included.
 Range = tuple[int, int]
 
 ALWAYS = (
@@ -26,6 +27,7 @@ _SIGNS = (
 _EAST_ASIAN_SIGNS = ("3001-303F", "FE30-FE4F", "FF01-FFEE")
 _IDEOGRAPHS = ("3400-4DBF", "4E00-9FFF", "F900-FAFF", "20000-2A6DF")
 
+#: Languages by ISO 639-1 code.
 LANGUAGES: dict[str, tuple[str, ...]] = {
     "ar": ("600-6FF", "750-77F", "8A0-8FF", "FB50-FDCF", "FDF0-FDFF", "FE70-FEFC", "200C-200F", *_SIGNS),
     "de": (*_LATIN_1, "1E9E", *_SIGNS),
@@ -50,8 +52,8 @@ LANGUAGES: dict[str, tuple[str, ...]] = {
     ),
     "zh": (*_IDEOGRAPHS, "2460-2473", *_EAST_ASIAN_SIGNS, *_SIGNS),
 }  # fmt: skip
-"""Languages by ISO 639-1 code."""
 
+#: Kinds of text that can be combined with any language.
 GROUPS: dict[str, tuple[str, ...]] = {
     "code": (*_LETTERS, "2190-2193", "2500-257F"),
     "emoji": (
@@ -65,15 +67,14 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "1D400-1D7FF",
     ),
 }  # fmt: skip
-"""Kinds of text that go with any language."""
 
 KNOWN = {**LANGUAGES, **GROUPS}
 
 
 def code_points(names: Iterable[str]) -> list[Range]:
-    """Allowed code points of languages and groups together, with `ALWAYS`: sorted ranges that do not touch.
+    """The code points of all these languages and groups and of `ALWAYS`, as sorted ranges that do not touch.
 
-    Raises OptionError for a name that is not known.
+    Raises OptionError for an unknown name.
     """
     texts = list(ALWAYS)
     for name in names:
@@ -86,7 +87,7 @@ def code_points(names: Iterable[str]) -> list[Range]:
 
 
 def merged(ranges: Iterable[Range]) -> list[Range]:
-    """The same code points as sorted ranges of which no two touch."""
+    """The same code points as sorted ranges that neither overlap nor touch."""
     result: list[Range] = []
     for low, high in sorted(ranges):
         if result and low <= result[-1][1] + 1:

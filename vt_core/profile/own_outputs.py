@@ -1,4 +1,4 @@
-"""Self-profiling: the model writes the outputs that are counted, in its own style."""
+"""Self-profiling: count what the model itself writes, so that the counts match its style."""
 
 from __future__ import annotations
 
@@ -6,24 +6,25 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from vt_core.errors import DataError, PromptError
+from vt_core.profile.accumulator import CountAccumulator, CountedChunks, accumulate
 from vt_core.profile.checkpoint import Checkpoint
+from vt_core.profile.chunk_counts import ChunkCounts, load_tokenizer
 from vt_core.profile.counting import chunks_from
 from vt_core.profile.counts import Counts
-from vt_core.profile.layout import BadRow, Layout
 from vt_core.profile.readers import Row
-from vt_core.profile.running import Running, Tallies, accumulate
-from vt_core.profile.tally import Tally, is_blank, load_tokenizer, parsed
-from vt_core.vocab.active import Ids
+from vt_core.profile.row_format import BadRow, RowFormat
+from vt_core.profile.rows import is_blank, parse_row
+from vt_core.types import Ids
 
+#: Generates full ids for a prompt, at most the given number of tokens.
 Generate = Callable[[str, int], Iterable[int]]
-"""Full ids that the model writes after a prompt, at most so many tokens."""
 
 
 def count_own_outputs(
     files: Sequence[str | Path],
     tokenizer_json: str | Path,
     start: Counts,
-    layout: Layout,
+    row_format: RowFormat,
     generate: Generate,
     *,
     max_tokens: int = 256,
@@ -33,36 +34,48 @@ def count_own_outputs(
     checkpoint: Checkpoint | None = None,
     on_rows: Callable[[int], object] = lambda rows: None,
 ) -> Counts:
-    """Counts of what a model writes for the inputs of the first `limit` rows, added to `start`.
+    """Count the texts that a model writes for the inputs of corpus files, added to `start`.
 
-    The outputs in the files are not looked at. `always` are ids that are active anyway, such as the end of
-    the text: they are not counted. With a `checkpoint` the count goes on where an earlier one stopped.
+    The outputs in the files are ignored.
+
+    Args:
+        files: corpus files.
+        tokenizer_json: the model's tokenizer.
+        start: counts to add to.
+        row_format: fields of the rows and the prompt around the input.
+        generate: the model.
+        max_tokens: most tokens per text.
+        limit: rows to use; None uses all.
+        always: ids that are active in every request, such as the end of text. They are not counted.
+        skip_bad: skip and count rows that cannot be used.
+        checkpoint: where to save and resume; None for neither.
+        on_rows: called with the number of rows done.
 
     Raises:
-        DataError: a file or a row that cannot be used, or a prompt that the model refuses.
+        DataError: a file or a row cannot be used, or the model refuses a prompt.
         TokenizerError: the tokenizer cannot be read.
     """
     tokenizer = load_tokenizer(tokenizer_json)
     dropped = frozenset(() if always is None else always.tolist())
 
-    def one(row: Row, tally: Tally) -> None:
-        prompt = layout.prompt_text(parsed(row))
+    def count(row: Row, counts: ChunkCounts) -> None:
+        prompt = row_format.prompt_text(parse_row(row))
         written = [id for id in generate(prompt, max_tokens) if id not in dropped]
-        tally.add(tokenizer.encode(prompt, add_special_tokens=False).ids, written)
+        counts.add(tokenizer.encode(prompt, add_special_tokens=False).ids, written)
 
-    def tallies(running: Running) -> Tallies:
-        for file, chunk in chunks_from(files, running.position):
+    def count_after(total: CountAccumulator) -> CountedChunks:
+        for file, chunk in chunks_from(files, total.position, row_format.input_columns):
             for index, row in enumerate(chunk.rows):
-                if limit is not None and running.rows >= limit:
+                if limit is not None and total.rows >= limit:
                     return
-                tally = Tally(chunk.file, rows=1, blank_rows=int(is_blank(row)))
+                counts = ChunkCounts(chunk.file, rows=1, blank_rows=int(is_blank(row)))
                 try:
-                    if not tally.blank_rows:
-                        one(row, tally)
+                    if not counts.blank_rows:
+                        count(row, counts)
                 except (BadRow, PromptError) as error:
                     if not skip_bad:
-                        raise DataError(f"{chunk.where(index)}: {error}") from error
-                    tally.bad_rows = 1
-                yield file, tally
+                        raise DataError(f"{chunk.where(index)}: {error}.") from error
+                    counts.bad_rows = 1
+                yield file, counts
 
-    return accumulate(tallies, start, checkpoint, on_rows)
+    return accumulate(count_after, start, checkpoint, on_rows)

@@ -1,150 +1,115 @@
-"""Rows of corpus files, in chunks: JSON lines, JSON, CSV, TSV and Parquet, plain or compressed."""
+"""Reads corpus files in chunks of rows: JSON lines, JSON, CSV, TSV and Parquet, plain or compressed."""
 
 from __future__ import annotations
 
 import codecs
 import csv
-import gzip
-import importlib
 import io
 import json
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from vt_core.errors import DataError
+from vt_core.files.json_files import lfs_pointer
+from vt_core.profile.compressed import DAMAGE, SUFFIXES, open_decompressed
+from vt_core.profile.json_list import MAX_VALUE_CHARACTERS, read_json_list
+from vt_core.profile.parquet import read_parquet
 
+#: Bytes of text in a chunk: about a third of a second of work, so several can wait in memory.
 CHUNK_BYTES = 512 * 1024
-"""Text in a chunk: enough to keep a process busy for a third of a second, little enough to hold several."""
-
-MAX_VALUE_CHARACTERS = 64 * 1024 * 1024
-"""Longest field of a CSV file, longest row of a JSON list."""
-
-PARQUET_ROWS = 1024
 
 _LINES = (".jsonl", ".ndjson")
 
 Row = bytes | Mapping[str, Any]
-Numbered = Iterator[tuple[int, Row]]
+NumberedRows = Iterator[tuple[int, Row]]
+
+#: First bytes of files that are not what their names say, and what to tell the user. Longest first.
+_SIGNATURES = {
+    codecs.BOM_UTF32_LE: "is UTF-32, not UTF-8; save it as UTF-8",
+    codecs.BOM_UTF32_BE: "is UTF-32, not UTF-8; save it as UTF-8",
+    b"\x28\xb5\x2f\xfd": "is compressed with Zstandard; add .zst to its name",
+    b"PK\x03\x04": "is a ZIP archive; extract it",
+    b"PAR1": "is a Parquet file; its name must end in .parquet",
+    b"\x1f\x8b": "is compressed with gzip; add .gz to its name",
+    codecs.BOM_UTF16_LE: "is UTF-16, not UTF-8; save it as UTF-8",
+    codecs.BOM_UTF16_BE: "is UTF-16, not UTF-8; save it as UTF-8",
+}
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Some rows of one file. Lines of JSON are left as bytes: whoever counts them parses them."""
+    """Some rows of one file. Lines of JSON stay bytes, so that worker processes parse them."""
 
     file: str
+    #: What `numbers` count: "line" or "row".
     unit: str
+    #: Line or row number of each row, from 1.
     numbers: Sequence[int]
-    """Line (or row) number of each row, from 1."""
     rows: Sequence[Row]
 
     def where(self, index: int) -> str:
-        """File and line of one of the rows, for messages."""
+        """File and line of the row with this index, for messages."""
         return f"{self.file}, {self.unit} {self.numbers[index]}"
 
 
-def read_chunks(path: str | Path, skip: int = 0) -> Iterator[Chunk]:
-    """Rows of a file after the first `skip`, in order, blank lines included; raises DataError."""
+def read_chunks(path: str | Path, skip: int = 0, columns: Sequence[str] | None = None) -> Iterator[Chunk]:
+    """Rows of a file in order, blank lines included.
+
+    Args:
+        path: the file. Its suffix gives the format.
+        skip: rows to leave out at the start.
+        columns: the only columns to read from a Parquet file; None reads all.
+
+    Raises:
+        DataError: the file cannot be read, or is not what its suffix says.
+    """
     path = Path(path)
-    kind = _kind(path)
-    zstd = _zstd_library(path) if path.suffix.lower() == ".zst" else None
-    damage = (OSError, EOFError, zlib.error, *(() if zstd is None else (zstd.ZstdError,)))
+    suffix = _format_suffix(path)
     try:
-        with _open(path, zstd) as file:
-            if kind in _LINES or (kind == ".json" and _holds_lines(file)):
+        with open_decompressed(path) as file:
+            _check_start(path, suffix, file)
+            if suffix in _LINES or (suffix == ".json" and _starts_with_object(file)):
                 yield from _json_lines(path, file, skip)
+            elif suffix == ".parquet":
+                yield from _group(path, "row", islice(read_parquet(path, file, columns), skip, None))
             else:
-                unit, rows = _RECORDS[kind]
-                yield from _chunks(path, unit, islice(rows(path, file), skip, None))
+                unit, read = _TEXT_READERS[suffix]
+                yield from _group(path, unit, islice(read(path, file), skip, None))
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 text ({error.reason}).") from error
-    except damage as error:
+    except DAMAGE as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise DataError(f"{path}: cannot be read ({reason}).") from error
 
 
-def _kind(path: Path) -> str:
+def _format_suffix(path: Path) -> str:
     suffixes = [suffix.lower() for suffix in path.suffixes]
-    if suffixes and suffixes[-1] in (".gz", ".zst"):
+    if suffixes and suffixes[-1] in SUFFIXES:
         suffixes.pop()
-    if not suffixes or suffixes[-1] not in (*_LINES, *_RECORDS):
+    known = (*_LINES, *_TEXT_READERS, ".parquet")
+    if not suffixes or suffixes[-1] not in known:
         raise DataError(
-            f"{path}: this kind of file is not read; its name must end in {', '.join((*_LINES, *_RECORDS))}, "
-            "with .gz or .zst after it where it is compressed."
+            f"{path}: unknown file type; the name must end in {', '.join(known)}, "
+            "followed by .gz or .zst if the file is compressed."
         )
     return suffixes[-1]
 
 
-def _open(path: Path, zstd: Any) -> io.BufferedReader:
-    if path.suffix.lower() == ".gz":
-        return io.BufferedReader(gzip.open(path, "rb"))
-    if zstd is None:
-        return path.open("rb")
-    # Python's own decompressor, or zstandard's object that behaves like it.
-    new = (
-        zstd.ZstdDecompressor
-        if hasattr(zstd, "ZstdFile")
-        else lambda: zstd.ZstdDecompressor().decompressobj()
-    )
-    return io.BufferedReader(_Frames(path.open("rb"), new))
+def _check_start(path: Path, suffix: str, file: io.BufferedReader) -> None:
+    """Raise DataError for a file that its first bytes show to be of another kind than its suffix says."""
+    start = file.peek(256)
+    if sentence := lfs_pointer(start):
+        raise DataError(f"{path} {sentence}.")
+    for signature, sentence in _SIGNATURES.items():
+        if start.startswith(signature) and not (suffix == ".parquet" and signature == b"PAR1"):
+            raise DataError(f"{path} {sentence}.")
 
 
-class _Frames(io.RawIOBase):
-    """What the frames of a compressed file hold, one after another; raises EOFError inside an unfinished one.
-
-    zstandard's own readers stop, without a word, after the first frame and where a file has been cut off.
-    """
-
-    def __init__(self, file: IO[bytes], new: Callable[[], Any]) -> None:
-        """`new` makes a decompressor for one frame, with `decompress`, `eof` and `unused_data`."""
-        self._file = file
-        self._new = new
-        self._frame: Any = None
-        self._input = b""
-        self._output = memoryview(b"")
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        while not self._output:
-            if not self._input:
-                self._input = self._file.read(CHUNK_BYTES)
-            if not self._input:
-                if self._frame is not None:
-                    raise EOFError("it ends inside a compressed frame")
-                return 0
-            self._frame = self._frame or self._new()
-            self._output = memoryview(self._frame.decompress(self._input))
-            self._input = b""
-            if self._frame.eof:
-                self._input, self._frame = self._frame.unused_data, None
-        count = min(len(buffer), len(self._output))
-        buffer[:count] = self._output[:count]
-        self._output = self._output[count:]
-        return count
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()
-
-
-def _zstd_library(path: Path) -> Any:
-    """Python 3.14's own module, or zstandard."""
-    for name in ("compression.zstd", "zstandard"):
-        try:
-            return importlib.import_module(name)
-        except ImportError:
-            continue
-    raise DataError(f"{path}: .zst files need the library zstandard; install it with pip install zstandard.")
-
-
-def _holds_lines(file: io.BufferedReader) -> bool:
-    """Whether a `.json` file is JSON lines in truth: it begins with an object, not with a list."""
+def _starts_with_object(file: io.BufferedReader) -> bool:
+    """Whether a `.json` file starts with an object, not with a list. Then it is read as JSON lines."""
     return file.peek(256).lstrip(codecs.BOM_UTF8).lstrip()[:1] == b"{"
 
 
@@ -155,19 +120,45 @@ def _json_lines(path: Path, file: io.BufferedReader, skip: int) -> Iterator[Chun
     while lines := file.readlines(CHUNK_BYTES):
         if number == 0:
             lines[0] = lines[0].removeprefix(codecs.BOM_UTF8)
+            _check_one_value_per_line(path, lines)
         yield Chunk(str(path), "line", range(number + 1, number + 1 + len(lines)), lines)
         number += len(lines)
 
 
-def _chunks(path: Path, unit: str, rows: Numbered) -> Iterator[Chunk]:
-    """Records in groups of about `CHUNK_BYTES` of text."""
+def _check_one_value_per_line(path: Path, lines: Sequence[bytes]) -> None:
+    """Raise DataError for a JSON object or list that is spread over several lines.
+
+    One bad line is not enough evidence: it may be skipped.
+    """
+    start = [line.strip() for line in islice(filter(bytes.strip, lines), 2)]
+    if len(start) < 2 or any(map(_is_json, start)):
+        return
+    opening = start[0][:1]
+    if opening == b"[":
+        raise DataError(f"{path}: holds a JSON list, not one object per line; its name must end in .json.")
+    if opening == b"{":
+        raise DataError(
+            f"{path}: holds a JSON object over several lines; give a list of objects, or one object per line."
+        )
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _group(path: Path, unit: str, rows: NumberedRows) -> Iterator[Chunk]:
+    """Chunks of about `CHUNK_BYTES` of text."""
     numbers: list[int] = []
     group: list[Row] = []
     size = 0
     for number, row in rows:
         numbers.append(number)
         group.append(row)
-        size += _weight(row)
+        size += _size(row)
         if size >= CHUNK_BYTES:
             yield Chunk(str(path), unit, numbers, group)
             numbers, group, size = [], [], 0
@@ -175,76 +166,22 @@ def _chunks(path: Path, unit: str, rows: Numbered) -> Iterator[Chunk]:
         yield Chunk(str(path), unit, numbers, group)
 
 
-def _weight(row: Row) -> int:
-    """Characters of a record's texts, and something for itself, so that a chunk of empty records ends too."""
+def _size(row: Row) -> int:
+    """Characters of a row's texts, plus a constant so that a chunk of empty rows ends too."""
     values = row.values() if isinstance(row, Mapping) else ()
     return 64 + sum(len(value) for value in values if isinstance(value, str))
 
 
-def _json_list(path: Path, file: io.BufferedReader) -> Numbered:
-    """Objects of one long list, decoded one at a time."""
-    with io.TextIOWrapper(file, encoding="utf-8-sig") as lines:
-        text = _JsonText(path, lines)
-        if text.take() != "[":
-            raise DataError(f"{path}: holds neither a list of objects nor lines of JSON.")
-        number = 0
-        while text.peek() != "]":
-            number += 1
-            if number > 1 and text.take() != ",":
-                raise text.fault(number)
-            yield number, text.value(number)
+def _csv(path: Path, file: io.BufferedReader) -> NumberedRows:
+    return _table(path, file, ",")
 
 
-class _JsonText:
-    """JSON that is read as far as the next value needs."""
-
-    def __init__(self, path: Path, file: io.TextIOBase) -> None:
-        self._path = path
-        self._file = file
-        self._buffer = ""
-        self._position = 0
-        self._decoder = json.JSONDecoder()
-
-    def peek(self) -> str:
-        """The next character that is no white space; empty at the end."""
-        while True:
-            while self._position < len(self._buffer):
-                if not self._buffer[self._position].isspace():
-                    return self._buffer[self._position]
-                self._position += 1
-            if not self._more():
-                return ""
-
-    def take(self) -> str:
-        """The same, and goes on behind it."""
-        character = self.peek()
-        self._position += len(character)
-        return character
-
-    def value(self, number: int) -> Any:
-        """The next value; raises DataError, which names it by `number`."""
-        self.peek()
-        while True:
-            try:
-                value, self._position = self._decoder.raw_decode(self._buffer, self._position)
-                return value
-            except (ValueError, RecursionError):
-                if len(self._buffer) - self._position > MAX_VALUE_CHARACTERS or not self._more():
-                    raise self.fault(number) from None
-
-    def fault(self, number: int) -> DataError:
-        return DataError(f"{self._path}, row {number}: not valid JSON.")
-
-    def _more(self) -> bool:
-        """Reads on, twice as much as is waiting, so that a long value is not tried too often."""
-        waiting = self._buffer[self._position :]
-        read = self._file.read(max(CHUNK_BYTES, 2 * len(waiting)))
-        self._buffer, self._position = waiting + read, 0
-        return bool(read)
+def _tsv(path: Path, file: io.BufferedReader) -> NumberedRows:
+    return _table(path, file, "\t")
 
 
-def _table(path: Path, file: io.BufferedReader, separator: str) -> Numbered:
-    """Rows of a CSV or TSV file with a header, numbered by their last lines."""
+def _table(path: Path, file: io.BufferedReader, separator: str) -> NumberedRows:
+    """Rows of a table with a header, numbered by their last lines."""
     csv.field_size_limit(MAX_VALUE_CHARACTERS)
     with io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as lines:
         reader = csv.DictReader(lines, delimiter=separator)
@@ -255,24 +192,9 @@ def _table(path: Path, file: io.BufferedReader, separator: str) -> Numbered:
             raise DataError(f"{path}, line {reader.line_num}: {error}.") from error
 
 
-def _parquet(path: Path, file: io.BufferedReader) -> Numbered:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise DataError(
-            f"{path}: Parquet files need the library pyarrow; install it with pip install pyarrow."
-        ) from None
-    try:
-        batches = pyarrow.parquet.ParquetFile(file).iter_batches(batch_size=PARQUET_ROWS)
-        yield from enumerate((row for batch in batches for row in batch.to_pylist()), start=1)
-    except pyarrow.ArrowException as error:
-        raise DataError(f"{path}: not a Parquet file that can be read ({error}).") from error
-
-
-_RECORDS: dict[str, tuple[str, Callable[[Path, io.BufferedReader], Numbered]]] = {
-    ".json": ("row", _json_list),
-    ".csv": ("line", partial(_table, separator=",")),
-    ".tsv": ("line", partial(_table, separator="\t")),
-    ".parquet": ("row", _parquet),
+#: Readers of text files by suffix, each with what it numbers.
+_TEXT_READERS: dict[str, tuple[str, Callable[[Path, io.BufferedReader], NumberedRows]]] = {
+    ".json": ("row", read_json_list),
+    ".csv": ("line", _csv),
+    ".tsv": ("line", _tsv),
 }

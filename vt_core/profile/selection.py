@@ -1,4 +1,4 @@
-"""From counts to a static set: the paper's stages (VocabTailor, algorithm 1), a budget, and the prior."""
+"""Selects the static set from counts: the stages of VocabTailor (algorithm 1), a budget, the rank prior."""
 
 from __future__ import annotations
 
@@ -11,40 +11,40 @@ import numpy as np
 from vt_core.errors import DataError, OptionError
 from vt_core.profile.counts import Counts
 from vt_core.profile.language_filter import Mask
-from vt_core.vocab.active import Ids
+from vt_core.types import Ids
 from vt_core.vocab.prior import DEFAULT_PRIOR, rank_prior
 from vt_core.vocab.task import TaskVocabulary
 from vt_core.vocab.token_bytes import TokenTable
 
+#: Share of the examples that may lose a token.
 DEFAULT_TOLERANCE = 0.01
 
 
 @dataclass(frozen=True)
 class Stages:
-    """How a static set is chosen. Either a tolerance or a number of rows ends it.
+    """Settings of the selection. Raises OptionError for values out of range."""
 
-    Raises OptionError for values out of range.
-    """
-
+    #: Share of the examples that may lose a token, at least 0 and below 1. Unused if `rows` is given.
     tolerance: float = DEFAULT_TOLERANCE
-    """Share of the examples, from 0 up to 1, that may lose a token."""
+    #: Size of the static set: the most frequent ids, then the rank prior. None: use `tolerance`.
     rows: int | None = None
-    """Ids in the static set instead: the most frequent, then, where there is room, the prior."""
+    #: Ordinary ids of the rank prior; 0 for no prior, not even single characters.
     prior: int = DEFAULT_PRIOR
-    """Ordinary ids of the rank prior; 0 for no prior at all."""
+    #: Whether ids of the input count as provided by the prompt.
     input_aware: bool = True
-    """Whether an example's input ids count as provided."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.tolerance < 1:
-            raise OptionError(f"A tolerance of {self.tolerance} is not from 0 up to 1.")
+            raise OptionError(
+                f"A tolerance of {self.tolerance} is out of range; it must be at least 0 and below 1."
+            )
         if self.rows is not None and self.rows < 1:
-            raise OptionError(f"A budget of {self.rows} rows is not at least 1.")
+            raise OptionError(f"A budget of {self.rows} rows is out of range; it must be at least 1.")
         if self.prior < 0:
-            raise OptionError(f"A prior of {self.prior} ids is not at least 0.")
+            raise OptionError(f"A prior of {self.prior} ids is out of range; it must be at least 0.")
 
     def frequency(self, counts: Counts, vocab_rows: int) -> Ids:
-        """The counts that decide, int64 [vocab_rows]."""
+        """The document frequencies that the selection uses, int64 `[vocab_rows]`."""
         column = (counts.needed if self.input_aware else counts.written)[:vocab_rows]
         return np.concatenate([column, np.zeros(vocab_rows - len(column), np.int64)])
 
@@ -60,10 +60,20 @@ def select(
     name: str = "task",
     model: str = "",
 ) -> TaskVocabulary:
-    """The static vocabulary of a counted corpus for a model with `vocab_rows` rows.
+    """Select the task vocabulary of a counted corpus.
 
-    `allowed` [table.size] is what the filter of `languages` keeps.
-    Raises DataError for counts without an example.
+    Args:
+        counts: the document frequencies.
+        table: the tokenizer's tokens.
+        vocab_rows: rows of the model's table, V.
+        stages: settings of the selection.
+        languages: names of the languages that `allowed` was made for; stored in the result.
+        allowed: ids that the language filter keeps, bool `[table.size]`; None for no filter.
+        name: name of the task.
+        model: name of the model; stored in the result.
+
+    Raises:
+        DataError: the counts have no example.
     """
     if counts.examples == 0:
         files = ", ".join(entry["file"] for entry in counts.source)
@@ -104,12 +114,12 @@ def select(
 
 
 def most_frequent(ids: Ids, frequency: Ids) -> Ids:
-    """Ids by falling frequency; of two as frequent ones the higher first: pruning order, reversed."""
+    """Ids by descending frequency, then by descending id: the reverse of the pruning order."""
     return ids[np.lexsort((ids, frequency[ids]))][::-1]
 
 
 def ordered_prior(table: TokenTable, vocab_rows: int, n: int, allowed: Mask | None) -> Ids:
-    """The rank prior of `n` ids, characters and bytes first, then by rank; nothing where `n` is 0."""
+    """The rank prior of `n` ids: single characters and bytes, then ids by rank. Empty if `n` is 0."""
     if n == 0:
         return np.empty(0, np.int64)
     prior = with_prior(rank_prior(table, 0, allowed), rank_prior(table, n, allowed))
@@ -117,16 +127,16 @@ def ordered_prior(table: TokenTable, vocab_rows: int, n: int, allowed: Mask | No
 
 
 def with_prior(ids: Ids, prior: Ids) -> Ids:
-    """`ids`, and after them those of the prior that are not among them."""
+    """`ids`, followed by the ids of the prior that are not among them."""
     return np.concatenate([ids, prior[~np.isin(prior, ids)]])
 
 
 def within_tolerance(ranking: Ids, frequency: Ids, examples: int, tolerance: float) -> Ids:
-    """The ranking without the rarest ids, whose frequencies add up to `tolerance * examples` at the most.
+    """`ranking` without its rarest ids, as many as have frequencies that add up to `tolerance * examples`.
 
-    No more examples than that lose a token.
+    At most that many examples lose a token.
     """
-    # Fraction: 0.29 * 100 is 28.999999999999996 in floating point.
+    # As a fraction, because 0.29 * 100 is 28.999999999999996 in floating point.
     budget = int(Fraction(repr(tolerance)) * examples)
     pruned = int(np.searchsorted(np.cumsum(frequency[ranking[::-1]]), budget, side="right"))
     return ranking[: len(ranking) - pruned]

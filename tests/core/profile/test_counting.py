@@ -15,16 +15,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.core.profile.small import byte_level, write
+from tests.core.profile.small_tokenizers import byte_level, write
 from vt_core.errors import DataError, PromptError, TokenizerError
 from vt_core.profile import counting, readers
 from vt_core.profile.checkpoint import Checkpoint, run_signature
+from vt_core.profile.chunk_counts import load_tokenizer
 from vt_core.profile.counting import count_files
 from vt_core.profile.counts import Counts, merge_all
-from vt_core.profile.layout import Layout, make_layout
 from vt_core.profile.own_outputs import count_own_outputs
 from vt_core.profile.readers import Chunk
-from vt_core.profile.tally import load_tokenizer
+from vt_core.profile.row_format import RowFormat, make_row_format
 
 DIGEST = "a" * 64
 EMPTY = Counts.empty(DIGEST, 300)
@@ -55,7 +55,7 @@ def nonzero(column: Any) -> dict[int, int]:
 
 def test_counts_examples_not_occurrences(tmp_path: Path, tokenizer_json: Path) -> None:
     file = corpus(tmp_path / "a.jsonl", [row("x", "aab"), row("a", "ab"), row("z", "a")])
-    counts = count_files([file], tokenizer_json, EMPTY, Layout())
+    counts = count_files([file], tokenizer_json, EMPTY, RowFormat())
     a, b = ord("a"), ord("b")
     assert nonzero(counts.needed) == {a: 2, b: 2}
     assert nonzero(counts.written) == {a: 3, b: 2}
@@ -65,13 +65,13 @@ def test_counts_examples_not_occurrences(tmp_path: Path, tokenizer_json: Path) -
 
 def test_words_of_the_template_count_as_input(tmp_path: Path, tokenizer_json: Path) -> None:
     file = corpus(tmp_path / "a.jsonl", [row("x", "ab")])
-    counts = count_files([file], tokenizer_json, EMPTY, make_layout(template="a: {input}"))
+    counts = count_files([file], tokenizer_json, EMPTY, make_row_format(template="a: {input}"))
     assert nonzero(counts.needed) == {ord("b"): 1}
 
 
 def test_rows_without_an_output_are_no_examples(tmp_path: Path, tokenizer_json: Path) -> None:
     file = corpus(tmp_path / "a.jsonl", [row("x", ""), row("", "a")])
-    counts = count_files([file], tokenizer_json, EMPTY, Layout())
+    counts = count_files([file], tokenizer_json, EMPTY, RowFormat())
     assert (counts.examples, counts.bad_rows) == (1, 0)
     assert counts.source == ({"file": "a.jsonl", "rows": 2},)
 
@@ -90,7 +90,7 @@ def test_counting_is_its_definition(tokenizer_json: Path, rows: list[dict[str, s
         written.update(seen)
         needed.update(seen - set(ids(tokenizer_json, one["input"])))
     with tempfile.TemporaryDirectory() as directory:
-        counts = count_files([corpus(Path(directory) / "a.jsonl", rows)], tokenizer_json, EMPTY, Layout())
+        counts = count_files([corpus(Path(directory) / "a.jsonl", rows)], tokenizer_json, EMPTY, RowFormat())
     assert nonzero(counts.needed) == needed
     assert nonzero(counts.written) == written
 
@@ -106,8 +106,8 @@ def test_shards_merge_to_the_whole(
             corpus(Path(directory) / name, part)
             for name, part in (("a.jsonl", rows[:cut]), ("b.jsonl", rows[cut:]))
         ]
-        together = count_files(parts, tokenizer_json, EMPTY, Layout())
-        apart = [count_files([part], tokenizer_json, EMPTY, Layout()) for part in reversed(parts)]
+        together = count_files(parts, tokenizer_json, EMPTY, RowFormat())
+        apart = [count_files([part], tokenizer_json, EMPTY, RowFormat()) for part in reversed(parts)]
     files = {entry["file"]: entry["rows"] for entry in merge_all(apart).source}
     assert {**merge_all(apart).fields(), "source": None} == {**together.fields(), "source": None}
     assert files == {entry["file"]: entry["rows"] for entry in together.source}
@@ -119,9 +119,9 @@ def test_processes_give_the_counts_of_one(tmp_path: Path, tokenizer_json: Path, 
         corpus(tmp_path / f"{name}.jsonl", [row(f"cat {i % 7}", f"the dog {i}") for i in range(100)])
         for name in "ab"
     ]
-    alone = count_files(files, tokenizer_json, EMPTY, Layout())
+    alone = count_files(files, tokenizer_json, EMPTY, RowFormat())
     seen: list[int] = []
-    shared = count_files(files, tokenizer_json, EMPTY, Layout(), processes=2, on_rows=seen.append)
+    shared = count_files(files, tokenizer_json, EMPTY, RowFormat(), processes=2, on_rows=seen.append)
     assert shared.fields() == alone.fields()
     assert sum(seen) == 200
     assert len(seen) > 4
@@ -130,7 +130,7 @@ def test_processes_give_the_counts_of_one(tmp_path: Path, tokenizer_json: Path, 
 def test_bad_row_in_another_process_is_named(tmp_path: Path, tokenizer_json: Path) -> None:
     file = corpus(tmp_path / "a.jsonl", [row("x", "y"), {"input": "x"}])
     with pytest.raises(DataError, match=r"a\.jsonl, line 2: lacks the output, output\."):
-        count_files([file], tokenizer_json, EMPTY, Layout(), processes=2)
+        count_files([file], tokenizer_json, EMPTY, RowFormat(), processes=2)
 
 
 def die(chunk: Chunk) -> None:
@@ -138,23 +138,23 @@ def die(chunk: Chunk) -> None:
 
 
 def test_dead_process_is_an_error_with_a_remedy(tmp_path: Path, tokenizer_json: Path, monkeypatch) -> None:
-    monkeypatch.setattr(counting, "_tally", die)
+    monkeypatch.setattr(counting, "_count_chunk", die)
     file = corpus(tmp_path / "a.jsonl", [row("x", "y")])
     with pytest.raises(DataError, match=r"process was killed.*--processes"):
-        count_files([file], tokenizer_json, EMPTY, Layout(), processes=2)
+        count_files([file], tokenizer_json, EMPTY, RowFormat(), processes=2)
 
 
 KILLED = """
 import os, signal, sys
 from vt_core.profile.counting import count_files
 from vt_core.profile.counts import Counts
-from vt_core.profile.layout import Layout
+from vt_core.profile.row_format import RowFormat
 
 if __name__ == "__main__":
     def kill(rows):
         os.kill(os.getpid(), signal.SIGKILL)
 
-    count_files([sys.argv[1]], sys.argv[2], Counts.empty("x", 300), Layout(), processes=2, on_rows=kill)
+    count_files([sys.argv[1]], sys.argv[2], Counts.empty("x", 300), RowFormat(), processes=2, on_rows=kill)
 """
 
 
@@ -171,7 +171,7 @@ def test_processes_of_a_killed_run_end_too(tmp_path: Path, tokenizer_json: Path)
 
 BAD = [
     ("{", "not valid JSON"),
-    ("3", "not a table of fields"),
+    ("3", "not a JSON object with fields"),
     ('{"output": "x"}', "lacks the input"),
     ('{"input": "x"}', "lacks the output"),
     ('{"input": "x", "output": 3}', "field 'output' holds 3, not text"),
@@ -187,7 +187,7 @@ def test_bad_line_is_named_by_file_and_line(
     file = tmp_path / "a.jsonl"
     file.write_bytes(b'{"input": "x", "output": "y"}\n\n' + line.encode("utf-8", "surrogateescape") + b"\n")
     with pytest.raises(DataError, match=rf"a\.jsonl, line 3: .*{message}"):
-        count_files([file], tokenizer_json, EMPTY, Layout())
+        count_files([file], tokenizer_json, EMPTY, RowFormat())
 
 
 def test_bad_lines_can_be_counted_and_skipped(tmp_path: Path, tokenizer_json: Path) -> None:
@@ -195,7 +195,7 @@ def test_bad_lines_can_be_counted_and_skipped(tmp_path: Path, tokenizer_json: Pa
     lines = [line for line, _ in BAD]
     text = "\n".join([*lines, '{"input": "x", "output": "y"}', *lines])
     file.write_bytes(text.encode("utf-8", "surrogateescape"))
-    counts = count_files([file], tokenizer_json, EMPTY, Layout(), skip_bad=True)
+    counts = count_files([file], tokenizer_json, EMPTY, RowFormat(), skip_bad=True)
     assert (counts.examples, counts.bad_rows) == (1, 2 * len(BAD))
     assert nonzero(counts.written) == {ord("y"): 1}
 
@@ -205,7 +205,7 @@ def test_unreadable_tokenizer_is_named(tmp_path: Path, processes: int) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
     file = corpus(tmp_path / "a.jsonl", [row("x", "y")])
     with pytest.raises(TokenizerError, match=r"tokenizer\.json: not a tokenizer that can be read"):
-        count_files([file], tmp_path / "tokenizer.json", EMPTY, Layout(), processes=processes)
+        count_files([file], tmp_path / "tokenizer.json", EMPTY, RowFormat(), processes=processes)
 
 
 class Stop(Exception):
@@ -224,8 +224,8 @@ def files(tmp_path: Path, monkeypatch) -> list[Path]:
 def test_interrupted_count_goes_on_where_it_was(
     tmp_path: Path, tokenizer_json: Path, files: list[Path], stop_after: int
 ) -> None:
-    whole = count_files(files, tokenizer_json, EMPTY, Layout())
-    signature = run_signature(files, DIGEST, Layout())
+    whole = count_files(files, tokenizer_json, EMPTY, RowFormat())
+    signature = run_signature(files, DIGEST, RowFormat())
     seen = 0
 
     def interrupt(rows: int) -> None:
@@ -239,7 +239,7 @@ def test_interrupted_count_goes_on_where_it_was(
             files,
             tokenizer_json,
             EMPTY,
-            Layout(),
+            RowFormat(),
             checkpoint=Checkpoint(tmp_path / "c", signature),
             on_rows=interrupt,
         )
@@ -248,7 +248,7 @@ def test_interrupted_count_goes_on_where_it_was(
         files,
         tokenizer_json,
         EMPTY,
-        Layout(),
+        RowFormat(),
         checkpoint=Checkpoint(tmp_path / "c", signature),
         on_rows=rest.append,
     )
@@ -266,15 +266,15 @@ def test_killed_count_goes_on_from_the_last_checkpoint(
         files,
         tokenizer_json,
         EMPTY,
-        Layout(),
+        RowFormat(),
         checkpoint=checkpoint,
         on_rows=lambda rows: saved.append(checkpoint.path.read_bytes()),
     )
-    whole = count_files(files, tokenizer_json, EMPTY, Layout())
+    whole = count_files(files, tokenizer_json, EMPTY, RowFormat())
     for content in saved[:: len(saved) // 5]:
         (tmp_path / "c").write_bytes(content)
         again = count_files(
-            files, tokenizer_json, EMPTY, Layout(), checkpoint=Checkpoint(tmp_path / "c", signature)
+            files, tokenizer_json, EMPTY, RowFormat(), checkpoint=Checkpoint(tmp_path / "c", signature)
         )
         assert again.fields() == whole.fields()
 
@@ -282,20 +282,20 @@ def test_killed_count_goes_on_from_the_last_checkpoint(
 def test_checkpoint_is_only_good_for_what_it_counted(
     tmp_path: Path, tokenizer_json: Path, files: list[Path]
 ) -> None:
-    def signature(layout: Layout, skip_bad: bool = False) -> str:
-        return run_signature(files, DIGEST, layout, skip_bad)
+    def signature(row_format: RowFormat, skip_bad: bool = False) -> str:
+        return run_signature(files, DIGEST, row_format, skip_bad)
 
-    first = signature(Layout())
-    count_files(files, tokenizer_json, EMPTY, Layout(), checkpoint=Checkpoint(tmp_path / "c", first))
+    first = signature(RowFormat())
+    count_files(files, tokenizer_json, EMPTY, RowFormat(), checkpoint=Checkpoint(tmp_path / "c", first))
     assert Checkpoint(tmp_path / "c", first).load() is not None
     others = [
-        signature(make_layout("math")),
-        signature(Layout(), True),
-        run_signature(files[1:], DIGEST, Layout(), False),
+        signature(make_row_format("math")),
+        signature(RowFormat(), True),
+        run_signature(files[1:], DIGEST, RowFormat(), False),
     ]
     with files[0].open("a") as file:
         file.write("\n")
-    others.append(signature(Layout()))
+    others.append(signature(RowFormat()))
     assert all(Checkpoint(tmp_path / "c", other).load() is None for other in others)
 
 
@@ -307,7 +307,7 @@ def test_damaged_checkpoint_is_begun_anew(tmp_path: Path, content: str) -> None:
 
 def test_checkpoint_is_a_counts_file(tmp_path: Path, tokenizer_json: Path, files: list[Path]) -> None:
     checkpoint = Checkpoint(tmp_path / "c", run_signature(files))
-    counts = count_files(files, tokenizer_json, EMPTY, Layout(), checkpoint=checkpoint)
+    counts = count_files(files, tokenizer_json, EMPTY, RowFormat(), checkpoint=checkpoint)
     assert Counts.load(tmp_path / "c").fields() == counts.fields()
     checkpoint.clear()
     assert not (tmp_path / "c").exists()
@@ -326,8 +326,10 @@ def test_own_outputs_are_counted_instead_of_the_files(tmp_path: Path, tokenizer_
         asked.append((prompt, max_tokens))
         return [ord("a"), ord("a"), ord("x"), 299]
 
-    layout, always = make_layout(template="Q {input}"), np.array([299])
-    counts = count_own_outputs([file], tokenizer_json, EMPTY, layout, generate, max_tokens=7, always=always)
+    row_format, always = make_row_format(template="Q {input}"), np.array([299])
+    counts = count_own_outputs(
+        [file], tokenizer_json, EMPTY, row_format, generate, max_tokens=7, always=always
+    )
     assert asked == [("Q ab", 7), ("Q cd", 7)]
     assert nonzero(counts.needed) == {ord("a"): 1, ord("x"): 2}
     assert nonzero(counts.written) == {ord("a"): 2, ord("x"): 2}
@@ -350,7 +352,14 @@ def test_own_outputs_stop_at_the_limit_and_go_on_after_an_interruption(
     def run(on_rows: Any, name: str) -> Counts:
         checkpoint = Checkpoint(tmp_path / name, "signature")
         return count_own_outputs(
-            files, tokenizer_json, EMPTY, Layout(), generate, limit=50, checkpoint=checkpoint, on_rows=on_rows
+            files,
+            tokenizer_json,
+            EMPTY,
+            RowFormat(),
+            generate,
+            limit=50,
+            checkpoint=checkpoint,
+            on_rows=on_rows,
         )
 
     with pytest.raises(Stop):
@@ -370,6 +379,6 @@ def test_prompt_that_the_model_refuses_is_named(tmp_path: Path, tokenizer_json: 
         return [1]
 
     with pytest.raises(DataError, match=r"a\.jsonl, line 2: the prompt is empty"):
-        count_own_outputs([file], tokenizer_json, EMPTY, Layout(), generate)
-    counts = count_own_outputs([file], tokenizer_json, EMPTY, Layout(), generate, skip_bad=True)
+        count_own_outputs([file], tokenizer_json, EMPTY, RowFormat(), generate)
+    counts = count_own_outputs([file], tokenizer_json, EMPTY, RowFormat(), generate, skip_bad=True)
     assert (counts.examples, counts.bad_rows) == (1, 1)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vt_core.errors import OptionError
+from vt_core.errors import OptionError, OutputError
 from vt_core.profile.coverage import SIZES, Coverage
 from vt_core.profile.plot import plot_coverage
 
@@ -91,7 +91,7 @@ def test_plot_is_a_png_file(tmp_path) -> None:
     pytest.importorskip("matplotlib")
     plot_coverage(report(), tmp_path / "plot.png")
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
-    with pytest.raises(OptionError, match=r"absent.*plot\.png: cannot be written"):
+    with pytest.raises(OutputError, match=r"absent.*plot\.png: cannot be written"):
         plot_coverage(report(), tmp_path / "absent" / "plot.png")
 
 

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from tests.core.profile.small import added, byte_level, sentencepiece
+from tests.core.profile.small_tokenizers import added, byte_level, sentencepiece
 from tests.core.profile.test_languages import SAMPLES
-from tests.core.profile.test_utf8 import Witnesses
+from tests.core.profile.test_utf8_automaton import Witnesses
 from vt_core.errors import OptionError
 from vt_core.profile.language_filter import allowed_ids, normalized
 from vt_core.profile.languages import KNOWN, Range, code_points

@@ -16,15 +16,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vt_core.errors import DataError
-from vt_core.profile import readers
+from vt_core.profile import compressed, json_list, readers
 from vt_core.profile.readers import read_chunks
-from vt_core.profile.tally import is_blank, parsed
+from vt_core.profile.rows import is_blank, parse_row
 
 ROWS = [{"input": f'a "{i}"\n', "output": "é中😀"[i % 3] * i} for i in range(50)]
 
 
 def read(path: Path, skip: int = 0) -> list[Any]:
-    return [parsed(row) for chunk in read_chunks(path, skip) for row in chunk.rows if not is_blank(row)]
+    return [parse_row(row) for chunk in read_chunks(path, skip) for row in chunk.rows if not is_blank(row)]
 
 
 def write_jsonl(path: Path, rows: list[Any]) -> None:
@@ -84,19 +84,15 @@ def test_compressed_files_hold_the_same_rows(tmp_path: Path, suffix: str) -> Non
 @given(st.lists(st.binary(max_size=40), max_size=5), st.integers(1, 9), st.integers(1, 30))
 def test_frames_are_read_one_after_another(parts: list[bytes], block: int, length: int) -> None:
     data = io.BytesIO(b"".join(map(zlib.compress, parts)))
-    whole, readers.CHUNK_BYTES = readers.CHUNK_BYTES, block
-    try:
-        frames = io.BufferedReader(readers._Frames(data, zlib.decompressobj), length)
-        assert b"".join(iter(lambda: frames.read(length), b"")) == b"".join(parts)
-    finally:
-        readers.CHUNK_BYTES = whole
+    frames = io.BufferedReader(compressed.FrameReader(data, zlib.decompressobj, block=block), length)
+    assert b"".join(iter(lambda: frames.read(length), b"")) == b"".join(parts)
 
 
 def test_file_that_ends_inside_a_frame_is_no_whole_file() -> None:
     data = zlib.compress(b"abc") + zlib.compress(b"def" * 99)
     for cut in range(len(zlib.compress(b"abc")) + 1, len(data)):
         with pytest.raises(EOFError, match="ends inside a compressed frame"):
-            io.BufferedReader(readers._Frames(io.BytesIO(data[:cut]), zlib.decompressobj)).read()
+            io.BufferedReader(compressed.FrameReader(io.BytesIO(data[:cut]), zlib.decompressobj)).read()
 
 
 def test_zstd_frames_are_all_read(tmp_path: Path) -> None:
@@ -179,17 +175,13 @@ objects = st.dictionaries(st.text(max_size=3), values, max_size=3)
 def test_json_lists_are_read_piece_by_piece(rows: list[Any], indent: int | None, ascii: bool) -> None:
     text = json.dumps(rows, indent=indent, ensure_ascii=ascii).encode()
     file = io.BufferedReader(io.BytesIO(text))
-    whole, readers.CHUNK_BYTES = readers.CHUNK_BYTES, 2
-    try:
-        assert [row for _, row in readers._json_list(Path("x.json"), file)] == rows
-    finally:
-        readers.CHUNK_BYTES = whole
+    assert [row for _, row in json_list.read_json_list(Path("x.json"), file, block=2)] == rows
 
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("x.json", b"3", "holds neither a list of objects nor lines of JSON"),
+        ("x.json", b"3", "holds neither a list of objects nor JSON lines"),
         ("x.json", b"", "holds neither a list"),
         ("x.json", b'[{"a": 1}, {"a": ]', r"x\.json, row 2: not valid JSON"),
         ("x.json", b'[{"a": 1} {"a": 2}]', r"x\.json, row 2: not valid JSON"),
@@ -199,9 +191,9 @@ def test_json_lists_are_read_piece_by_piece(rows: list[Any], indent: int | None,
         ("x.csv", b"a,b\n\xff,c\n", r"x\.csv: not UTF-8 text"),
         ("x.jsonl.gz", b"no gzip", r"x\.jsonl\.gz: cannot be read \(Not a gzipped file"),
         ("x.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 100)[:-10], r"x\.jsonl\.gz: cannot be read"),
-        ("x.txt", b"", r"x\.txt: this kind of file is not read; its name must end in \.jsonl, .*\.parquet"),
-        ("x.gz", b"", "this kind of file is not read"),
-        ("x", b"", "this kind of file is not read"),
+        ("x.txt", b"", r"x\.txt: unknown file type; the name must end in \.jsonl, .*\.parquet"),
+        ("x.gz", b"", "unknown file type"),
+        ("x", b"", "unknown file type"),
     ],
 )
 def test_unreadable_file_is_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:
@@ -217,10 +209,9 @@ def test_absent_file_is_named(tmp_path: Path) -> None:
 
 
 def test_endless_json_value_is_given_up(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(readers, "MAX_VALUE_CHARACTERS", 100)
-    monkeypatch.setattr(readers, "CHUNK_BYTES", 10)
+    monkeypatch.setattr(json_list, "MAX_VALUE_CHARACTERS", 100)
     path = tmp_path / "x.json"
-    path.write_text('["' + "x" * 10_000)
+    path.write_text('["' + "x" * 2_000_000)
     with pytest.raises(DataError, match="row 1: not valid JSON"):
         read(path)
 

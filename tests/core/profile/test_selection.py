@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.core.profile.small import added, byte_level, sentencepiece
+from tests.core.profile.small_tokenizers import added, byte_level, sentencepiece
 from vt_core.errors import DataError, OptionError
 from vt_core.profile.counts import Counts
 from vt_core.profile.selection import Stages, most_frequent, ordered_prior, select, within_tolerance
@@ -149,7 +149,7 @@ def test_corpus_without_an_output_is_refused() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"tolerance": 1.0}, "tolerance of 1.0 is not from 0 up to 1"),
+        ({"tolerance": 1.0}, "tolerance of 1.0 is out of range"),
         ({"tolerance": -0.1}, "tolerance of -0.1"),
         ({"tolerance": float("nan")}, "tolerance of nan"),
         ({"rows": 0}, "budget of 0 rows"),

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.core.profile.small import added, byte_level, sentencepiece
+from tests.core.profile.small_tokenizers import added, byte_level, sentencepiece
 from vt_core.vocab.prior import rank_prior
 from vt_core.vocab.token_bytes import TokenTable
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.core.profile.small import added, byte_level, write
+from tests.core.profile.small_tokenizers import added, byte_level, write
 from vt_core.errors import OutputError, VocabularyError
 from vt_core.files.json_files import write_atomically
 from vt_core.vocab.task import TaskVocabulary

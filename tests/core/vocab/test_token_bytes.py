@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from tests.core.profile.small import added, byte_level, sentencepiece, write
+from tests.core.profile.small_tokenizers import added, byte_level, sentencepiece, write
 from vt_core.errors import TokenizerError
 from vt_core.vocab.token_bytes import MAX_TOKENS, Kind, TokenTable, tokenizer_digest
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from vt_core.errors import DataError
-from vt_core.profile.layout import Layout
-from vt_core.profile.tally import each_row
+from vt_core.profile.row_format import RowFormat
+from vt_core.profile.rows import each_row
 from vt_core.vocab.tokenizer import Tokenizer
 
 #: Lengths of random prompts: a sentence to translate in a chat template has some 40 to 120 tokens.
@@ -29,7 +29,7 @@ class Prompts:
 
 def read_prompts(
     files: Sequence[Path],
-    layout: Layout,
+    layout: RowFormat,
     tokenizer: Tokenizer,
     *,
     limit: int,

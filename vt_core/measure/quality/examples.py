@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from vt_core.errors import DataError, OptionError
-from vt_core.profile.layout import PRESETS, BadRow, Layout, make_layout
-from vt_core.profile.tally import each_row
+from vt_core.profile.row_format import PRESETS, BadRow, RowFormat, make_row_format
+from vt_core.profile.rows import each_row
 
 PROMPTS = {
     "code": "Complete this function. Answer with the code alone.\n\n{input}",
@@ -59,9 +59,9 @@ class TestFields:
 
 def task_layout(
     preset: str, input_field: str | None, output_field: str | None, template: str | None
-) -> Layout:
+) -> RowFormat:
     """Fields of a task's rows and its prompt; raises OptionError."""
-    layout = make_layout(preset, input_field, output_field, template)
+    layout = make_row_format(preset, input_field, output_field, template)
     if template is not None:
         return layout
     prompt = PROMPTS[preset]
@@ -75,7 +75,7 @@ def task_layout(
 
 def read_examples(
     files: Sequence[str | Path],
-    layout: Layout,
+    layout: RowFormat,
     *,
     limit: int | None = None,
     test_fields: TestFields | None = None,
@@ -90,7 +90,7 @@ def read_examples(
     return found
 
 
-def _examples(files: Sequence[str | Path], layout: Layout, fields: TestFields | None) -> Iterator[Example]:
+def _examples(files: Sequence[str | Path], layout: RowFormat, fields: TestFields | None) -> Iterator[Example]:
     bare = replace(layout, prompt="{input}")
     numbers = count()
 

@@ -20,7 +20,7 @@ from vt_core.measure.quality.scores import metrics_of
 from vt_core.measure.quality.variants import VARIANTS
 from vt_core.measure.quality.vocabularies import Vocabularies, corpus_vocabulary, task_vocabularies
 from vt_core.model import Model
-from vt_core.profile.layout import Layout
+from vt_core.profile.row_format import RowFormat
 from vt_core.vocab.task import TaskVocabulary
 
 PRUNED_TOKENIZER = "pruned-tokenizer.json"
@@ -35,7 +35,7 @@ class Plan:
     """What is evaluated. `generation` are options of `Model.generate`, `minimum` the rows that suffice."""
 
     preset: str
-    layout: Layout
+    layout: RowFormat
     data: tuple[Path, ...]
     variants: tuple[str, ...]
     out: Path

@@ -14,8 +14,9 @@ from vt_core.measure.quality.pruning import Pruning
 from vt_core.measure.quality.variants import Variant
 from vt_core.model import Model
 from vt_core.profile import Profiler, Stages
-from vt_core.profile.layout import Layout
-from vt_core.profile.tally import each_row, load_tokenizer
+from vt_core.profile.chunk_counts import load_tokenizer
+from vt_core.profile.row_format import RowFormat
+from vt_core.profile.rows import each_row
 from vt_core.vocab.active import Ids
 from vt_core.vocab.task import TaskVocabulary
 from vt_core.vocab.tokenizer import Tokenizer
@@ -54,7 +55,7 @@ class Vocabularies:
 
 
 def task_vocabularies(
-    model: Model, tasks: Sequence[Path], data: Sequence[Path], layout: Layout, name: str
+    model: Model, tasks: Sequence[Path], data: Sequence[Path], layout: RowFormat, name: str
 ) -> tuple[TaskVocabulary, ...]:
     """Those of files; without any, the one that `profile` makes of the data; without both, none."""
     if tasks or not data:
@@ -65,7 +66,7 @@ def task_vocabularies(
 
 
 def corpus_vocabulary(
-    model: Model, data: Sequence[Path], layout: Layout, encoding: Mapping[str, Any], tokenizer_json: Path
+    model: Model, data: Sequence[Path], layout: RowFormat, encoding: Mapping[str, Any], tokenizer_json: Path
 ) -> Corpus:
     """Cuts the tokenizer to all prompts, as the model is given them, and outputs of the data.
 

@@ -6,7 +6,7 @@ import pytest
 
 from vt_core.errors import DataError
 from vt_core.measure.bench.prompts import RANDOM_LENGTHS, random_prompts, read_prompts
-from vt_core.profile.layout import Layout, make_layout
+from vt_core.profile.row_format import RowFormat, make_row_format
 from vt_core.vocab.tokenizer import Tokenizer
 
 
@@ -24,7 +24,7 @@ def file(tmp_path):
 
 
 def test_rows_go_through_the_chat_template_and_the_next_one_warms_up(tokenizer, file):
-    layout = make_layout("math", template="Say {input}")
+    layout = make_row_format("math", template="Say {input}")
     prompts = read_prompts([file], layout, tokenizer, limit=2, most_tokens=None)
     expected = [
         tuple(tokenizer.encode_chat([{"role": "user", "content": f"Say {text}"}]).tolist())
@@ -36,16 +36,16 @@ def test_rows_go_through_the_chat_template_and_the_next_one_warms_up(tokenizer, 
 
 
 def test_rows_that_do_not_fit_are_passed_over_and_counted(tokenizer, file):
-    prompts = read_prompts([file], make_layout("math"), tokenizer, limit=9, most_tokens=60)
+    prompts = read_prompts([file], make_row_format("math"), tokenizer, limit=9, most_tokens=60)
     assert len(prompts.ids) == 3 and prompts.too_long == 1
     assert prompts.warm_up == prompts.ids[-1] and prompts.source == "rows.jsonl"
     with pytest.raises(DataError, match="no row holds a prompt that fits"):
-        read_prompts([file], make_layout("math"), tokenizer, limit=9, most_tokens=2)
+        read_prompts([file], make_row_format("math"), tokenizer, limit=9, most_tokens=2)
 
 
 def test_a_row_without_the_field_is_named(tokenizer, file):
     with pytest.raises(DataError, match=r"rows.jsonl, line 1: lacks the input"):
-        read_prompts([file], Layout(), tokenizer, limit=1, most_tokens=None)
+        read_prompts([file], RowFormat(), tokenizer, limit=1, most_tokens=None)
 
 
 def test_random_prompts_are_of_the_seed():

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from tests.core.profile.small import added, byte_level, sentencepiece, write
+from tests.core.profile.small_tokenizers import added, byte_level, sentencepiece, write
 from vt_core.errors import TokenizerError
 from vt_core.measure.quality.pruning import Pruning
 

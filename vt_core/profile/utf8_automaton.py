@@ -1,8 +1,8 @@
-"""An automaton for the substrings of UTF-8: which byte strings can stand inside a text over given characters.
+"""An automaton that accepts the substrings of UTF-8 encoded texts over given characters.
 
-The encodings of the allowed characters form a small graph: a node says which bytes may come next, and the
-last byte of a character leads back to the start. A byte string may begin and end at any node, because a token
-may begin or end inside a character. Following all nodes at once (subset construction) makes it a table.
+The encodings of the allowed characters form a graph: each node lists the bytes that may come next, and the
+last byte of a character leads back to the start. A token may begin and end inside a character, so a byte
+string may begin and end at any node. The subset construction turns the graph into a table.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from vt_core.profile.languages import Range, merged
 _START = 0
 _DEAD, _ANYWHERE = 0, 1
 
-# First and last code point, the marker in the first byte, continuation bytes. Surrogates have no UTF-8.
+# First and last code point, marker in the first byte, number of continuation bytes. Surrogates have no UTF-8.
 _FORMS = (
     (0x0, 0x7F, 0x00, 0),
     (0x80, 0x7FF, 0xC0, 1),
@@ -28,10 +28,10 @@ _FORMS = (
 
 
 class Utf8Substrings:
-    """Accepts a byte string iff it is a substring of the UTF-8 of some text over the given characters."""
+    """Accepts the substrings of the UTF-8 encodings of all texts over given characters."""
 
     def __init__(self, ranges: Iterable[Range]) -> None:
-        """`ranges` are code points, both ends included."""
+        """`ranges`: the allowed code points, both ends included."""
         self._nodes: list[dict[int, int]] = [{}]
         self._known: dict[tuple[int, tuple[Range, ...]], int] = {}
         allowed = merged(ranges)
@@ -44,11 +44,11 @@ class Utf8Substrings:
         self._table = self._determined()
 
     def accepts(self, value: bytes) -> bool:
-        """Whether `value` can stand inside an allowed text; the empty string can."""
+        """Whether `value` can occur inside an allowed text. The empty string can."""
         return bool(self.accepts_each([value])[0])
 
     def accepts_each(self, values: Sequence[bytes]) -> npt.NDArray[np.bool_]:
-        """The answer for each byte string, bool [n]."""
+        """Whether each of `n` byte strings is accepted, bool `[n]`."""
         lengths = np.fromiter((len(value) for value in values), np.int64, len(values))
         data = np.frombuffer(b"".join(values), np.uint8)
         starts = np.concatenate([[0], np.cumsum(lengths)])[:-1]
@@ -62,7 +62,7 @@ class Utf8Substrings:
         return states != _DEAD
 
     def _node(self, level: int, ranges: tuple[Range, ...]) -> int:
-        """The node after which `level` continuation bytes with the low bits `ranges` must come."""
+        """The node that must be followed by `level` continuation bytes whose low bits are in `ranges`."""
         if level == 0:
             return _START
         key = level, ranges
@@ -74,7 +74,7 @@ class Utf8Substrings:
         return self._known[key]
 
     def _determined(self) -> npt.NDArray[np.int32]:
-        """Next state by state and byte, int32 [states, 256]."""
+        """The next state for each state and byte, int32 `[states, 256]`."""
         anywhere = frozenset(range(len(self._nodes)))
         numbers = {frozenset(): _DEAD, anywhere: _ANYWHERE}
         rows = [np.zeros(256, np.int32)]
@@ -91,7 +91,7 @@ class Utf8Substrings:
 
 
 def _split(ranges: Iterable[Range], level: int) -> Iterator[tuple[int, tuple[Range, ...]]]:
-    """Parts of `ranges` by their bits above the lowest `6 * level`, each with only those lowest bits."""
+    """Group `ranges` by their bits above the lowest `6 * level`; each group keeps only those lowest bits."""
     span = 1 << 6 * level
     parts: dict[int, list[Range]] = {}
     for low, high in ranges:

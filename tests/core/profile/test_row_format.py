@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from vt_core.errors import OptionError
-from vt_core.profile.layout import PRESETS, BadRow, Layout, make_layout
+from vt_core.profile.row_format import PRESETS, BadRow, RowFormat, make_row_format
 
 
 @pytest.mark.parametrize(
@@ -25,28 +25,28 @@ from vt_core.profile.layout import PRESETS, BadRow, Layout, make_layout
     ],
 )
 def test_presets_read_the_public_data_sets(preset: str, row: dict[str, Any], texts: tuple[str, str]) -> None:
-    assert make_layout(preset).texts(row) == texts
+    assert make_row_format(preset).texts(row) == texts
 
 
 @pytest.mark.parametrize("preset", [None, *PRESETS])
 def test_every_preset_reads_input_and_output(preset: str | None) -> None:
-    prompt, output = make_layout(preset).texts({"input": "{in}", "output": "out"})
+    prompt, output = make_row_format(preset).texts({"input": "{in}", "output": "out"})
     assert "{in}" in prompt
     assert output == "out"
 
 
 def test_named_fields_go_before_the_preset() -> None:
-    layout = make_layout("math", "my question", "t.en", "Q: {input} {input}!")
-    assert layout.texts({"my question": "q", "question": "x", "t": {"en": "a"}}) == ("Q: q q!", "a")
+    row_format = make_row_format("math", "my question", "t.en", "Q: {input} {input}!")
+    assert row_format.texts({"my question": "q", "question": "x", "t": {"en": "a"}}) == ("Q: q q!", "a")
 
 
 def test_a_field_with_a_dot_in_its_name_goes_before_a_path() -> None:
-    assert make_layout(None, "a.b", "a.b").texts({"a.b": "name", "a": {"b": "path"}}) == ("name", "name")
+    assert make_row_format(None, "a.b", "a.b").texts({"a.b": "name", "a": {"b": "path"}}) == ("name", "name")
 
 
 def test_texts_are_not_searched_for_fields() -> None:
     row = {"context": "{question}", "question": "{context}", "answer": "{input}"}
-    assert make_layout("qa").texts(row) == ("{question}\n\n{context}", "{input}")
+    assert make_row_format("qa").texts(row) == ("{question}\n\n{context}", "{input}")
 
 
 @pytest.mark.parametrize(
@@ -58,32 +58,32 @@ def test_texts_are_not_searched_for_fields() -> None:
         ({"input": "x", "output": 3}, "field 'output' holds 3, not text"),
         ({"input": ["x"], "output": "y"}, r"field 'input' holds \['x'\], not text"),
         ({"input": "x", "output": "\ud800"}, "field 'output' holds half of a surrogate pair"),
-        (["x"], "not a table of fields"),
-        (3, "not a table of fields"),
+        (["x"], "not a JSON object with fields"),
+        (3, "not a JSON object with fields"),
     ],
 )
 def test_bad_row_says_why(row: object, message: str) -> None:
     with pytest.raises(BadRow, match=message):
-        Layout().texts(row)
+        RowFormat().texts(row)
 
 
 @pytest.mark.parametrize("path", ["a.0.b", "a.1", "b.c", "a.x", "a.0.b.c"])
 def test_path_that_leads_nowhere_is_a_missing_field(path: str) -> None:
     with pytest.raises(BadRow, match="lacks the output"):
-        make_layout(None, None, path).texts({"input": "x", "a": ["y"], "b": "z"})
+        make_row_format(None, None, path).texts({"input": "x", "a": ["y"], "b": "z"})
 
 
 def test_long_values_are_cut_in_messages() -> None:
     with pytest.raises(BadRow) as caught:
-        Layout().texts({"input": list(range(1000)), "output": ""})
+        RowFormat().texts({"input": list(range(1000)), "output": ""})
     assert len(str(caught.value)) < 100
 
 
 def test_unknown_preset_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(OptionError, match="Preset 'maths' is not known; known are code, math, qa"):
-        make_layout("maths")
+    with pytest.raises(OptionError, match="Preset 'maths' is not known; known presets are code, math, qa"):
+        make_row_format("maths")
 
 
 def test_template_without_input_is_refused() -> None:
-    with pytest.raises(OptionError, match=r"does not hold \{input\}"):
-        make_layout(template="Translate:")
+    with pytest.raises(OptionError, match=r"does not contain \{input\}"):
+        make_row_format(template="Translate:")

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.core.profile.small import added, byte_level, sentencepiece, write
-from vt_core.profile import words
-from vt_core.profile.tally import load_tokenizer
-from vt_core.profile.words import WordEncoder, has_seams
+from tests.core.profile.small_tokenizers import added, byte_level, sentencepiece, write
+from vt_core.profile import cached_encoder
+from vt_core.profile.cached_encoder import CachedEncoder, splits_at_words
+from vt_core.profile.chunk_counts import load_tokenizer
 
 BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
 LETTERS_FIRST = (
@@ -99,8 +99,8 @@ texts = st.lists(st.lists(fragments, max_size=12).map("".join), max_size=8)
 @given(texts=texts)
 def test_ids_are_those_of_the_whole_text(tokenizer: Any, texts: list[str]) -> None:
     expected = [tokenizer.encode(text, add_special_tokens=False).ids for text in texts]
-    assert has_seams(tokenizer)
-    encode = WordEncoder(tokenizer)
+    assert splits_at_words(tokenizer)
+    encode = CachedEncoder(tokenizer)
     assert encode(texts) == expected
     assert encode(texts) == expected
 
@@ -108,11 +108,11 @@ def test_ids_are_those_of_the_whole_text(tokenizer: Any, texts: list[str]) -> No
 @pytest.mark.parametrize("case", WITHOUT)
 def test_texts_stay_whole_where_a_tokenizer_may_look_over_a_seam(tmp_path: Path, case: str) -> None:
     tokenizer = load_tokenizer(write(tmp_path, WITHOUT[case]))
-    assert not has_seams(tokenizer)
+    assert not splits_at_words(tokenizer)
 
 
 def test_a_word_is_tokenized_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    encode = WordEncoder(load_tokenizer(write(tmp_path, BYTE_LEVEL)))
+    encode = CachedEncoder(load_tokenizer(write(tmp_path, BYTE_LEVEL)))
     asked: list[list[str]] = []
     whole = encode._encode
 
@@ -127,9 +127,9 @@ def test_a_word_is_tokenized_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_what_is_remembered_has_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(words, "MOST_WORDS", 2)
-    encode = WordEncoder(load_tokenizer(write(tmp_path, BYTE_LEVEL)))
+    monkeypatch.setattr(cached_encoder, "MAX_WORDS", 2)
+    encode = CachedEncoder(load_tokenizer(write(tmp_path, BYTE_LEVEL)))
     encode(["the " + "long" * 10])
-    assert list(encode._known) == ["the"]
+    assert list(encode._cache) == ["the"]
     encode(["a b"])
-    assert not encode._known
+    assert not encode._cache

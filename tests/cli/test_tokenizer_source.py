@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.core.profile.small import byte_level, write
+from tests.core.profile.small_tokenizers import byte_level, write
+from vt_core.cli.tokenizer_source import find_tokenizer
 from vt_core.errors import ModelError
-from vt_core.profile.tokenizer_source import find_tokenizer
 
 
 def test_tokenizer_file_alone(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The profiler from end to end: corpus files and a tokenizer in, a task vocabulary and what it covers out."""
+"""The profiler: makes a task vocabulary from corpus files and a tokenizer, and measures its coverage."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ import numpy as np
 
 from vt_core.errors import DataError, VocabularyError
 from vt_core.profile.checkpoint import Checkpoint
+from vt_core.profile.chunk_counts import ChunkCounter, load_tokenizer
 from vt_core.profile.counting import count_files
 from vt_core.profile.counts import Counts
 from vt_core.profile.coverage import Coverage
 from vt_core.profile.language_filter import Mask, allowed_ids
-from vt_core.profile.layout import Layout
 from vt_core.profile.own_outputs import Generate, count_own_outputs
 from vt_core.profile.readers import read_chunks
+from vt_core.profile.row_format import RowFormat
 from vt_core.profile.selection import Stages, most_frequent, ordered_prior, select, with_prior
-from vt_core.profile.tally import Tallier, load_tokenizer
-from vt_core.vocab.active import Ids
+from vt_core.types import Ids
 from vt_core.vocab.task import TaskVocabulary
 from vt_core.vocab.token_bytes import TokenTable
 
@@ -33,18 +33,20 @@ Files = Sequence[str | Path]
 
 @dataclass(frozen=True)
 class Profiler:
-    """Profiles tasks for one model: its tokenizer, the rows of its table, and how corpora are read.
+    """Profiles tasks for one model.
 
     Its methods raise DataError for files and rows that cannot be used, TokenizerError for the tokenizer, and
     OptionError for an unknown language.
     """
 
     tokenizer_json: Path
+    #: Rows of the model's table, V; None uses the size of the tokenizer.
     vocab_rows: int | None = None
-    """V; None takes the tokenizer's size."""
+    #: Name of the model, stored in task vocabularies for error messages.
     model: str = ""
-    """Name of the model, for messages of those who load the vocabulary."""
-    layout: Layout = field(default_factory=Layout)
+    #: Fields of the corpus and the prompt around the input.
+    row_format: RowFormat = field(default_factory=RowFormat)
+    #: Skip and count rows that cannot be used, instead of raising DataError.
     skip_bad: bool = False
 
     @cached_property
@@ -65,15 +67,15 @@ class Profiler:
 
     @property
     def always(self) -> Ids:
-        """Ids that are active whatever the task."""
+        """Ids that are active in every request, whatever the task."""
         return self.table.special_ids(self.rows)
 
     def empty(self) -> Counts:
-        """Counts of no corpus."""
+        """Counts without any example."""
         return Counts.empty(self.digest, self.table.size)
 
     def load_counts(self, path: str | Path) -> Counts:
-        """A counts file of this tokenizer; raises VocabularyError."""
+        """Read a counts file. Raises VocabularyError, also for counts of another tokenizer."""
         counts = Counts.load(path)
         if counts.tokenizer_digest != self.digest:
             raise VocabularyError(
@@ -90,12 +92,12 @@ class Profiler:
         checkpoint: Checkpoint | None = None,
         on_rows: Callable[[int], object] = lambda rows: None,
     ) -> Counts:
-        """Counts of corpus files; see `count_files`."""
+        """Count corpus files; see `count_files` for the arguments."""
         return count_files(
             files,
             self.tokenizer_json,
             self.empty(),
-            self.layout,
+            self.row_format,
             processes=processes,
             skip_bad=self.skip_bad,
             checkpoint=checkpoint,
@@ -112,12 +114,12 @@ class Profiler:
         checkpoint: Checkpoint | None = None,
         on_rows: Callable[[int], object] = lambda rows: None,
     ) -> Counts:
-        """Counts of what the model itself writes for the files' inputs; see `count_own_outputs`."""
+        """Count what the model writes for the inputs of corpus files; see `count_own_outputs`."""
         return count_own_outputs(
             files,
             self.tokenizer_json,
             self.empty(),
-            self.layout,
+            self.row_format,
             generate,
             max_tokens=max_tokens,
             limit=limit,
@@ -130,7 +132,7 @@ class Profiler:
     def select(
         self, counts: Counts, stages: Stages, languages: Sequence[str] = (), name: str = "task"
     ) -> TaskVocabulary:
-        """The static vocabulary of counted files; see `select`."""
+        """The task vocabulary of counted files; see `select`."""
         return select(
             counts,
             self.table,
@@ -143,21 +145,24 @@ class Profiler:
         )
 
     def allowed(self, languages: Sequence[str]) -> Mask | None:
-        """What the language filter keeps; None where no language is named."""
+        """Ids that the language filter keeps, bool `[table.size]`; None if no language is given."""
         return allowed_ids(self.table, self.tokenizer, languages) if languages else None
 
     def cover(self, files: Files, rankings: Sequence[Ids]) -> list[Coverage]:
-        """Coverage of the outputs of held-out files by each of some rankings of ids."""
+        """Coverage of the outputs of held-out files by each of several rankings of ids.
+
+        Raises DataError if the files have no output.
+        """
         coverages = [Coverage(ranking, self.table.size, self.always) for ranking in rankings]
-        tallier = Tallier(self.tokenizer, self.layout, self.skip_bad)
+        counter = ChunkCounter(self.tokenizer, self.row_format, self.skip_bad)
         for file in files:
-            for chunk in read_chunks(file):
-                missing, tokens = tallier.missing(chunk)
+            for chunk in read_chunks(file, columns=self.row_format.columns):
+                missing, tokens = counter.missing(chunk)
                 for coverage in coverages:
                     coverage.add(missing, tokens)
         if coverages and coverages[0].tokens == 0:
             raise DataError(
-                f"No row of {', '.join(map(str, files))} has an output text; nothing is held out."
+                f"No row of {', '.join(map(str, files))} has an output text; give other --held-out files."
             )
         return coverages
 
@@ -169,10 +174,20 @@ class Profiler:
         stages: Stages,
         miss_rates: Sequence[float] = (),
     ) -> tuple[TaskVocabulary, dict[str, Any]]:
-        """The task with its coverage of held-out files, and a report over all sizes.
+        """Measure the coverage of held-out files.
 
-        The curve takes the most frequent ids first and the rank prior after them, which is what a budget of
-        rows takes. The report gives the sizes at `miss_rates` and at some others.
+        The curve of the report adds the most frequent ids first and then the rank prior, as a budget of rows
+        does.
+
+        Args:
+            task: the vocabulary to measure.
+            counts: the counts that `task` was selected from.
+            files: the held-out corpus files.
+            stages: the stages that `task` was selected with.
+            miss_rates: miss rates for which the report gives the size, beside the usual ones.
+
+        Returns:
+            `task` with its coverage, and the report as JSON values.
         """
         allowed = self.allowed(task.languages)
         frequency = stages.frequency(counts, self.rows)

@@ -1,4 +1,4 @@
-"""Which tokenizer and how many rows a `--model` means; profiling needs no more of a model."""
+"""Finds the tokenizer and the number of rows that `profile --model` refers to. It needs no weights."""
 
 from __future__ import annotations
 
@@ -14,9 +14,12 @@ from vt_core.files.model_dir import ModelDirectory, is_model_directory
 
 @dataclass(frozen=True)
 class TokenizerSource:
+    """A tokenizer, and what is known about its model."""
+
     tokenizer_json: Path
+    #: Rows of the model's table, V; None if unknown.
     vocab_rows: int | None
-    """V; None where nothing says it."""
+    #: Name of the model.
     name: str
 
 
@@ -26,10 +29,18 @@ def find_tokenizer(
     vocab_rows: int | None = None,
     progress: bool = True,
 ) -> TokenizerSource:
-    """The tokenizer of a `tokenizer.json`, of a directory with one, or of whatever a conversion takes.
+    """Find the tokenizer of a model.
 
-    `vocab_rows` is V for a tokenizer without a model. Raises OptionError where the model says it too, and
-    ModelError where there is no model.
+    Args:
+        model: a `tokenizer.json`, a directory that contains one, or anything that can be converted. None: the
+            default model.
+        revision: branch, tag or commit of a hub id.
+        vocab_rows: rows of the model's table, for a tokenizer without a model.
+        progress: whether to show progress bars on stderr.
+
+    Raises:
+        OptionError: `vocab_rows` is given, but the model states its rows.
+        ModelError: there is no such model.
     """
     path = None if model is None else Path(model).expanduser()
     if path is not None and path.is_file() and path.suffix == ".json":
@@ -38,9 +49,7 @@ def find_tokenizer(
         rows = _config_rows(path) if vocab_rows is None else vocab_rows
         return TokenizerSource(path / "tokenizer.json", rows, path.resolve().name)
     if vocab_rows is not None:
-        raise OptionError(
-            "--vocab-rows goes with a tokenizer alone; a model says itself how many rows it has."
-        )
+        raise OptionError("--vocab-rows is for a tokenizer without a model; this model states its rows.")
     from converters.cache import resolve
 
     directory = ModelDirectory.open(resolve(model, revision=revision, progress=progress))
@@ -49,7 +58,7 @@ def find_tokenizer(
 
 
 def _config_rows(directory: Path) -> int | None:
-    """`vocab_size` of a Hugging Face config; models of text and images hold it one level lower."""
+    """`vocab_size` of a Hugging Face config; multimodal models keep it in their text model's part."""
     if not (directory / "config.json").is_file():
         return None
     config: dict[str, Any] = read_object(

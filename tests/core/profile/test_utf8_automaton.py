@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vt_core.profile.languages import Range
-from vt_core.profile.utf8 import Utf8Substrings
+from vt_core.profile.utf8_automaton import Utf8Substrings
 
 
 class Witnesses:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 
-from tests.core.profile.small import added, byte_level, sentencepiece, write
+from tests.core.profile.small_tokenizers import added, byte_level, sentencepiece, write
 from vt_core.cli.profile import profile
 from vt_core.errors import VtError
 from vt_core.profile.counts import Counts
@@ -102,12 +103,21 @@ def test_published_form_is_written(tmp_path: Path, tokenizer_json: Path, data: P
 class FakeModel:
     """Writes `x` and the last character of the prompt, and ends."""
 
+    backend = "torch"
+    directory = SimpleNamespace(manifest="m")
+
     def __init__(self) -> None:
         self.prompts: list[str] = []
 
+    def __enter__(self) -> FakeModel:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
     def generate(self, prompt: str, max_tokens: int) -> Any:
         self.prompts.append(prompt)
-        return type("Generation", (), {"token_ids": (ord("x"), ord(prompt[-1]), 280)[:max_tokens]})
+        return SimpleNamespace(token_ids=(ord("x"), ord(prompt[-1]), 280)[:max_tokens])
 
 
 @pytest.fixture
@@ -147,13 +157,13 @@ def test_interrupted_run_goes_on_and_leaves_no_checkpoint(
     out = tmp_path / "pets.vt.json"
     arguments = ("--model", tokenizer_json, "--data", data, "--out", out)
     with monkeypatch.context() as patched:
-        patched.setattr("vt_core.profile.run.select", interrupt)
+        patched.setattr("vt_core.profile.profiler.select", interrupt)
         result = run(*arguments)
     assert result.exception is not None
     assert not out.exists()
     assert any(path.name.endswith(".checkpoint") for path in tmp_path.iterdir())
     result = run(*arguments)
-    assert "Going on from" in result.stderr
+    assert "resuming from" in result.stderr
     assert TaskVocabulary.load(out).examples == 20
     assert not any(path.name.endswith(".checkpoint") for path in tmp_path.iterdir())
 
@@ -162,14 +172,17 @@ def test_interrupted_run_goes_on_and_leaves_no_checkpoint(
     ("arguments", "message"),
     [
         ([], "nothing to count; give --data"),
-        (["--data", "DATA", "--tolerance", "1"], "tolerance of 1.0 is not from 0 up to 1"),
+        (["--data", "DATA", "--tolerance", "1"], "tolerance of 1.0 is out of range"),
         (["--data", "DATA", "--tolerance", "0.1", "--rows", "5"], "give one of them"),
         (["--data", "DATA", "--rows", "0"], "budget of 0 rows"),
         (["--data", "DATA", "--language", "tlh"], "Language 'tlh' is not known"),
-        (["--data", "DATA", "--plot", "p.png"], "--plot needs something to measure on"),
-        (["--data", "DATA", "--limit", "3"], "--limit goes with --self"),
+        (["--data", "DATA", "--plot", "p.png"], "--plot needs held-out data"),
+        (["--data", "DATA", "--limit", "3"], "--limit needs --self"),
         (["--merge", "a.counts", "--self"], "--self needs inputs"),
-        (["--data", "DATA", "b.jsonl"], r"b\.jsonl stands alone; put --data or --merge before it"),
+        (
+            ["--data", "DATA", "b.jsonl"],
+            r"b\.jsonl is not an option's value; put --data or --merge before it",
+        ),
         (["--data", "DATA", "--input-field", "absent"], r"data\.jsonl, line 1: lacks the input, \{absent\}"),
         (["--data", "absent.jsonl"], r"absent\.jsonl: cannot be read"),
         (["--data", "DATA", "--held-out", "absent.jsonl"], r"absent\.jsonl: no such file"),
