@@ -16,7 +16,7 @@ import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 
@@ -53,8 +53,9 @@ def read_bytes(path: str | Path, kind: str, error: type[VtError], limit: int | N
     limit = MAX_BYTES if limit is None else limit
     try:
         with open(path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            content = file.read(limit + 1) if size <= limit else b""
+            status = os.fstat(file.fileno())
+            size = status.st_size
+            content = _read(file, limit, size if stat.S_ISREG(status.st_mode) else None)
     except (OSError, ValueError) as fault:  # ValueError: a name with a null character
         reason = getattr(fault, "strerror", None) or fault
         raise error(f"{path}: the {kind} cannot be read ({reason}).") from fault
@@ -64,6 +65,16 @@ def read_bytes(path: str | Path, kind: str, error: type[VtError], limit: int | N
     if sentence := lfs_pointer(content):
         raise error(f"{path} {sentence}.")
     return content
+
+
+def _read(file: BinaryIO, limit: int, size: int | None) -> bytes:
+    """At most `limit + 1` bytes. Memory grows with what there is to read, not with the limit."""
+    if size is not None:
+        return file.read(size + 1) if size <= limit else b""
+    content = bytearray()
+    while len(content) <= limit and (block := file.read(min(1 << 20, limit + 1 - len(content)))):
+        content += block
+    return bytes(content)
 
 
 def lfs_pointer(start: bytes) -> str | None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import numpy as np
 import pytest
@@ -34,16 +35,20 @@ def write(path, config, tensors, name="adapter_model.safetensors"):
             1.5,
         ),
         ({"alpha_pattern": {"proj": 3}}, 4.0),  # a pattern names whole parts of a path
+        ({"alpha_pattern": {r"layers\.[0-9]+\.self_attn\.(q|k)_proj": 3}}, 1.5),
+        ({"alpha_pattern": {"^self_attn.q_proj": 3}}, 4.0),
+        ({"alpha_pattern": {"(a+)+b": 1, ".*q_proj": 3}}, 1.5),
+        ({"rank_pattern": None, "alpha_pattern": {}}, 4.0),
     ],
 )
-def test_pefts_format(tmp_path, more, scale):
+def test_peft_format(tmp_path, more, scale):
     (layer,) = read_adapter(write(tmp_path, PEFT | more, TENSORS))
     assert (layer.module, layer.scale) == ("model.layers.0.self_attn.q_proj", pytest.approx(scale))
     np.testing.assert_array_equal(layer.a, A)
     np.testing.assert_array_equal(layer.b, B.astype(np.float32))
 
 
-def test_mlx_lms_format(tmp_path):
+def test_mlx_lm_format(tmp_path):
     tensors = {
         "model.layers.0.mlp.up_proj.lora_a": A.T.copy(),
         "model.layers.0.mlp.up_proj.lora_b": B.T.copy(),
@@ -60,7 +65,7 @@ TABLE = {
 }
 HEAD = {"base_model.model.lm_head.lora_A.weight": A, "base_model.model.lm_head.lora_B.weight": B}
 REFUSED = {
-    "kind": (PEFT | {"peft_type": "IA3"}, TENSORS, "an adapter of the kind IA3"),
+    "kind": (PEFT | {"peft_type": "IA3"}, TENSORS, "peft_type is 'IA3'"),
     "dora": (PEFT | {"use_dora": True}, TENSORS, "use_dora is True"),
     "bias": (PEFT | {"bias": "all"}, TENSORS, "bias is 'all'"),
     "saved head": (PEFT | {"modules_to_save": ["lm_head"]}, TENSORS, r"modules_to_save is \['lm_head'\]"),
@@ -69,17 +74,28 @@ REFUSED = {
     "head": (PEFT, HEAD, "changes the vocabulary table lm_head"),
     "rank": (PEFT | {"r": 3}, TENSORS, "says rank 3 for .*q_proj, its tensors have 2"),
     "alpha": (PEFT | {"lora_alpha": "much"}, TENSORS, "lora_alpha is 'much'"),
-    "half": (PEFT, {f"{LAYER}.lora_A.weight": A}, "one is missing"),
+    "huge alpha": (PEFT | {"lora_alpha": 10**400}, TENSORS, "lora_alpha is .* and should be a number"),
+    "pattern list": (PEFT | {"rank_pattern": ["q"]}, TENSORS, r"rank_pattern is \['q'\] and should map"),
+    "pattern value": (PEFT | {"rank_pattern": {"q": "2"}}, TENSORS, "rank_pattern is .* and should map"),
+    "bad pattern": (PEFT | {"rank_pattern": {"(": 2}}, TENSORS, "rank_pattern: '\\(' cannot be matched"),
+    "long pattern": (PEFT | {"rank_pattern": {"a|" * 1000: 2}}, TENSORS, "longer than 1000 characters"),
+    "list as kind": (PEFT | {"peft_type": ["LORA"]}, TENSORS, r"peft_type is \['LORA'\]"),
+    "rank zero": (
+        PEFT | {"r": 0},
+        {name: tensor[:0] if tensor is A else tensor[:, :0].copy() for name, tensor in TENSORS.items()},
+        "not part of a plain LoRA",
+    ),
+    "half": (PEFT, {f"{LAYER}.lora_A.weight": A}, "one of the two tensors of .* is missing"),
     "ranks": (PEFT, TENSORS | {f"{LAYER}.lora_B.weight": B[:, :1].copy()}, "have the ranks 2 and 1"),
-    "magnitude": (PEFT, TENSORS | {f"{LAYER}.lora_magnitude_vector": A[0]}, "no part of a plain LoRA"),
-    "integers": (PEFT, {f"{LAYER}.lora_A.weight": A.astype(np.int32)}, "an adapter of vt's is of floats"),
-    "empty": (PEFT, {}, "holds no adapter"),
-    "nothing": (PEFT, None, "holds neither adapter_model.safetensors nor adapters.safetensors"),
+    "magnitude": (PEFT, TENSORS | {f"{LAYER}.lora_magnitude_vector": A[0]}, "not part of a plain LoRA"),
+    "integers": (PEFT, {f"{LAYER}.lora_A.weight": A.astype(np.int32)}, "vt reads float adapters"),
+    "empty": (PEFT, {}, "has no tensors of an adapter"),
+    "nothing": (PEFT, None, "has neither adapter_model.safetensors nor adapters.safetensors"),
 }
 
 
 @pytest.mark.parametrize(("config", "tensors", "message"), REFUSED.values(), ids=REFUSED)
-def test_what_is_no_plain_lora_is_refused(tmp_path, config, tensors, message):
+def test_other_adapters_are_refused(tmp_path, config, tensors, message):
     with pytest.raises(ModelError, match=message):
         read_adapter(write(tmp_path, config, tensors))
 
@@ -91,10 +107,12 @@ def test_other_kinds_of_mlx_lm_are_refused(tmp_path, kind):
         read_adapter(write(tmp_path, MLX | {"fine_tune_type": kind}, tensors, "adapters.safetensors"))
     with pytest.raises(ModelError, match=r"lora_parameters.scale is None"):
         read_adapter(write(tmp_path, {"fine_tune_type": "lora"}, tensors, "adapters.safetensors"))
+    with pytest.raises(ModelError, match=r"lora_parameters.scale is None"):
+        read_adapter(write(tmp_path, MLX | {"lora_parameters": [5.0]}, tensors, "adapters.safetensors"))
 
 
 def test_unreadable_files_are_refused(tmp_path):
-    with pytest.raises(ModelError, match=r"holds no adapter_config.json"):
+    with pytest.raises(ModelError, match=r"has no adapter_config.json"):
         read_adapter(tmp_path / "nowhere")
     write(tmp_path, PEFT, None)
     (tmp_path / "adapter_model.bin").write_bytes(b"pickle")
@@ -105,4 +123,20 @@ def test_unreadable_files_are_refused(tmp_path):
         read_adapter(tmp_path)
     (tmp_path / "adapter_config.json").write_text("{")
     with pytest.raises(ModelError, match=r"adapter_config.json"):
+        read_adapter(tmp_path)
+
+
+def test_a_pattern_that_takes_too_long_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("vt_core.files.adapters._PATTERN_SECONDS", 0.2)
+    config = PEFT | {"rank_pattern": {r"(\w|.)*(\w|.)*(\w|.)*[0-9]": 2}}
+    start = time.monotonic()
+    with pytest.raises(ModelError, match=r"rank_pattern: .* cannot be matched \(it takes too long\)"):
+        read_adapter(write(tmp_path, config, TENSORS))
+    assert time.monotonic() - start < 20  # seconds; without a limit, years
+
+
+def test_a_git_lfs_pointer_is_named(tmp_path):
+    write(tmp_path, PEFT, None)
+    (tmp_path / "adapter_model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(ModelError, match="is a Git LFS pointer, not the file itself: run git lfs pull"):
         read_adapter(tmp_path)
