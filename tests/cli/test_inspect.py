@@ -1,45 +1,166 @@
-"""``inspect --measure``, which runs the model. On every backend."""
+"""``inspect``: reports, verification, and ``--measure``, which runs the model on every backend."""
 
 from __future__ import annotations
 
-import json
+import os
+from pathlib import Path
 
+import numpy as np
 import pytest
-from click.testing import CliRunner
+from click.testing import Result
 
+from converters import convert
+from tests.commands import error_of, json_of, run_cli
 from tests.conftest import backend_params
-from vt_core.cli import build
+from tests.converters import tiny as made
+from vt_core.cli.inspect import size_text
+from vt_core.vocab.task import TaskVocabulary
 
-pytestmark = pytest.mark.parametrize("backend", backend_params())
+
+def run(*arguments: object) -> Result:
+    return run_cli("torch", "inspect", *arguments)
 
 
-def test_measure_says_how_fast_and_when_exact_decoding_pays(backend, tiny):
-    arguments = ["inspect", str(tiny("llama")[1]), "--measure"]
-    report = json.loads(CliRunner().invoke(build(backend), [*arguments, "--json"]).stdout)
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    source = made.write_model(tmp_path / "Tiny-1M", made.llama(tied=False), tie_word_embeddings=False)
+    return convert(source, tmp_path / "out", progress=False)
+
+
+def write_task(path: Path, name: str = "math") -> Path:
+    ids, counts = np.array([1, 5, 9]), np.array([2, 1, 0])
+    TaskVocabulary(name, "d0", 40, ids, counts, examples=3, stages={"counted": 7}).save(path)
+    return path
+
+
+def test_model_report(model: Path) -> None:
+    result = run(model)
+    assert result.exit_code == 0
+    names = ["model", "vocabulary", "tables", "rest", "on disk", "tokenizer", "with a head"]
+    assert [line.split("  ")[0] for line in result.stdout.splitlines()] == names
+    assert "llama, from Tiny-1M (huggingface)" in result.stdout
+    assert "40 rows of 24 bfloat16, separate embedding and head" in result.stdout
+    assert "3.84 kB, 66% of the model" in result.stdout
+
+
+def test_model_report_as_json(model: Path) -> None:
+    report = json_of(run(model, "--json"))
+    body = (model / "model.safetensors").stat().st_size
+    assert report["table_bytes"] == 2 * 40 * 24 * 2 == report["example_table_bytes"]
+    assert report["body_bytes"] == body
+    assert report["table_share"] == pytest.approx(3840 / (3840 + body))
+    assert (report["kind"], report["vocab_rows"], report["tied"]) == ("model", 40, False)
+    assert report["example_saved_bytes"] == 0
+    assert "verified" not in report
+
+
+def test_per_layer_table_is_reported(tmp_path: Path) -> None:
+    source = made.write_model(tmp_path / "in", made.with_per_layer(), **made.PER_LAYER)
+    out = convert(source, tmp_path / "out", progress=False)
+    assert "per layer    30 rows of their own table, 960 B of these tables" in run(out).stdout
+    report = json_of(run(out, "--json"))
+    assert (report["per_layer_rows"], report["per_layer_bytes"]) == (30, 30 * 16 * 2)
+    assert report["table_bytes"] == 40 * 24 * 2 + 960
+    assert report["example_table_bytes"] == 40 * 24 * 2
+
+
+def test_verify_accepts_what_was_converted(model: Path) -> None:
+    assert json_of(run(model, "--json", "--verify"))["verified"] is True
+    assert "verified" in run(model, "--verify").stdout
+
+
+@pytest.mark.parametrize(
+    "name", ["vocab.lmdb/data.mdb", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
+)
+def test_verify_finds_a_changed_byte_in_any_file(model: Path, name: str) -> None:
+    file = model / name
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    line = error_of(run(model, "--verify"))
+    assert str(file) in line and "Convert the model again" in line
+
+
+def test_verify_says_what_it_cannot_check(model: Path, tmp_path: Path) -> None:
+    assert "no digests that its files could be checked against" in error_of(
+        run(tmp_path / "Tiny-1M", "--verify")
+    )
+    result = run(write_task(tmp_path / "math.vt.json"), "--verify")
+    assert result.exit_code == 2 and "--verify is for model directories" in result.stderr
+
+
+def test_task_report(tmp_path: Path) -> None:
+    task = write_task(tmp_path / "math.vt.json")
+    result = run(task)
+    assert result.exit_code == 0
+    assert "3 of 40 (7.5%)" in result.stdout and "after counted" in result.stdout
+    report = json_of(run(task, "--json"))
+    assert (report["kind"], report["name"], report["rows"], report["row_share"]) == ("task", "math", 3, 0.075)
+
+
+def test_control_characters_of_files_are_escaped(tmp_path: Path) -> None:
+    task = write_task(tmp_path / "x.vt.json", name="\x1b]0;title\x07\u202e\x9b")
+    result = run(task)
+    assert "task           \\x1b]0;title\\x07\\u202e\\x9b\n" in result.stdout
+    assert json_of(run(task, "--json"))["name"] == "\x1b]0;title\x07\u202e\x9b"
+
+
+@pytest.mark.parametrize(
+    "arguments", [["inspect", "\x1b[31m"], ["inspect", "--\x1b[31m"], ["inspect", "a", "\x1b[31m"]]
+)
+def test_control_characters_of_arguments_are_escaped(arguments: list[str]) -> None:
+    result = run_cli("torch", *arguments)
+    assert result.exit_code == 2
+    assert "\\x1b[31m" in result.stderr and "\x1b" not in result.stderr
+
+
+def test_file_names_need_not_be_utf8(model: Path, tmp_path: Path) -> None:
+    renamed = model.rename(tmp_path / os.fsdecode(b"caf\xe9"))
+    assert json_of(run(renamed, "--json"))["path"] == str(renamed)
+    renamed.rename(tmp_path / "moved")
+    assert "caf\\udce9 does not exist" in error_of(run(renamed))
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("none", "none does not exist"),
+        ("Tiny-1M", "is not a model directory of vt"),
+        ("x.gguf", "x.gguf is a GGUF file, not a model directory."),
+        ("x.json", "x.json"),
+    ],
+)
+def test_foreign_path_is_one_line(model: Path, name: str, sentence: str) -> None:
+    (model.parent / "x.gguf").write_bytes(b"GGUF")
+    (model.parent / "x.json").write_bytes(b"\xff")
+    line = error_of(run(model.parent / name))
+    assert line.startswith("vt-torch: ") and sentence in line
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "1 kB"),
+        (335_544_320, "336 MB"),
+        (999_600, "1 MB"),
+        (1_270_000_000, "1.27 GB"),
+        (12_345_000_000_000, "12345 GB"),
+    ],
+)
+def test_size_text(size: int, text: str) -> None:
+    assert size_text(size) == text
+
+
+@pytest.mark.parametrize("backend", backend_params())
+def test_measure_reports_speed_and_break_even_miss_rate(backend, tiny):
+    arguments = ("inspect", tiny("llama")[1], "--measure")
+    report = json_of(run_cli(backend, *arguments, "--json"))
     assert report["step_s"] > 0 and report["full_step_s"] > 0
     assert 0 < report["verify_one_s"] <= report["verify_block_s"]
     assert 0 <= report["break_even_miss_rate"] <= 1
-    lines = dict(
-        line.split("  ", 1) for line in CliRunner().invoke(build(backend), arguments).stdout.splitlines()
-    )
+    lines = dict(line.split("  ", 1) for line in run_cli(backend, *arguments).stdout.splitlines())
     assert "tokens/s" in lines["full head"]
-    assert "ms for 32" in lines["verification"].replace("  ", " ")
+    assert "ms for 32" in lines["verification"]
     assert lines["exact decoding"].strip().startswith(("faster", "slower"))
-
-
-def test_measure_is_for_models(backend, tmp_path):
-    file = tmp_path / "math.vt.json"
-    file.write_text("{}")
-    done = CliRunner().invoke(build(backend), ["inspect", str(file), "--measure"])
-    assert done.exit_code == 2 and "--measure is for model directories" in done.stderr
-
-
-def test_measuring_quantized_weights(backend, tiny):
-    model = str(tiny("llama")[1])
-    done = CliRunner().invoke(build(backend), ["inspect", model, "--quantize", "int8"])
-    assert done.exit_code == 2 and "--quantize goes with --measure" in done.stderr
-    done = CliRunner().invoke(build(backend), ["inspect", model, "--measure", "--quantize", "int8", "--json"])
-    if backend == "mlx":
-        assert done.exit_code == 2 and "vt-mlx convert --quantize 8" in done.stderr
-    else:
-        assert json.loads(done.stdout)["step_s"] > 0

@@ -8,6 +8,7 @@ import click
 
 from converters.quantize import BITS
 from vt_core.cli.options import FILE, dtype_option, revision_option
+from vt_core.errors import escape_controls
 from vt_core.files.quantization import GROUP_SIZES
 
 
@@ -67,4 +68,5 @@ def convert(
         force=force,
     )
     manifest = ModelDirectory.open(path).manifest
-    click.echo(f"{out}: {manifest.model_type}, {size_text(manifest.total_bytes)}", err=True)
+    done = f"{out}: {manifest.model_type}, {size_text(manifest.total_bytes)}"
+    click.echo(escape_controls(done), err=True)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import click
 
 from vt_core import __version__
-from vt_core.cli.streams import PipeClosed, discard_output
+from vt_core.cli.streams import PipeClosed, discard_output, escape_text
 from vt_core.errors import VtError
 
 
@@ -27,11 +29,17 @@ class Commands(click.Group):
             discard_output()
             sys.exit(0)
 
+    def make_context(self, *args: Any, **options: Any) -> click.Context:
+        """Parse the arguments up to the name of the command."""
+        with _escaped():
+            return super().make_context(*args, **options)
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command."""
         name = ctx.info_name or "vt"
         try:
-            result = super().invoke(ctx)
+            with _escaped():
+                result = super().invoke(ctx)
             sys.stdout.flush()
             return result
         except VtError as error:
@@ -42,6 +50,16 @@ class Commands(click.Group):
             ctx.exit(2)
         except KeyboardInterrupt:
             ctx.exit(130)
+
+
+@contextmanager
+def _escaped() -> Iterator[None]:
+    """Escape control characters in click's messages, which quote arguments."""
+    try:
+        yield
+    except click.ClickException as error:
+        error.message = escape_text(error.message)  # type: ignore[misc]
+        raise
 
 
 def _report(name: str, error: object) -> None:

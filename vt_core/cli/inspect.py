@@ -1,35 +1,38 @@
-"""``inspect``: what a model directory or a task vocabulary is, and what it saves."""
+"""``inspect``: describe a model directory or a task vocabulary, and what it saves."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from vt_core.cli.options import FILE, json_option, quantize_option
-from vt_core.errors import ModelError
+from vt_core.cli.streams import write_json
+from vt_core.errors import ModelError, escape_controls
 
 if TYPE_CHECKING:
     from vt_core.files.manifest import TableInfo
     from vt_core.files.model_dir import ModelDirectory
     from vt_core.vocab.task import TaskVocabulary
 
+#: Rows of the head that the savings are estimated for.
 EXAMPLE_ROWS = 8192
-"""Size of the static vocabulary when there is no task: what the estimate of savings assumes."""
+
+Report = dict[str, Any]
+Lines = list[tuple[str, str]]
 
 
 @click.command()
 @click.argument("path", type=FILE)
 @click.option(
-    "--verify", is_flag=True, help="Read the tables and compare their checksums; exit code 2 if one differs."
+    "--verify", is_flag=True, help="Read all files and compare their digests; exit code 2 if one differs."
 )
 @click.option(
     "--measure",
     is_flag=True,
-    help="Load the model, with its full head too, and print how fast it decodes here and up to which miss "
-    "rate exact decoding is the faster way.",
+    help="Run the model, also with its full head, and print its speed and the miss rate up to which exact "
+    "decoding is faster than the full head.",
 )
 @quantize_option
 @json_option
@@ -37,7 +40,7 @@ EXAMPLE_ROWS = 8192
 def inspect(
     backend: str, path: Path, verify: bool, measure: bool, quantize: str | None, as_json: bool
 ) -> None:
-    """Say what PATH is: a model directory or a task vocabulary.
+    """Describe PATH: a model directory or a task vocabulary.
 
     \b
     Examples:
@@ -47,40 +50,47 @@ def inspect(
       vt-torch inspect math.vt.json --json
     """
     if quantize is not None and not measure:
-        raise click.UsageError("--quantize goes with --measure: it says how the model is loaded")
-    if path.is_file():
-        from vt_core.vocab.task import TaskVocabulary
-
+        raise click.UsageError("--quantize goes with --measure: it sets how the model is loaded")
+    if path.is_dir() or not path.exists():
+        report, lines = _inspect_model(path, verify, backend if measure else None, quantize)
+    else:
         if verify or measure:
-            option = "--verify" if verify else "--measure"
-            raise click.UsageError(
-                f"{option} is for model directories; a task vocabulary is checked when it is read"
-            )
-        if path.suffix == ".gguf":
-            raise ModelError(f"{path} is a GGUF file, no model directory. Make one with the convert command.")
-        report, lines = _task_report(TaskVocabulary.load(path))
-    else:
-        from vt_core.files.model_dir import ModelDirectory
-
-        directory = ModelDirectory.open(path)
-        report, lines = _model_report(directory)
-        if verify:
-            directory.verify()
-            report["verified"] = True
-            lines.append(("checksums", "verified"))
-        if measure:
-            measured, texts = _speed_report(directory, backend, quantize)
-            report |= measured
-            lines += texts
+            raise click.UsageError(f"{'--verify' if verify else '--measure'} is for model directories")
+        report, lines = _inspect_task(path)
     if as_json:
-        click.echo(json.dumps(report, ensure_ascii=False))
-    else:
-        width = max(len(name) for name, _ in lines)
-        for name, text in lines:
-            click.echo(f"{name:<{width}}  {text}")
+        write_json(report)
+        return
+    width = max(len(name) for name, _ in lines)
+    for name, text in lines:
+        click.echo(escape_controls(f"{name:<{width}}  {text}"))
 
 
-def _model_report(directory: ModelDirectory) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+def _inspect_model(
+    path: Path, verify: bool, measured_on: str | None, quantize: str | None
+) -> tuple[Report, Lines]:
+    from vt_core.files.model_dir import ModelDirectory
+
+    directory = ModelDirectory.open(path)
+    report, lines = _model_report(directory)
+    if verify:
+        directory.verify()
+        report["verified"] = True
+        lines.append(("digests", f"verified, of {len(directory.manifest.files)} files"))
+    if measured_on is not None:
+        measured, texts = _speed_report(directory, measured_on, quantize)
+        report, lines = report | measured, lines + texts
+    return report, lines
+
+
+def _inspect_task(path: Path) -> tuple[Report, Lines]:
+    from vt_core.vocab.task import TaskVocabulary
+
+    if path.suffix == ".gguf":
+        raise ModelError(f"{path} is a GGUF file, not a model directory. Make one with the convert command.")
+    return _task_report(TaskVocabulary.load(path))
+
+
+def _model_report(directory: ModelDirectory) -> tuple[Report, Lines]:
     manifest = directory.manifest
     tables, body = manifest.table_bytes, manifest.body_bytes
     rows = min(EXAMPLE_ROWS, manifest.vocab_rows)
@@ -129,17 +139,15 @@ def _model_report(directory: ModelDirectory) -> tuple[dict[str, Any], list[tuple
     return report, lines
 
 
-def _per_layer_lines(table: TableInfo | None) -> list[tuple[str, str]]:
+def _per_layer_lines(table: TableInfo | None) -> Lines:
     if table is None:
         return []
     size = size_text(table.rows * table.row_bytes)
-    return [
-        ("of the layers", f"{table.rows:,} rows of their own, {size} of these tables, none kept in memory")
-    ]
+    return [("per layer", f"{table.rows:,} rows of their own table, {size} of these tables, read from disk")]
 
 
 def _quantization(directory: ModelDirectory) -> dict[str, Any] | None:
-    """How the weights are packed: those of the body as config.json says, each table as vt.json says."""
+    """How the weights are quantized: the body's from config.json, the tables' from vt.json."""
     settings = directory.config.get("quantization")
     if not settings:
         return None if directory.quantization is None else {"method": directory.quantization, "tables": {}}
@@ -154,7 +162,7 @@ def _quantization(directory: ModelDirectory) -> dict[str, Any] | None:
     }
 
 
-def _quantized_lines(quantization: dict[str, Any] | None) -> list[tuple[str, str]]:
+def _quantized_lines(quantization: dict[str, Any] | None) -> Lines:
     if quantization is None:
         return []
     text = quantization.get("method") or _bits_text(quantization)
@@ -166,9 +174,7 @@ def _bits_text(how: dict[str, Any]) -> str:
     return f"{how['bits']} bits in groups of {how['group_size']}"
 
 
-def _speed_report(
-    directory: ModelDirectory, backend: str, quantize: str | None
-) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+def _speed_report(directory: ModelDirectory, backend: str, quantize: str | None) -> tuple[Report, Lines]:
     from vt_core.decode.policy import MAX_BLOCK
     from vt_core.measure.speed import measure
 
@@ -184,11 +190,11 @@ def _speed_report(
         "break_even_miss_rate": miss_rate,
     }
     if miss_rate == 1:
-        worth = "faster at any miss rate"
+        worth = "faster than the full head at any miss rate"
     elif miss_rate == 0:
-        worth = "slower, even without misses; use --head full"
+        worth = "slower than the full head, even without misses; use --head full"
     else:
-        worth = f"faster as long as fewer than {miss_rate:.1%} of the tokens are misses"
+        worth = f"faster than the full head while fewer than {miss_rate:.1%} of the tokens are misses"
     lines = [
         ("full head", f"{1 / full_step_s:.1f} tokens/s"),
         ("reduced head", f"{1 / costs.step_s:.1f} tokens/s approximate, {hits:.1f} exact without misses"),
@@ -202,7 +208,7 @@ def _speed_report(
     return report, lines
 
 
-def _task_report(task: TaskVocabulary) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+def _task_report(task: TaskVocabulary) -> tuple[Report, Lines]:
     rows = len(task.ids)
     report = {
         "kind": "task",
@@ -228,7 +234,7 @@ def _task_report(task: TaskVocabulary) -> tuple[dict[str, Any], list[tuple[str, 
 
 
 def size_text(size: int) -> str:
-    """A number of bytes for people: decimal units, three digits."""
+    """Bytes as text, in decimal units with three digits."""
     value, unit = float(size), "B"
     for unit in ("B", "kB", "MB", "GB"):
         if value < 999.5 or unit == "GB":
