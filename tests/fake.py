@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from vt_core.decode.decoder import Decoder
+from vt_core.decode.rounding import Rounding
 from vt_core.decode.types import NOT_A_NUMBER
 from vt_core.decode.verification import NumpyTile
 from vt_core.vocab.heads import Head
@@ -153,10 +154,18 @@ class FakeDecoder(Decoder[np.ndarray]):
     def _head_logits(self):
         return self._logits
 
-    def _tiles(self, hidden):
+    def _scan_head(self, hidden):
+        return self
+
+    rounding = Rounding("float32")
+
+    def tiles(self, hidden):
         self.scans += 1
         full = (hidden @ self.rows.table.T).astype(np.float32)
         return (NumpyTile(at, full[:, at : at + 37].copy()) for at in range(0, full.shape[1], 37))
+
+    def row_logits(self, hidden, ids):
+        return (hidden @ self.rows.table[ids].T).astype(np.float32)[0]
 
     # Arrays.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -12,7 +12,6 @@ import numpy.typing as npt
 from mlx_lm.models.cache import make_prompt_cache
 
 from vt_core.decode.decoder import Decoder
-from vt_core.decode.verification import LogitTile
 from vt_core.errors import BackendError, ModelError
 from vt_core.files.adapters import LowRank
 from vt_core.files.model_dir import ModelDirectory
@@ -66,7 +65,6 @@ class MlxDecoder(Decoder[mx.array]):
         self._cache: list[Any] = []
         self._log = CacheLog([])
         self._tile_bytes = tile_bytes
-        self._scan: HeadScan | None = None
 
     @property
     def can_rewind(self) -> bool:
@@ -133,10 +131,15 @@ class MlxDecoder(Decoder[mx.array]):
     def _head_logits(self) -> mx.array:
         return self._output.logits
 
-    def _tiles(self, hidden: mx.array) -> Iterable[LogitTile]:
-        if self._scan is None:
-            self._scan = HeadScan(self._rows, self._transform, self.device, hidden.dtype, self._tile_bytes)
-        return self._scan.tiles(hidden)
+    def _scan_head(self, hidden: mx.array) -> HeadScan:
+        return HeadScan(
+            self._rows,
+            self.head.vocabulary.rows,
+            self._transform,
+            self.device,
+            hidden.dtype,
+            self._tile_bytes,
+        )
 
     # Arrays.
 

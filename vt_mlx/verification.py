@@ -10,6 +10,7 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
+from vt_core.decode.rounding import Rounding
 from vt_core.decode.verification import LogitTile, NumpyTile
 from vt_core.files import architectures
 from vt_core.files.architectures import architecture
@@ -18,9 +19,12 @@ from vt_core.files.tables import DequantizedTable
 from vt_core.vocab.active import Ids
 from vt_mlx.rows import MlxRows
 
-#: Above 32 MiB the C library maps every buffer anew, two to three times slower; below 5 MiB a Metal
-#: product does not fill the device. On a CPU a tile stays in the processor's cache.
+#: Above 32 MiB the C library maps every buffer anew, which is two to three times slower. Below 5 MiB a
+#: product on Metal does not fill the device. On a CPU a tile stays in the processor's cache.
 TILE_BYTES = {"cpu": 2 << 20, "gpu": 16 << 20}
+
+#: A GPU chooses a kernel by the size of the product; from this many rows on it is the whole head's.
+MANY_ROWS = 4096
 
 Transform = Callable[[mx.array], mx.array]
 
@@ -32,23 +36,12 @@ class MlxTile:
         self.start, self.count = start, logits.shape[1]
         self._logits = logits.astype(mx.float32)
 
-    def better(self, than: npt.NDArray[np.float32]) -> tuple[Ids, npt.NDArray[np.float32], Ids]:
-        positions = np.flatnonzero(self._largest > than)
-        values = self._largest[positions]
-        if len(positions) == 0:
-            return positions, values, positions
-        # The first of equal values, said explicitly: MLX does not promise which one its argmax gives.
-        near = self._logits[mx.array(positions)]
-        equal = near == mx.array(values)[:, None]
-        places = mx.where(equal, mx.arange(self.count), self.count).min(axis=1)
-        return positions, values, np.array(places).astype(np.int64)
-
-    def mass(self, shift: npt.NDArray[np.float32], scale: float) -> npt.NDArray[np.float64]:
-        weights = mx.exp((self._logits - mx.array(shift)[:, None]) * scale)
-        return np.array(weights.sum(axis=1)).astype(np.float64)
+    @cached_property
+    def largest(self) -> npt.NDArray[np.float32]:
+        return np.array(self._logits.max(axis=1))
 
     def above(self, thresholds: npt.NDArray[np.float32]) -> tuple[Ids, Ids, npt.NDArray[np.float32]]:
-        rows = np.flatnonzero(self._largest >= thresholds)
+        rows = np.flatnonzero(self.largest >= thresholds)
         if len(rows) == 0:
             return rows, rows, np.empty(0, dtype=np.float32)
         # MLX has no search for the places of true values.
@@ -56,41 +49,52 @@ class MlxTile:
         positions, places, logits = near.above(thresholds[rows])
         return rows[positions], places, logits
 
+    def mass(self, shift: npt.NDArray[np.float32], scale: float) -> npt.NDArray[np.float64]:
+        weights = mx.exp((self._logits - mx.array(shift)[:, None]) * scale)
+        return np.array(weights.sum(axis=1)).astype(np.float64)
+
     def take(self, position: int, places: Ids) -> npt.NDArray[np.float32]:
         return np.array(self._logits[position][mx.array(places)])
 
     def put(self, position: int, places: Ids, logits: npt.NDArray[np.float32]) -> None:
         self._logits[position, mx.array(places)] = mx.array(logits)
-        self.__dict__.pop("_largest", None)
+        self.__dict__.pop("largest", None)
 
     def first(self, count: int) -> MlxTile:
         return MlxTile(self.start, self._logits[:, :count])
 
-    @cached_property
-    def _largest(self) -> npt.NDArray[np.float32]:
-        """``[k]``."""
-        return np.array(self._logits.max(axis=1))
-
 
 class HeadScan:
-    """Reads the full head tile by tile; one tile exists on the device at a time."""
+    """:class:`vt_core.decode.verification.HeadScan`; one tile exists on the device at a time."""
 
     def __init__(
         self,
         rows: MlxRows,
+        count: int,
         transform: Transform | None,
         device: str,
         dtype: mx.Dtype,
         tile_bytes: int | None = None,
     ) -> None:
-        self._ops, self._table, self._bias = rows, rows.head_table, rows.whole_bias()
+        """
+        Args:
+            rows: of the store.
+            count: rows that the whole head has.
+            transform: what the model does to its logits after the head; None where that is nothing.
+            device: ``cpu`` or ``gpu``.
+            dtype: the run's float type.
+            tile_bytes: size of a tile; None takes the fastest.
+        """
+        self._ops, self._count = rows, count
+        self._table, self._bias = rows.head_table, rows.whole_bias()
         self._transform, self._dtype = transform, dtype
-        # MLX's CPU build multiplies with one thread, in time linear in k; numpy's library does far better
-        # there, on packed rows too (measured with one thread on a busy machine): a 4-bit row of
-        # 896 takes 0.7 us to dequantize and multiply with one state against 1.9 in MLX, and some 0.9 against
-        # 16 times as much with 16. But half floats MLX adds up in their own type there, which only MLX does.
+        self._on_cpu = device == "cpu"
+        # MLX's CPU build multiplies with one thread, in time linear in k. numpy's library does far better, on
+        # packed rows too: a 4-bit row of 896 takes 0.7 us to dequantize and multiply with one state, against
+        # 1.9 us in MLX, and some 0.9 us with 16 states, against 16 times as much. But MLX adds up products of
+        # packed rows in half floats, which only MLX does.
         how = rows.head_how
-        on_host = device == "cpu" and not (how is not None and dtype != mx.float32)
+        on_host = self._on_cpu and not (how is not None and dtype != mx.float32)
         self._multiply = self._on_host if on_host else self._on_device
         if on_host and how is not None:
             self._table = DequantizedTable(rows.head_table, how)
@@ -99,10 +103,23 @@ class HeadScan:
         self._rows = max(1, (tile_bytes or TILE_BYTES[device]) // row_bytes)
         self.tile_bytes = self._rows * row_bytes
         self._name = str(dtype).removeprefix("mlx.core.")
+        # One unit for the product, one for what is done to its result. A GPU may add up in another order with
+        # half floats in between.
+        offset = 0.0 if self._bias is None else float(np.abs(np.array(self._bias.astype(mx.float32))).max())
+        plain = transform is None and self._on_cpu and self._bias is None
+        self.rounding = Rounding(self._name, 1 if plain else 2, offset)
 
     def tiles(self, hidden: mx.array) -> Iterator[LogitTile]:
-        """Logits of every row for ``hidden [k, hidden]``, in id order."""
         yield from self._multiply(hidden)
+
+    def row_logits(self, hidden: mx.array, ids: Ids) -> npt.NDArray[np.float32]:
+        rows = self._ops.read(ids)
+        if not self._on_cpu:
+            rows = self._ops.reserve(rows, min(self._count, max(len(ids), MANY_ROWS)))
+        logits = self._ops.product(hidden, rows)
+        if self._transform is not None:
+            logits = self._transform(logits)
+        return np.array(logits[0, : len(ids)].astype(mx.float32))
 
     def _stored(self) -> Iterator[tuple[int, np.ndarray]]:
         for tile in self._table.tiles(max(8 << 20, self._rows * self._table.spec.stride)):
@@ -114,7 +131,7 @@ class HeadScan:
             logits = self._ops.product(hidden, self._ops.tile(start, stored, self._bias))
             if self._transform is not None:
                 logits = self._transform(logits)
-            # One at a time, or every tile waits in memory for the last.
+            # Evaluated one by one, or every tile would wait in memory for the last.
             mx.eval(logits)
             yield MlxTile(start, logits)
 
@@ -124,7 +141,7 @@ class HeadScan:
         stored = self._table.spec.dtype
         for start, rows in self._stored():
             weight = to_float32(convert(rows, stored, self._name), self._name)
-            # This way round the product is up to a third faster.
+            # In this order the product is up to a third faster.
             logits = self._rounded((weight @ states.T).T)
             if bias is not None:
                 logits = self._rounded(logits + bias[start : start + len(rows)])
@@ -134,7 +151,7 @@ class HeadScan:
             yield NumpyTile(start, logits)
 
     def _rounded(self, logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """Values of the run's float type, in float32."""
+        """Rounded to the run's float type, as float32."""
         return logits if self._name == "float32" else to_float32(from_float32(logits, self._name), self._name)
 
 

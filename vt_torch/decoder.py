@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +13,7 @@ from transformers import DynamicCache, PreTrainedModel
 from vt_core.decode.decoder import PREFILL_TOKENS, Decoder
 from vt_core.decode.sampling import Sampler
 from vt_core.decode.types import Scored, Step
-from vt_core.decode.verification import Draft
+from vt_core.decode.verification import Draft, Verified
 from vt_core.errors import ModelError
 from vt_core.files.adapters import LowRank
 from vt_core.files.model_dir import ModelDirectory
@@ -26,7 +26,7 @@ from vt_torch.device import peak_memory, pick_device, pick_dtype, reset_peak
 from vt_torch.prequantized import find_layout
 from vt_torch.quantized import pick_bits
 from vt_torch.rows import Inputs, Rows, TorchRows, greedy
-from vt_torch.verification import HeadScan, TorchTile, logit_transform
+from vt_torch.verification import HeadScan, logit_transform
 
 #: Models whose cache transformers drops where a text grows beyond the original context.
 _REBUILDS_CACHE = ("phi3", "phimoe", "phi4_multimodal")
@@ -73,7 +73,6 @@ class TorchDecoder(Decoder[torch.Tensor]):
         # On which side of the border the cache was computed; None: invalid.
         self._beyond_border: bool | None = False
         self._tile_bytes = tile_bytes
-        self._scan: HeadScan | None = None
 
     @property
     def can_rewind(self) -> bool:
@@ -86,7 +85,7 @@ class TorchDecoder(Decoder[torch.Tensor]):
     @torch.inference_mode()
     def verify(
         self, steps: Sequence[Step[torch.Tensor]], drafts: Sequence[Draft], sampler: Sampler
-    ) -> list[int]:
+    ) -> Verified:
         return super().verify(steps, drafts, sampler)
 
     @torch.inference_mode()
@@ -152,19 +151,15 @@ class TorchDecoder(Decoder[torch.Tensor]):
     def _head_logits(self) -> torch.Tensor:
         return self._output.logits
 
-    def _tiles(self, hidden: torch.Tensor) -> Iterable[TorchTile]:
-        if self._scan is None:
-            rows = self._rows
-            self._scan = HeadScan(
-                rows.head_table,
-                rows.whole_bias(),
-                self._transform,
-                self._device,
-                hidden.dtype,
-                self._tile_bytes,
-                rows.quantized,
-            )
-        return self._scan.tiles(hidden)
+    def _scan_head(self, hidden: torch.Tensor) -> HeadScan:
+        return HeadScan(
+            self._rows,
+            self.head.vocabulary.rows,
+            self._transform,
+            self._device,
+            hidden.dtype,
+            self._tile_bytes,
+        )
 
     # Arrays.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 from vt_core.errors import BackendError
@@ -68,5 +70,11 @@ def multiplies(dtype: torch.dtype) -> bool:
     """
     if dtype != torch.bfloat16:
         return dtype == torch.float32
+    # oneDNN, which multiplies for PyTorch, can be told to use fewer instructions than there are.
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper()
+    if limit not in ("", "DEFAULT", "ALL") and not limit.startswith(
+        ("AVX512_CORE_BF16", "AVX512_CORE_FP16", "AVX512_CORE_AMX", "AVX10")
+    ):
+        return False
     checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported", "_is_arm_bf16_supported")
     return any(getattr(torch.cpu, check)() for check in checks if hasattr(torch.cpu, check))

@@ -56,7 +56,8 @@ def product(hidden: torch.Tensor, weight: torch.Tensor, scales: torch.Tensor) ->
 
 def _pieces(weight: torch.Tensor) -> Iterator[slice]:
     """Rows whose floats take :data:`CHUNK_BYTES` in float32."""
-    step = max(1, CHUNK_BYTES // (weight.shape[1] * 4))
+    # A multiple of 16: kernels treat the last rows of a product otherwise.
+    step = max(16, CHUNK_BYTES // (weight.shape[1] * 4) // 16 * 16)
     return (slice(start, start + step) for start in range(0, len(weight), step))
 
 

@@ -11,22 +11,30 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
+from vt_core.decode.rounding import Rounding
 from vt_core.files import architectures
 from vt_core.files.architectures import architecture
-from vt_core.files.tables import Table
 from vt_core.vocab.active import Ids
 from vt_torch.device import DTYPES, multiplies
 from vt_torch.quantized import quantize_rows
-from vt_torch.rows import as_tensor
+from vt_torch.rows import TorchRows, as_tensor
 
-#: A tile is converted into a buffer of this many bytes, or sent to the device from it. On a CPU it stays in
-#: the processor's cache (2, 4 and 8 MiB took equally long, 1 and 16 MiB longer), unless rows are multiplied
-#: where they lie: then fewer products are better (16 MiB took four fifths of 4 MiB's time).
+#: Size of the buffer into which a tile is converted, or from which it is sent to the device. On a CPU it
+#: stays in the processor's cache: 2, 4 and 8 MiB took equally long, 1 and 16 MiB longer. Rows that need no
+#: conversion are multiplied in place, where fewer products are better: 16 MiB took four fifths of the time of
+#: 4 MiB.
 TILE_BYTES = {"cpu": 4 << 20, "cuda": 32 << 20, "mps": 32 << 20}
 UNCONVERTED_TILE_BYTES = 16 << 20
 
-#: Up to so many positions a CPU multiplies as they are; more are made a multiple.
+#: A CPU multiplies up to this many positions as they are; more are padded to a multiple.
 _ANY_COUNT, _GOOD_COUNT = 8, 16
+
+#: Rows that MKL multiplies in one way, and the size of a product (rows times columns) that PyTorch hands on
+#: to oneDNN. Measured: with both, none of 25,000 logits differed from the whole head's, in any float type,
+#: with AVX2, AVX-512 and without either; without them most float32 ones did.
+_GROUP, _SMALL_PRODUCT = 16, 16 * 16 * 16
+#: Accelerators choose a kernel by the size of the product; from this many rows on it is the whole head's.
+MANY_ROWS = 4096
 
 Transform = Callable[[torch.Tensor], torch.Tensor]
 
@@ -38,22 +46,12 @@ class TorchTile:
         self.start, self.count = start, logits.shape[1]
         self._logits = logits
 
-    def better(self, than: npt.NDArray[np.float32]) -> tuple[Ids, npt.NDArray[np.float32], Ids]:
-        positions = np.flatnonzero(self._largest > than)
-        places = np.empty(0, dtype=np.int64)
-        if len(positions):
-            # torch.max gives the first of equal values. It takes several times what amax takes, and few
-            # tiles hold a better one.
-            places = self._logits[torch.from_numpy(positions)].max(dim=1).indices.cpu().numpy()
-        return positions, self._largest[positions], places
-
-    def mass(self, shift: npt.NDArray[np.float32], scale: float) -> npt.NDArray[np.float64]:
-        weights = self._logits.float() - torch.from_numpy(shift).to(self._logits.device)[:, None]
-        # Summed in float32, which is what every device has; a tile is short.
-        return weights.mul_(scale).exp_().sum(dim=1).cpu().numpy().astype(np.float64)
+    @cached_property
+    def largest(self) -> npt.NDArray[np.float32]:
+        return self._logits.amax(dim=1).float().cpu().numpy()
 
     def above(self, thresholds: npt.NDArray[np.float32]) -> tuple[Ids, Ids, npt.NDArray[np.float32]]:
-        rows = np.flatnonzero(self._largest >= thresholds)
+        rows = np.flatnonzero(self.largest >= thresholds)
         if len(rows) == 0:
             return rows, rows, np.empty(0, dtype=np.float32)
         near = self._logits[torch.from_numpy(rows)].float()
@@ -62,6 +60,11 @@ class TorchTile:
         logits = near[positions, places].cpu().numpy()
         return rows[positions.cpu().numpy()], places.cpu().numpy(), logits
 
+    def mass(self, shift: npt.NDArray[np.float32], scale: float) -> npt.NDArray[np.float64]:
+        weights = self._logits.float() - torch.from_numpy(shift).to(self._logits.device)[:, None]
+        # Summed in float32, which every device has; a tile is short.
+        return weights.mul_(scale).exp_().sum(dim=1).cpu().numpy().astype(np.float64)
+
     def take(self, position: int, places: Ids) -> npt.NDArray[np.float32]:
         return self._logits[position, torch.from_numpy(places)].float().cpu().numpy()
 
@@ -69,61 +72,85 @@ class TorchTile:
         if self._logits.dtype != torch.float32:
             self._logits = self._logits.float()
         self._logits[position, torch.from_numpy(places)] = torch.from_numpy(logits).to(self._logits.device)
-        self.__dict__.pop("_largest", None)
+        self.__dict__.pop("largest", None)
 
     def first(self, count: int) -> TorchTile:
         return TorchTile(self.start, self._logits[:, :count])
 
-    @cached_property
-    def _largest(self) -> npt.NDArray[np.float32]:
-        """``[k]``."""
-        return self._logits.amax(dim=1).float().cpu().numpy()
-
 
 class HeadScan:
-    """Reads the full head tile by tile; at most two tiles exist on the device at once."""
+    """:class:`vt_core.decode.verification.HeadScan`; at most two tiles exist on the device at once."""
 
     def __init__(
         self,
-        table: Table,
-        bias: torch.Tensor | None,
+        rows: TorchRows,
+        count: int,
         transform: Transform | None,
         device: torch.device,
         dtype: torch.dtype,
         tile_bytes: int | None = None,
-        quantized: bool = False,
     ) -> None:
-        self._table, self._bias, self._transform = table, bias, transform
+        """
+        Args:
+            rows: of the store.
+            count: rows that the whole head has.
+            transform: what the model does to its logits after the head; None where that is nothing.
+            device: where to multiply.
+            dtype: the run's float type.
+            tile_bytes: size of a tile; None takes the fastest.
+        """
+        self._ops, self._count = rows, count
+        self._table, self._bias, self._quantized = rows.head_table, rows.whole_bias(), rows.quantized
+        self._transform = transform
         self._device, self._dtype = device, dtype
-        self._quantized = quantized
+        self._on_cpu = device.type == "cpu"
         # A CPU without instructions for this type multiplies many positions one by one.
-        self._widens = device.type == "cpu" and not multiplies(dtype) and not quantized
+        self._widens = self._on_cpu and not multiplies(dtype) and not self._quantized
         # On a CPU quantized rows are whole numbers in float32.
-        widened = self._widens or (quantized and device.type == "cpu")
-        row_bytes = table.spec.columns * (torch.float32 if widened else dtype).itemsize
-        converts = device.type != "cpu" or widened or DTYPES[table.spec.dtype] != dtype
+        widened = self._widens or (self._quantized and self._on_cpu)
+        row_bytes = self._table.spec.columns * (torch.float32 if widened else dtype).itemsize
+        converts = not self._on_cpu or widened or DTYPES[self._table.spec.dtype] != dtype
         best = TILE_BYTES.get(device.type, 32 << 20) if converts else UNCONVERTED_TILE_BYTES
         self._rows = max(1, (tile_bytes or best) // row_bytes)
         self.tile_bytes = self._rows * row_bytes
         self._buffers: list[torch.Tensor] = []
+        self.rounding = self._rounding()
 
     def tiles(self, hidden: torch.Tensor) -> Iterator[TorchTile]:
-        """Logits of every row for ``hidden [k, hidden]``, in id order."""
         load = self._load_cuda if self._device.type == "cuda" else self._load
-        on_cpu = self._device.type == "cpu"
         for start, rows in load(torch.float32 if self._widens and len(hidden) > 1 else self._dtype):
             bias = None if self._bias is None else self._bias[start : start + len(rows)]
             if self._quantized:
                 logits = _quantized_product(rows, hidden, bias)
-            elif on_cpu:
+            elif self._on_cpu:
                 bias = None if bias is None else bias.to(rows.dtype)
                 logits = _product(rows, hidden.to(rows.dtype), bias).to(self._dtype)
             else:
                 logits = F.linear(hidden, rows, bias)
-            yield TorchTile(start, logits if self._transform is None else self._transform(logits))
+            yield TorchTile(start, self._transformed(logits))
+
+    def row_logits(self, hidden: torch.Tensor, ids: Ids) -> npt.NDArray[np.float32]:
+        alike, places = ids, np.arange(len(ids))
+        if self._on_cpu:
+            alike, places = like_whole(ids, self._count, hidden.shape[1])
+        rows = self._ops.read(alike)
+        if not self._on_cpu:
+            rows = self._ops.reserve(rows, min(self._count, max(len(ids), MANY_ROWS)))
+        logits = self._transformed(self._ops.product(hidden, rows))
+        return logits[0].float().cpu().numpy()[places]
+
+    def _rounding(self) -> Rounding:
+        # One unit for the product, one for what is done to its result. An accelerator may add up in the run's
+        # float type.
+        plain = self._transform is None and self._on_cpu and not self._quantized
+        offset = 0.0 if self._bias is None else float(self._bias.abs().max())
+        return Rounding(str(self._dtype).removeprefix("torch."), 1 if plain else 2, offset)
+
+    def _transformed(self, logits: torch.Tensor) -> torch.Tensor:
+        return logits if self._transform is None else self._transform(logits)
 
     def _stored(self) -> Iterator[tuple[int, torch.Tensor]]:
-        """Views of the stored rows, a tile's worth at a time."""
+        """Views of the stored rows, one tile at a time."""
         spec = self._table.spec
         for tile in self._table.tiles(max(8 << 20, self._rows * spec.stride)):
             # The views are read-only and only read.
@@ -133,17 +160,23 @@ class HeadScan:
 
     def _load(self, dtype: torch.dtype) -> Iterator[tuple[int, torch.Tensor]]:
         for start, rows in self._stored():
-            if rows.dtype == dtype and self._device.type == "cpu":
+            if rows.dtype not in (dtype, self._dtype):
+                # The whole head holds them in the run's float type, and a wider one must not hold more
+                # digits.
+                rows = rows.to(self._dtype)
+            if rows.dtype == dtype and self._on_cpu:
                 yield start, rows
             else:
                 yield start, self._buffer(0, dtype)[: len(rows)].copy_(rows)
 
     def _load_cuda(self, dtype: torch.dtype) -> Iterator[tuple[int, torch.Tensor]]:
-        """The next tile travels on a stream of its own, from pinned memory, while this one is multiplied."""
+        """As :meth:`_load`. The next tile is copied from pinned memory on a stream of its own, while this one
+        is multiplied.
+        """
         copying = torch.cuda.Stream(self._device)
         computing = torch.cuda.current_stream(self._device)
-        copying.wait_stream(computing)  # what is in flight there may still use the buffers' memory
-        free = [torch.cuda.Event() for _ in range(2)]  # the product that used a buffer is done
+        copying.wait_stream(computing)  # work in flight may still use the memory of the buffers
+        free = [torch.cuda.Event() for _ in range(2)]  # set once the product that used a buffer is done
         ready: tuple[int, torch.Tensor, torch.cuda.Event] | None = None
         try:
             for index, (start, rows) in enumerate(self._stored()):
@@ -184,14 +217,14 @@ class HeadScan:
 
 
 def _product(rows: torch.Tensor, hidden: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """What ``F.linear(hidden, rows, bias)`` gives, for 2 to 32 positions in float32 in half to two thirds of
-    its time on a CPU.
+    """``F.linear(hidden, rows, bias)``; on a CPU it takes half to two thirds of the time for 2 to 32
+    positions in float32.
     """
     count = len(hidden)
     if count == 1 or rows.dtype != torch.float32:
         return F.linear(hidden, rows, bias)
     if count > _ANY_COUNT:
-        # MKL takes 132 ms for 15 positions of Gemma's head and 54 for 16, 164 for 31 and 88 for 32.
+        # With Gemma's head MKL takes 132 ms for 15 positions and 54 for 16, 164 for 31 and 88 for 32.
         hidden = F.pad(hidden, (0, 0, 0, -count % _GOOD_COUNT))
     columns = hidden.T
     logits = rows @ columns if bias is None else torch.addmm(bias[:, None], rows, columns)
@@ -199,8 +232,8 @@ def _product(rows: torch.Tensor, hidden: torch.Tensor, bias: torch.Tensor | None
 
 
 def _quantized_product(rows: torch.Tensor, hidden: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """What the quantized head gives for float rows that are not quantized yet: summed up in float32 on a CPU,
-    as the kernels there do, and rounded once.
+    """Logits of the quantized head for float rows that are not quantized yet. On a CPU they are summed in
+    float32 and rounded once, as the kernels there do.
     """
     numbers, scales = quantize_rows(rows)
     if hidden.device.type == "cpu":
@@ -208,6 +241,28 @@ def _quantized_product(rows: torch.Tensor, hidden: torch.Tensor, bias: torch.Ten
     else:
         logits = F.linear(hidden, numbers.to(hidden.dtype).mul_(scales[:, None]))
     return logits if bias is None else logits + bias
+
+
+def like_whole(ids: Ids, count: int, columns: int) -> tuple[Ids, npt.NDArray[np.int64]]:
+    """Rows whose product with one position a CPU computes as it computes that of the whole head.
+
+    MKL takes 4 to 16 float32 rows at a time and the last rows of a matrix otherwise, and PyTorch multiplies
+    small matrices of 16-bit floats by itself. So the rows are a matrix of full groups that is not small, and
+    then the last rows of the whole head.
+
+    Args:
+        ids: full ids, at least one.
+        count: rows of the whole head.
+        columns: width of a row.
+
+    Returns:
+        Full ids of the rows to multiply, and where ``ids`` are among them.
+    """
+    regular = count - count % _GROUP
+    least = max(len(ids), _SMALL_PRODUCT // columns + 1)
+    fill = np.full(-(-least // _GROUP) * _GROUP - len(ids), ids[0])
+    alike = np.concatenate([ids, fill, np.arange(regular, count)])
+    return alike, np.where(ids < regular, np.arange(len(ids)), len(ids) + len(fill) + ids - regular)
 
 
 def logit_transform(config: Any) -> Transform:

@@ -7,7 +7,7 @@ framework's caches begin, rewind and end. The loop (:mod:`vt_core.decode.request
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Generic
 
 import numpy as np
@@ -16,7 +16,7 @@ import numpy.typing as npt
 from vt_core.decode.probabilities import log_probabilities
 from vt_core.decode.sampling import Sampler
 from vt_core.decode.types import NOT_A_NUMBER, Array, Scored, Step
-from vt_core.decode.verification import Draft, LogitTile, verify
+from vt_core.decode.verification import Draft, HeadScan, Verified, verify
 from vt_core.errors import ModelError
 from vt_core.vocab.active import Ids
 from vt_core.vocab.heads import Head
@@ -78,6 +78,7 @@ class Decoder(ABC, Generic[Array]):
         self._framework_name = framework_name
         self._text: list[int] = []  # what the caches hold, to read it again where they cannot be cut
         self._wants_confidence = True
+        self._scan: HeadScan | None = None
         self._transform_is_known = True
 
     # The protocol.
@@ -158,10 +159,10 @@ class Decoder(ABC, Generic[Array]):
         assert step.confidence is not None, "begin() was told that nobody asks"
         return float(step.confidence.item())
 
-    def verify(self, steps: Sequence[Step[Array]], drafts: Sequence[Draft], sampler: Sampler) -> list[int]:
+    def verify(self, steps: Sequence[Step[Array]], drafts: Sequence[Draft], sampler: Sampler) -> Verified:
         """The full head's choices for decoded positions; see :func:`vt_core.decode.verification.verify`."""
         hidden = self._concatenate([step.hidden for step in steps])
-        return verify(lambda: self._full_tiles(hidden), drafts, sampler)
+        return verify(self._full_head(hidden), hidden, drafts, sampler)
 
     def states(self, ids: Ids, start: int) -> Iterator[Array]:
         """Read a text of full ids, in place of :meth:`prefill`, and yield the hidden states of its positions
@@ -179,7 +180,8 @@ class Decoder(ABC, Generic[Array]):
         """Log-probabilities of the full ids ``targets [k]`` at the ``k`` positions of some states, with one
         read of the full head.
         """
-        return log_probabilities(self._full_tiles(self._concatenate(list(states))), targets)
+        hidden = self._concatenate(list(states))
+        return log_probabilities(self._full_head(hidden).tiles(hidden), targets)
 
     def rewind(self, count: int) -> None:
         """Take back the last ``count`` tokens that were read since the last call: the caches are as before.
@@ -233,8 +235,8 @@ class Decoder(ABC, Generic[Array]):
         transformed = product if self._transform is None else self._transform(product)
         self._transform_is_known = self._equal(transformed, logits)
 
-    def _full_tiles(self, hidden: Array) -> Iterable[LogitTile]:
-        """Logits of every row of the full head for ``hidden [k, hidden]``, in tiles.
+    def _full_head(self, hidden: Array) -> HeadScan:
+        """The full head as verification and scoring read it, for hidden states like ``hidden``.
 
         Raises:
             ModelError: the model changes its logits in a way that the tiles cannot repeat.
@@ -244,7 +246,9 @@ class Decoder(ABC, Generic[Array]):
                 f"{self._framework_name} changes its logits in a way that vt does not know, so it can "
                 "neither verify nor score texts of this model; generate with --approximate or --head full"
             )
-        return self._tiles(hidden)
+        if self._scan is None:
+            self._scan = self._scan_head(hidden)
+        return self._scan
 
     def _not_finite(self) -> ModelError:
         return ModelError(
@@ -303,8 +307,8 @@ class Decoder(ABC, Generic[Array]):
         """Logits of the last :meth:`_run` as they left the head, before what the model does to them."""
 
     @abstractmethod
-    def _tiles(self, hidden: Array) -> Iterable[LogitTile]:
-        """Tiles of the full head's logits for ``hidden [k, hidden]``, in id order."""
+    def _scan_head(self, hidden: Array) -> HeadScan:
+        """The full head as it is read from the store, for hidden states of the float type of ``hidden``."""
 
     # Hooks: arrays.
 

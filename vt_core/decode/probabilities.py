@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from vt_core.decode.sampling import check_finite
 from vt_core.decode.types import Scored
 from vt_core.decode.verification import LogitTile
 from vt_core.vocab.active import Ids
@@ -22,16 +23,20 @@ def log_probabilities(tiles: Iterable[LogitTile], targets: Ids) -> Scored:
 
     Returns:
         ``[k]`` each; of equal logits the choice is the lowest id.
+
+    Raises:
+        ModelError: a logit is not a number.
     """
     top = np.full(len(targets), -np.inf, dtype=np.float32)
     mass = np.zeros(len(targets))
     logits = np.zeros(len(targets))
     choices = np.zeros(len(targets), dtype=np.int64)
     for tile in tiles:
-        positions, values, places = tile.better(top)
-        larger = top.copy()
-        larger[positions] = values
-        choices[positions] = tile.start + places
+        larger = np.maximum(top, check_finite(tile.largest))
+        # The first of each position is the lowest id of equal ones.
+        positions, places, _ = tile.above(np.where(larger > top, larger, np.float32(np.inf)))
+        positions, first = np.unique(positions, return_index=True)
+        choices[positions] = tile.start + places[first]
         mass *= np.exp((top - larger).astype(np.float64))
         mass += tile.mass(larger, 1.0)
         top = larger

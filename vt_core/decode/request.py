@@ -28,6 +28,7 @@ class Checks:
 
     verifications: int = 0
     drafted: int = 0  #: positions that were checked
+    settled: int = 0  #: of these, near ties, which took another product of a few rows
     rescued: list[int] = field(default_factory=list)  #: full ids that the full head put in place of others
     rolled_back: int = 0  #: steps that were run behind a wrong token (one queued ahead is not counted)
     verify_s: float = 0.0
@@ -124,7 +125,7 @@ class _Block:
         if request.policy is None or self._course is None:
             return self._tokens, None
         started = request.clock()
-        checked = self._decoder.verify(self._steps, self._drafts, request.sampler)
+        checked, settled = self._decoder.verify(self._steps, self._drafts, request.sampler)
         spent = request.clock() - started
         accepted, rescue = accepted_prefix(self._tokens, checked)
         self._accepted = accepted
@@ -133,6 +134,7 @@ class _Block:
         checks = request.checks
         checks.verifications += 1
         checks.drafted += len(self._tokens)
+        checks.settled += settled
         checks.verify_s += spent
         if rescue is None:
             return self._tokens, None
@@ -162,14 +164,16 @@ class _Block:
         request, decoder = self._request, self._decoder
         position = self._done + len(self._tokens)
         pending = tuple(self._tokens)
-        adjusted = None
+        draft = Draft(position, pending)
         if request.sampler.settings.plain_greedy:
             token = decoder.poll(step)
         else:
             ids = decoder.head.vocabulary.ids
-            adjusted = request.sampler.adjust(decoder.logits(step), ids, pending)
+            logits = decoder.logits(step)
+            adjusted = request.sampler.adjust(logits, ids, pending)
+            draft = Draft(position, pending, adjusted, request.sampler.magnitude(logits))
             token = request.sampler.pick(adjusted, ids, position)
         self._steps.append(step)
-        self._drafts.append(Draft(position, pending, adjusted))
+        self._drafts.append(draft)
         self._tokens.append(token)
         return token

@@ -1,8 +1,9 @@
 """The full head's choices for a block of positions, from one reading of its rows in tiles.
 
-A backend multiplies each tile with the hidden states of the block; what is kept of it is here: the best row
-so far, what top-p must know of the rest, and the rows that noise could still make the winner. No array over
-the whole vocabulary exists.
+A backend multiplies each tile with the hidden states of the block. This module keeps what decides: the best
+rows so far, the normalizer that top-p needs, and the rows that noise could still make the winner. No array
+over the whole vocabulary exists. Near ties are settled by the product that ``--head full`` uses, see
+:mod:`vt_core.decode.rounding`.
 """
 
 from __future__ import annotations
@@ -10,12 +11,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from vt_core.decode.sampling import Sampler
+from vt_core.decode.rounding import Rounding, decide
+from vt_core.decode.sampling import Sampler, check_finite
 from vt_core.vocab.active import Ids
 
 Floats = npt.NDArray[np.float32]
@@ -29,16 +31,17 @@ class LogitTile(Protocol):
     start: int
     count: int  #: n
 
-    def better(self, than: Floats) -> tuple[Ids, Floats, Ids]:
-        """Positions whose largest logit is above their value in ``than [k]``, that logit, float32, and where
-        in the tile it is: the first of equal ones.
+    @property
+    def largest(self) -> Floats:
+        """The largest logit of each position, ``[k]``; not a number where one of them is not."""
+
+    def above(self, thresholds: Floats) -> tuple[Ids, Ids, Floats]:
+        """Position, place in the tile, and logit of every logit that is at least its position's threshold, in
+        the order of positions and then places.
         """
 
     def mass(self, shift: Floats, scale: float) -> npt.NDArray[np.float64]:
         """``sum(exp((logits - shift) * scale))`` of each position, ``[k]``."""
-
-    def above(self, thresholds: Floats) -> tuple[Ids, Ids, Floats]:
-        """Position, place in the tile, and logit of every logit that is at least its position's threshold."""
 
     def take(self, position: int, places: Ids) -> Floats:
         """Logits of one position at some places of the tile."""
@@ -50,13 +53,35 @@ class LogitTile(Protocol):
         """A tile of the first ``count`` rows."""
 
 
+class HeadScan(Protocol):
+    """The full head of a backend, read from the store."""
+
+    rounding: Rounding  #: how far the logits of a tile may be from :meth:`row_logits`
+
+    def tiles(self, hidden: Any) -> Iterable[LogitTile]:
+        """Logits of every row for ``hidden [k, hidden]``, in the order of ids."""
+
+    def row_logits(self, hidden: Any, ids: Ids) -> Floats:
+        """Logits ``[n]`` of some full ids for one position, ``hidden [1, hidden]``, equal to those that the
+        head has when it is held whole and multiplied with this position alone.
+        """
+
+
 @dataclass(frozen=True)
 class Draft:
-    """A position to verify: what was chosen on the reduced head and what must be known to choose again."""
+    """A position to verify: what was chosen on the reduced head, and what it takes to choose again."""
 
     position: int  #: index of the token within the request
     pending: tuple[int, ...]  #: the block's tokens before it, which penalties see as well
-    reduced: Floats | None  #: adjusted logits of the active rows, where the choice is not plain greedy
+    reduced: Floats | None = None  #: adjusted logits of the active rows, where the choice is not plain greedy
+    magnitude: float = 0.0  #: largest absolute logit of the active rows before they were adjusted
+
+
+class Verified(NamedTuple):
+    """The full head's choices for a block."""
+
+    choices: list[int]  #: full ids, one for each position
+    settled: int  #: positions that were near ties
 
 
 class NumpyTile:
@@ -66,54 +91,69 @@ class NumpyTile:
         self.start, self.count = start, logits.shape[1]
         self._logits = logits
 
-    def better(self, than: Floats) -> tuple[Ids, Floats, Ids]:
-        # Largest values are found far faster than their places, and few tiles hold a better one.
-        positions = np.flatnonzero(self._largest > than)
-        return positions, self._largest[positions], self._logits[positions].argmax(axis=1)
+    @cached_property
+    def largest(self) -> Floats:
+        largest: Floats = self._logits.max(axis=1)
+        return largest
+
+    def above(self, thresholds: Floats) -> tuple[Ids, Ids, Floats]:
+        # Few tiles hold such a logit, and the largest ones are found far faster than their places.
+        rows = np.flatnonzero(self.largest >= thresholds)
+        near = self._logits[rows]
+        positions, places = np.nonzero(near >= thresholds[rows, None])
+        return rows[positions], places, near[positions, places]
 
     def mass(self, shift: Floats, scale: float) -> npt.NDArray[np.float64]:
         weights = self._logits - shift[:, None]
         weights *= np.float32(scale)
         return np.exp(weights, out=weights).sum(axis=1, dtype=np.float64)
 
-    def above(self, thresholds: Floats) -> tuple[Ids, Ids, Floats]:
-        rows = np.flatnonzero(self._largest >= thresholds)
-        near = self._logits[rows]
-        positions, places = np.nonzero(near >= thresholds[rows, None])
-        return rows[positions], places, near[positions, places]
-
     def take(self, position: int, places: Ids) -> Floats:
         return self._logits[position, places]
 
     def put(self, position: int, places: Ids, logits: Floats) -> None:
         self._logits[position, places] = logits
-        self.__dict__.pop("_largest", None)
+        self.__dict__.pop("largest", None)
 
     def first(self, count: int) -> NumpyTile:
         return NumpyTile(self.start, self._logits[:, :count])
 
-    @cached_property
-    def _largest(self) -> Floats:
-        """``[k]``."""
-        largest: Floats = self._logits.max(axis=1)
-        return largest
 
-
-def verify(scan: Callable[[], Iterable[LogitTile]], drafts: Sequence[Draft], sampler: Sampler) -> list[int]:
-    """The full head's choice, a full id, for each position of a block.
+def verify(head: HeadScan, hidden: Any, drafts: Sequence[Draft], sampler: Sampler) -> Verified:
+    """Choose again at each position of a block, on the full head.
 
     Args:
-        scan: begins a reading of all rows of the full head, in id order.
-        drafts: the positions, as many as the tiles' logits have rows.
-        sampler: of the request; its context ends where the block begins. What lies behind its rows is padding
-            and is not chosen.
+        head: the full head.
+        hidden: hidden states of the positions, ``[k, hidden]``.
+        drafts: the positions.
+        sampler: of the request; its context ends where the block begins. Rows after the sampler's are padding
+            and are not chosen.
+
+    Raises:
+        ModelError: a logit is not a number.
     """
+
+    def scan() -> Iterator[LogitTile]:
+        return without_padding(head.tiles(hidden), sampler.rows)
+
     if sampler.settings.plain_greedy:
-        return _greedy(_without_padding(scan(), sampler.rows), len(drafts))
-    return _general(lambda: _without_padding(scan(), sampler.rows), drafts, sampler)
+        found = _greedy(scan(), head.rounding, len(drafts))
+    else:
+        found = _general(scan, head.rounding, drafts, sampler)
+    choices, settled = [], 0
+    for index, (position, draft) in enumerate(zip(found, drafts, strict=True)):
+        choice, decisive = position.decide(draft, sampler)
+        if len(decisive):
+            ids = np.sort(position.ids[decisive])
+            logits = head.row_logits(hidden[index : index + 1], ids)
+            choice = position.settle(ids, logits, draft, sampler)
+            settled += 1
+        choices.append(choice)
+    return Verified(choices, settled)
 
 
-def _without_padding(tiles: Iterable[LogitTile], rows: int) -> Iterator[LogitTile]:
+def without_padding(tiles: Iterable[LogitTile], rows: int) -> Iterator[LogitTile]:
+    """The tiles of the first ``rows`` rows."""
     for tile in tiles:
         if tile.start >= rows:
             return
@@ -121,80 +161,119 @@ def _without_padding(tiles: Iterable[LogitTile], rows: int) -> Iterator[LogitTil
 
 
 def accepted_prefix(drafted: Sequence[int], checked: Sequence[int]) -> tuple[int, int | None]:
-    """How many drafted ids stand, and the id that replaces the first one that does not (None: all stand)."""
+    """Compare drafted with checked ids.
+
+    Returns:
+        The number of drafted ids before the first difference, and the checked id there (None: no difference).
+    """
     for index, (draft, check) in enumerate(zip(drafted, checked, strict=True)):
         if draft != check:
             return index, check
     return len(drafted), None
 
 
-def _greedy(tiles: Iterable[LogitTile], count: int) -> list[int]:
+@dataclass
+class _Found:
+    """The rows of one position that can still be chosen."""
+
+    logits: Floats  #: adjusted
+    ids: Ids  #: full ids of them, ascending
+    error: float  #: how far each logit may be from the whole head's
+    total: tuple[float, float] | None = None  #: see :meth:`vt_core.decode.sampling.Sampler.pick`
+
+    def decide(self, draft: Draft, sampler: Sampler) -> tuple[int, Ids]:
+        """The choice, a full id, and the indices of the rows to settle; none where the choice is certain."""
+        choice, decisive = decide(
+            self.logits, self.ids, draft.position, sampler.settings, self.error, self.total
+        )
+        return int(self.ids[choice]), decisive
+
+    def settle(self, ids: Ids, logits: Floats, draft: Draft, sampler: Sampler) -> int:
+        """The choice, a full id, once the logits of some of the rows are those of the whole head."""
+        check_finite(logits)
+        logits = sampler.adjust(logits, ids, draft.pending)
+        places = np.searchsorted(self.ids, ids)
+        total = self.total
+        if total is not None:
+            weights = [
+                np.exp(np.minimum((part.astype(np.float64) - total[0]) / sampler.settings.temperature, 600.0))
+                for part in (logits, self.logits[places])
+            ]
+            total = total[0], total[1] + float(weights[0].sum() - weights[1].sum())
+        self.logits[places] = logits
+        if sampler.settings.temperature == 0:
+            return sampler.pick(logits, ids, draft.position)
+        return sampler.pick(self.logits, self.ids, draft.position, total)
+
+
+def _greedy(tiles: Iterable[LogitTile], rounding: Rounding, count: int) -> list[_Found]:
     best = np.full(count, -np.inf, dtype=np.float32)
-    ids = np.zeros(count, dtype=np.int64)
+    gathered = _Gathered()
     for tile in tiles:
-        # Strictly better: ids ascend from tile to tile, and of equal logits the lowest id is chosen.
-        positions, values, places = tile.better(best)
-        best[positions] = values
-        ids[positions] = tile.start + places
-    return ids.tolist()
-
-
-def _general(scan: Callable[[], Iterable[LogitTile]], drafts: Sequence[Draft], sampler: Sampler) -> list[int]:
-    reduced = [draft.reduced for draft in drafts if draft.reduced is not None]
-    assert len(reduced) == len(drafts)
-    # The active rows are part of the whole: what they rule out, the full head rules out as well.
-    thresholds = np.array([sampler.likely_threshold(logits) for logits in reduced], np.float32)
-    found = _gather(scan(), drafts, sampler, thresholds)
-    if sampler.needs_mass:
-        # Rare: much of the mass lies in rows that are not active, each of them unlikely. Where the threshold
-        # was the sure one already (min-p can raise it so far), nothing is missing.
-        lower = np.full(len(drafts), np.inf, np.float32)
-        for at, (logits, _, total) in enumerate(found):
-            if not sampler.suffices(logits, total):
-                lower[at] = sampler.threshold(reduced[at])
-        short = np.flatnonzero(lower < thresholds)
-        if len(short):
-            again = _gather(scan(), drafts, sampler, lower)
-            for at in short.tolist():
-                found[at] = again[at]
+        best = np.maximum(best, check_finite(tile.largest))
+        gathered.add(tile, best - 2 * rounding.error(best))
+    errors = rounding.error(best)
     return [
-        sampler.pick(logits, ids, draft.position, total if sampler.needs_mass else None)
-        for draft, (logits, ids, total) in zip(drafts, found, strict=True)
+        _Found(logits, ids, error)
+        for (logits, ids), error in zip(gathered.split(best - 2 * errors), errors.tolist(), strict=True)
     ]
 
 
+def _general(
+    scan: Callable[[], Iterable[LogitTile]], rounding: Rounding, drafts: Sequence[Draft], sampler: Sampler
+) -> list[_Found]:
+    reduced = [draft.reduced for draft in drafts if draft.reduced is not None]
+    assert len(reduced) == len(drafts)
+    largest = np.array([logits.max() for logits in reduced], np.float32)
+    magnitude = np.array([draft.magnitude for draft in drafts], np.float32)
+    errors = rounding.adjusted_error(sampler.settings, magnitude, largest)
+    # The active rows are part of the whole head: what they rule out, the full head rules out as well. Their
+    # logits may be off as the tiles' may, and near ties must be found on both sides.
+    margins = (4 * errors).tolist()
+    thresholds = np.array(
+        [sampler.likely_threshold(*pair) for pair in zip(reduced, margins, strict=True)], np.float32
+    )
+    found = _gather(scan(), drafts, sampler, thresholds, errors)
+    if sampler.needs_mass:
+        # Rare: much of the mass lies in rows that are not active, each of them unlikely. Where the threshold
+        # was the safe one already (min-p can raise it that far), nothing is missing.
+        lower = np.full(len(drafts), np.inf, np.float32)
+        for at, position in enumerate(found):
+            if position.total is not None and not sampler.suffices(position.logits, position.total):
+                lower[at] = sampler.threshold(reduced[at], margins[at])
+        short = np.flatnonzero(lower < thresholds)
+        if len(short):
+            again = _gather(scan(), drafts, sampler, lower, errors)
+            for at in short.tolist():
+                found[at] = again[at]
+    return found
+
+
 def _gather(
-    tiles: Iterable[LogitTile], drafts: Sequence[Draft], sampler: Sampler, thresholds: Floats
-) -> list[tuple[Floats, Ids, tuple[float, float]]]:
-    """For each position the adjusted logits at or above its threshold, their ids, and what top-p must know
-    of all rows: the largest logit (or the largest active one) and the sum of weights in units of that one's.
+    tiles: Iterable[LogitTile], drafts: Sequence[Draft], sampler: Sampler, thresholds: Floats, errors: Floats
+) -> list[_Found]:
+    """The rows of each position at or above its threshold, with the normalizer over all rows where the
+    sampler needs it.
     """
-    top = np.array([draft.reduced.max() for draft in drafts if draft.reduced is not None], dtype=np.float32)
+    settings = sampler.settings
+    top = np.full(len(drafts), -np.inf, dtype=np.float32)
     mass = np.zeros(len(drafts))
-    found: list[tuple[Ids, Ids, Floats]] = []
-    scale = 1 / sampler.settings.temperature if sampler.settings.temperature else 1.0
-    touched = [sampler.touched(draft.pending) if sampler.settings.adjusts else None for draft in drafts]
+    gathered = _Gathered()
+    scale = 1 / settings.temperature if settings.temperature else 1.0
+    touched = [sampler.touched(draft.pending) for draft in drafts] if settings.adjusts else []
     for tile in tiles:
-        for row, (draft, ids) in enumerate(zip(drafts, touched, strict=True)):
-            if ids is not None:
-                _adjust(tile, row, ids, draft, sampler)
+        for row, ids in enumerate(touched):
+            _adjust(tile, row, ids, drafts[row], sampler)
+        larger = np.maximum(top, check_finite(tile.largest))
         if sampler.needs_mass:
-            larger = top.copy()
-            positions, values, _ = tile.better(top)
-            larger[positions] = values
             mass *= np.exp((top - larger).astype(np.float64) * scale)
-            top = larger
-            mass += tile.mass(top, scale)
-        positions, places, logits = tile.above(thresholds)
-        found.append((positions, places + tile.start, logits))
-    rows, candidates, logits = (np.concatenate(parts) for parts in zip(*found, strict=True))
-    order = np.argsort(rows, kind="stable")
-    ends = np.cumsum(np.bincount(rows, minlength=len(drafts)))[:-1]
+            mass += tile.mass(larger, scale)
+        top = larger
+        gathered.add(tile, thresholds)
+    totals = zip(top.tolist(), mass.tolist(), strict=True)
     return [
-        (mine, ids, (float(largest), float(weight)))
-        for mine, ids, largest, weight in zip(
-            np.split(logits[order], ends), np.split(candidates[order], ends), top, mass, strict=True
-        )
+        _Found(logits, ids, error, total if sampler.needs_mass else None)
+        for (logits, ids), error, total in zip(gathered.split(), errors.tolist(), totals, strict=True)
     ]
 
 
@@ -205,3 +284,28 @@ def _adjust(tile: LogitTile, row: int, touched: Ids, draft: Draft, sampler: Samp
         ids = touched[first:last]
         places = ids - tile.start
         tile.put(row, places, sampler.adjust(tile.take(row, places), ids, draft.pending))
+
+
+class _Gathered:
+    """Rows found in the tiles of one scan."""
+
+    def __init__(self) -> None:
+        self._parts: list[tuple[Ids, Ids, Floats]] = []
+        self._count = 0
+
+    def add(self, tile: LogitTile, thresholds: Floats) -> None:
+        """Keep the rows of a tile that are at or above their position's threshold."""
+        self._count = len(thresholds)
+        positions, places, logits = tile.above(thresholds)
+        if len(positions):
+            self._parts.append((positions, places + tile.start, logits))
+
+    def split(self, thresholds: Floats | None = None) -> list[tuple[Floats, Ids]]:
+        """Logits and ids of each position, ids ascending, above new thresholds if there are any."""
+        positions, ids, logits = (np.concatenate(parts) for parts in zip(*self._parts, strict=True))
+        if thresholds is not None:
+            kept = logits >= thresholds[positions]
+            positions, ids, logits = positions[kept], ids[kept], logits[kept]
+        order = np.argsort(positions, kind="stable")
+        ends = np.cumsum(np.bincount(positions, minlength=self._count))[:-1]
+        return list(zip(np.split(logits[order], ends), np.split(ids[order], ends), strict=True))

@@ -33,7 +33,7 @@ def measure(directory: ModelDirectory, backend: str, quantize: str | None = None
     block = [step for step, _ in steps]
     sampler = Sampler(SamplerSettings(), model.rows)
     for positions in (1, MAX_BLOCK):
-        drafts = [Draft(position, (), None) for position in range(positions)]
+        drafts = [Draft(position, ()) for position in range(positions)]
         times = []
         for _ in range(_REPEATS + 1):
             started = time.perf_counter()

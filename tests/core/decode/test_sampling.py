@@ -140,12 +140,15 @@ EXPECTED_NOISE = 0.27850324604691684  # a change of the hash changes every sampl
         ({"top_k": -3}, "top_k is -3"),
         ({"min_p": 2.0}, "min_p is 2.0, but it must be between 0 and 1"),
         ({"seed": -1}, "seed is -1"),
-        ({"repetition_penalty": 0.0}, "repetition_penalty is 0.0, but it must be above 0"),
+        (
+            {"repetition_penalty": 0.0},
+            "repetition_penalty is 0.0, but it must be between 0.000001 and 1000000",
+        ),
         ({"frequency_penalty": float("inf")}, "frequency_penalty is inf"),
         ({"frequency_penalty": 1e39}, "frequency_penalty is 1e+39"),
         ({"temperature": 1e-38}, "temperature is 1e-38"),
         ({"temperature": "hot"}, "temperature is hot"),
-        ({"seed": 10**400}, "seed is 1000"),
+        ({"seed": 10**400}, "seed is a number of 1329 bits"),
         ({"logit_bias": {3: float("nan")}}, "logit_bias of token 3 is nan"),
     ],
 )

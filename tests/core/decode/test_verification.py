@@ -3,26 +3,42 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from vt_core.decode.rounding import Rounding
 from vt_core.decode.sampling import Sampler, SamplerSettings
 from vt_core.decode.verification import Draft, NumpyTile, accepted_prefix, verify
 
 V = 200
 
 
+class FakeHead:
+    """Tiles of given logits ``[k, V]``, and others for near ties: the hidden states are indices of rows."""
+
+    def __init__(self, logits, whole=None, dtype="float32"):
+        self.logits, self.whole = logits, logits if whole is None else whole
+        self.rounding = Rounding(dtype)
+        self.scans = 0
+
+    def tiles(self, hidden):
+        self.scans += 1
+        logits = self.logits[hidden]
+        return (NumpyTile(at, logits[:, at : at + 30].copy()) for at in range(0, V, 30))
+
+    def row_logits(self, hidden, ids):
+        return self.whole[hidden[0], ids]
+
+
 def choices(logits, active, **sampling):
     """What verification chooses for each row of ``logits [k, V]``, and how often it read the head."""
     sampler = Sampler(SamplerSettings(**sampling), V)
-    drafts = [Draft(position, (), row[active]) for position, row in enumerate(logits)]
-    scans = []
-
-    def scan():
-        scans.append(1)
-        return (NumpyTile(at, logits[:, at : at + 30].copy()) for at in range(0, V, 30))
-
-    chosen = verify(scan, drafts, sampler)
+    drafts = [
+        Draft(position, (), row[active], float(np.abs(row).max())) for position, row in enumerate(logits)
+    ]
+    head = FakeHead(logits)
     every = np.arange(V)
-    assert chosen == [sampler.choose(row, every, position) for position, row in enumerate(logits)]
-    return len(scans)
+    assert verify(head, np.arange(len(logits)), drafts, sampler).choices == [
+        sampler.choose(row, every, position) for position, row in enumerate(logits)
+    ]
+    return head.scans
 
 
 @pytest.mark.parametrize("seed", range(5))
