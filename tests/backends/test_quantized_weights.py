@@ -51,7 +51,7 @@ def test_tiles_hold_the_full_heads_logits(kind, dtype, tiny):
     rng = np.random.default_rng(0)
     hidden = mx.array(rng.standard_normal((3, 64)).astype(np.float32)).astype(getattr(mx, dtype))
     expected = np.array(full.head.logits(hidden).astype(mx.float32))
-    tiles = list(decoder._full_head(hidden.dtype).tiles(hidden))
+    tiles = list(decoder._full_head(hidden).tiles(hidden))
     found = np.concatenate([[tile.take(row, np.arange(tile.count)) for row in range(3)] for tile in tiles], 1)
     assert len(tiles) > 3
     found = found[:, full.head.vocabulary.ids]

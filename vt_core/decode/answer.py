@@ -90,6 +90,7 @@ class Answer:
             peak_anonymous_bytes=self.memory.anonymous,
             verifications=checks.verifications,
             rescued=len(checks.rescued),
+            settled=checks.settled,
             rolled_back=checks.rolled_back,
             verify_s=checks.verify_s,
             rescue_s=checks.rescue_s,

@@ -30,6 +30,7 @@ class Stats:
     peak_memory_bytes: int | None  #: peak bytes of the device's allocator, or else of this process
     peak_anonymous_bytes: int | None  #: peak bytes of this process that are not mapped files (Linux)
     verifications: int  #: times that the full head was read
+    settled: int  #: tokens that were near ties, decided by the full head's own product of a few rows
     rescued: int  #: tokens that verification replaced
     rolled_back: int  #: decoding steps thrown away because they followed a wrong token
     verify_s: float  #: seconds spent on verification

@@ -272,7 +272,7 @@ def check_finite(largest: Any) -> Any:
 
 
 def scale(logits: Floats, temperature: float) -> Floats:
-    """``logits / temperature``, less the largest of them: no temperature makes that overflow or lose digits."""
+    """``(logits - max) / temperature``, which no temperature makes overflow or lose digits."""
     gaps: Floats = (logits - logits.max()) / np.float32(temperature)
     return gaps
 
