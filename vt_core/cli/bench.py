@@ -1,9 +1,8 @@
-"""``bench``: variants of a model in turn on the same prompts, as tables and pictures."""
+"""``bench``: speed and memory of the variants of a model."""
 
 from __future__ import annotations
 
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,12 +24,12 @@ from vt_core.cli.options import (
     template_option,
 )
 from vt_core.errors import OptionError
-from vt_core.measure.bench.geometry import GEOMETRIES
-from vt_core.measure.bench.variants import DEFAULT, STOCK, Variant, parse_variants
+from vt_core.measure.geometry import GEOMETRIES
+from vt_core.measure.variants import BENCH_DEFAULT, STOCK, Variant, parse_variants
 
 if TYPE_CHECKING:
     from vt_core.files.model_dir import ModelDirectory
-    from vt_core.measure.bench.prompts import Prompts
+    from vt_core.measure.prompts import Prompts
 
 
 @click.command()
@@ -39,7 +38,7 @@ if TYPE_CHECKING:
 @click.option(
     "--geometry",
     type=click.Choice(list(GEOMETRIES)),
-    help="In place of a model: random weights of these shapes and random prompts, for speed and memory only.",
+    help="Instead of a model: random weights of these shapes and random prompts, for speed and memory only.",
 )
 @task_option
 @data_option("Rows with the prompts")
@@ -47,47 +46,45 @@ if TYPE_CHECKING:
 @input_field_option
 @template_option
 @raw_option
-@click.option(
-    "--limit", type=click.IntRange(1), default=20, show_default=True, help="Prompts to measure with."
-)
+@click.option("--limit", type=click.IntRange(1), default=20, show_default=True, help="Number of prompts.")
 @max_tokens_option(64, least=2)
 @click.option(
     "--variants",
-    default=DEFAULT,
+    default=BENCH_DEFAULT,
     metavar="LIST",
-    help="What to compare, with commas: stock, full, and rebuild, split or prealloc, with -approximate, -ram "
-    f"and @ROWS behind it; or all. Default: {DEFAULT}.",
+    help="What to compare, separated by commas: stock, full, and rebuild, split or prealloc, which may be "
+    f"followed by -approximate, -ram and @ROWS; or all. Default: {BENCH_DEFAULT}.",
 )
 @click.option(
-    "--sizes", default="", metavar="LIST", help="Numbers of static rows to try prealloc with besides."
+    "--sizes", default="", metavar="LIST", help="Also try prealloc with these numbers of static rows."
 )
 @click.option(
     "--memory-limit-search",
     "limited",
     default="",
     metavar="LIST",
-    help="Variants whose smallest memory at 80 % of the speed is to be found. Linux, as root: it makes "
-    "control groups and empties the page cache.",
+    help="Variants whose smallest memory at 80 % of the speed is searched. Linux, as root: it makes control "
+    "groups and empties the page cache.",
 )
 @click.option(
-    "--seed", default=0, show_default=True, help="Of the order of the variants, and of random prompts."
+    "--seed", default=0, show_default=True, help="Seed of the variants' order and of random prompts."
 )
 @click.option(
     "--minimum",
     type=click.IntRange(1),
     default=20,
     show_default=True,
-    help="Prompts that a claim needs; rows with fewer make none.",
+    help="Number of prompts below which the report warns.",
 )
 @click.option(
     "--together",
     type=click.IntRange(1),
-    help="Variants in memory at a time. Default: as many as it is likely to hold.",
+    help="Number of variants in memory at a time. Default: as many as are likely to fit.",
 )
 @device_option
 @dtype_option()
 @quantize_option
-@click.option("--out", required=True, type=FILE, help="Folder of the results.")
+@click.option("--out", required=True, type=FILE, help="Folder for the results.")
 @click.pass_obj
 def bench(backend: str, out: Path, **options: Any) -> None:
     """Measure a model with its stock framework and with vt, on the same prompts.
@@ -107,15 +104,16 @@ def bench(backend: str, out: Path, **options: Any) -> None:
     from tqdm import tqdm
 
     from vt_core.decode.backend import backend as import_backend
-    from vt_core.measure.bench.machine import command_text
-    from vt_core.measure.bench.output import check_folder, write
-    from vt_core.measure.bench.run import Benchmark, run
+    from vt_core.measure.benchmark import Benchmark, run
+    from vt_core.measure.machine import command_text
+    from vt_core.measure.output import PAGE, check_folder, write_bench
+    from vt_core.measure.worker import exit_on_termination
 
     variants = parse_variants(options["variants"], options["sizes"])
     limited = _limited(options["limited"], variants)
     check_folder(out)
     import_backend(backend)
-    with TemporaryDirectory(prefix="vt-bench-") as scratch:
+    with exit_on_termination(), TemporaryDirectory(prefix="vt-bench-") as scratch:
         directory = _model(options)
         prompts = _prompts(directory, options)
         benchmark = Benchmark(
@@ -138,14 +136,15 @@ def bench(backend: str, out: Path, **options: Any) -> None:
                 bar.update()
 
             results = run(benchmark, watch)
-    write(results, out)
-    if not find_spec("matplotlib"):
-        click.echo("no pictures: they need matplotlib; install it with: pip install 'vt[plot]'", err=True)
-    click.echo(f"{out / 'report.html'}" + (" (random weights)" if options["geometry"] else ""))
+        no_pictures = write_bench(results, out)
+    if no_pictures:
+        click.echo(f"no pictures: {no_pictures}", err=True)
+    click.echo(f"{out / PAGE}" + (" (random weights)" if options["geometry"] else ""))
 
 
 def _limited(text: str, variants: list[Variant]) -> list[str]:
-    from vt_core.measure.bench import limits
+    """Names of the variants whose smallest memory is searched."""
+    from vt_core.measure import cgroup
 
     names = [variant.name for variant in variants]
     asked = names if text == "all" else [name for name in (part.strip() for part in text.split(",")) if name]
@@ -153,14 +152,14 @@ def _limited(text: str, variants: list[Variant]) -> list[str]:
         if name not in names:
             raise OptionError(f"--memory-limit-search names {name!r}, which is not among --variants")
     if asked:
-        limits.check()
+        cgroup.check()
     return asked
 
 
 def _model(options: dict[str, Any]) -> ModelDirectory:
     from converters.cache import resolve
     from vt_core.files.model_dir import ModelDirectory
-    from vt_core.measure.bench.geometry import geometry_model
+    from vt_core.measure.geometry import geometry_model
 
     progress = sys.stderr.isatty()
     if options["geometry"] is None:
@@ -168,9 +167,7 @@ def _model(options: dict[str, Any]) -> ModelDirectory:
     for name in ("model", "revision", "task", "data", "preset", "input_field", "template", "raw"):
         if options[name]:
             flag = name.replace("_", "-")
-            raise OptionError(
-                f"--geometry brings its own weights and prompts; leave --{flag} out, or --geometry"
-            )
+            raise OptionError(f"--geometry has its own weights and prompts; leave out --{flag} or --geometry")
     return geometry_model(options["geometry"], progress)
 
 
@@ -179,7 +176,7 @@ def _stock_copy(backend: str, directory: ModelDirectory, variants: list[Variant]
         return None
     if backend == "torch" and directory.config.get("quantization"):
         raise OptionError(
-            "transformers reads no weights in MLX's quantized format; give --variants without stock"
+            "transformers does not read weights in MLX's quantized format; give --variants without stock"
         )
     from converters.export import stock_copy
 
@@ -187,7 +184,7 @@ def _stock_copy(backend: str, directory: ModelDirectory, variants: list[Variant]
 
 
 def _prompts(directory: ModelDirectory, options: dict[str, Any]) -> Prompts:
-    from vt_core.measure.bench.prompts import random_prompts, read_prompts
+    from vt_core.measure.prompts import random_prompts, read_prompts
     from vt_core.profile import make_row_format
     from vt_core.vocab.token_bytes import TokenTable
     from vt_core.vocab.tokenizer import Tokenizer
@@ -205,7 +202,7 @@ def _prompts(directory: ModelDirectory, options: dict[str, Any]) -> Prompts:
         layout,
         Tokenizer(directory.path),
         limit=options["limit"],
-        most_tokens=None if context is None else context - options["max_tokens"],
+        max_tokens=None if context is None else context - options["max_tokens"],
         raw=options["raw"],
     )
 
@@ -213,16 +210,18 @@ def _prompts(directory: ModelDirectory, options: dict[str, Any]) -> Prompts:
 def _tasks(
     directory: ModelDirectory, variants: list[Variant], files: tuple[Path, ...], scratch: Path
 ) -> dict[str, list[str]]:
-    """The task-vocabulary files of each variant: those given, or one of the size that it asks for."""
-    from vt_core.measure.bench.sizes import write_sized
+    """Files of task vocabularies for each variant: those given, or one of the size that it asks for."""
+    from vt_core.measure.vocabularies import sized
     from vt_core.vocab.task import TaskVocabulary
 
     tasks = [TaskVocabulary.load(file, directory.tokenizer_path) for file in files]
     for task in tasks:
         task.check(directory.manifest.tokenizer_digest, directory.manifest.vocab_rows)
-    sizes = {variant.rows for variant in variants if variant.rows is not None}
-    sized = {rows: str(write_sized(directory, tasks, rows, scratch)) for rows in sizes}
+    made = {}
+    for rows in {variant.rows for variant in variants if variant.rows is not None}:
+        made[rows] = scratch / f"{rows}.vt.json"
+        sized(directory, tasks, rows).save(made[rows])
     return {
-        variant.name: [str(file) for file in files] if variant.rows is None else [sized[variant.rows]]
+        variant.name: [str(file) for file in (files if variant.rows is None else [made[variant.rows]])]
         for variant in variants
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -30,9 +30,6 @@ from vt_core.cli.options import (
 )
 from vt_core.errors import OptionError
 
-if TYPE_CHECKING:
-    from vt_core.model import Model
-
 
 @click.command("eval")
 @model_option()
@@ -45,7 +42,7 @@ if TYPE_CHECKING:
     multiple=True,
     type=FILE,
     metavar="FILE",
-    help="Corpus that static pruning is cut to, and, without --task, the task is profiled from; repeatable.",
+    help="Corpus for static pruning; without --task the task vocabulary is profiled from it. Repeatable.",
 )
 @input_field_option
 @output_field_option
@@ -53,16 +50,16 @@ if TYPE_CHECKING:
 @click.option(
     "--test-field",
     metavar="NAME",
-    help="With --preset code: field of the unit tests. What the model writes is then run, in a sandbox.",
+    help="With --preset code: field of the unit tests. The model's code is then run in a sandbox.",
 )
 @click.option(
     "--entry-field",
     metavar="NAME",
     default="entry_point",
     show_default=True,
-    help="With --test-field: field that names the function which the tests check.",
+    help="With --test-field: field with the name of the function that the tests call.",
 )
-@click.option("--limit", type=click.IntRange(1), help="Rows to answer. Default: all.")
+@click.option("--limit", type=click.IntRange(1), help="Number of rows to answer. Default: all.")
 @max_tokens_option()
 @stop_option
 @system_option
@@ -76,13 +73,13 @@ if TYPE_CHECKING:
 @click.option(
     "--tokenize", metavar="NAME", help="sacreBLEU's tokenizer. Default: zh for Chinese references, else 13a."
 )
-@click.option("--seed", default=0, show_default=True, help="Of the bootstrap.")
+@click.option("--seed", default=0, show_default=True, help="Seed of the bootstrap.")
 @click.option(
     "--minimum",
-    type=click.IntRange(2),
+    type=click.IntRange(1),
     default=20,
     show_default=True,
-    help="Examples below which no interval is given.",
+    help="Number of rows below which the report warns.",
 )
 @device_option
 @dtype_option()
@@ -92,11 +89,11 @@ if TYPE_CHECKING:
     "--out",
     required=True,
     type=click.Path(path_type=Path, file_okay=False),
-    help="Directory for predictions.jsonl, results.json and report.md. The same command goes on there.",
+    help="Folder for predictions.jsonl, results.json and report.md. The same command resumes there.",
 )
 @click.pass_obj
 def evaluate(backend: str, **options: Any) -> None:
-    """Measure what a reduced vocabulary does to the quality of answers.
+    """Measure how a reduced vocabulary affects the quality of answers.
 
     The original head, static pruning, approximate and exact decoding answer the same rows, greedily. The
     report gives the vocabulary kept, the task's metrics with their 95 % intervals, and the paired differences
@@ -108,57 +105,51 @@ def evaluate(backend: str, **options: Any) -> None:
       vt-torch eval --preset qa --task qa.vt.json --data test.jsonl --variants original,exact --out qa
       vt-torch eval --preset code --data humaneval.jsonl --test-field test --limit 50 --out code
     """
+    from tempfile import TemporaryDirectory
+
     from tqdm import tqdm
 
-    from vt_core.measure.bench.machine import command_text
+    from converters.cache import resolve
+    from vt_core.decode.backend import check_backend
+    from vt_core.files.model_dir import ModelDirectory
+    from vt_core.measure.eval_report import eval_report
+    from vt_core.measure.evaluation import PRUNED_TOKENIZER, Evaluation
+    from vt_core.measure.evaluation import evaluate as run
+    from vt_core.measure.machine import command_text
+    from vt_core.measure.output import check_folder, write_eval
     from vt_core.measure.quality.examples import TestFields, read_examples, task_layout
-    from vt_core.measure.quality.report import report, write
-    from vt_core.measure.quality.run import Plan
-    from vt_core.measure.quality.run import evaluate as run
-    from vt_core.measure.quality.variants import parse_variants
+    from vt_core.measure.report import markdown
+    from vt_core.measure.variants import parse_eval_variants
+    from vt_core.measure.worker import exit_on_termination
 
     if options["test_field"] is not None and options["preset"] != "code":
         raise OptionError("--test-field goes with --preset code.")
     layout = task_layout(*(options[key] for key in ("preset", "input_field", "output_field", "template")))
-    variants = parse_variants(options["variants"], bool(options["profile_data"]))
+    variants = parse_eval_variants(options["variants"], bool(options["profile_data"]))
     fields = None
     if options["test_field"] is not None:
         fields = TestFields(options["test_field"], options["entry_field"])
+    check_folder(options["out"])
+    check_backend(backend)
     examples = read_examples(options["data"], layout, limit=options["limit"], test_fields=fields)
-    generation = {"max_tokens": options["max_tokens"], "stop": list(options["stop"]), "raw": options["raw"]}
-    if options["system"] is not None:
-        generation["system"] = options["system"]
-    plan = Plan(
-        preset=options["preset"],
+    progress = sys.stderr.isatty()
+    resolved = resolve(options["model"], revision=options["revision"], progress=progress)
+    plan = Evaluation(
+        backend=backend,
+        directory=ModelDirectory.open(resolved),
         layout=layout,
-        data=options["data"],
         variants=variants,
-        out=options["out"],
         tasks=options["task"],
-        profile_data=options["profile_data"],
-        generation=generation,
-        tokenize=options["tokenize"],
-        seed=options["seed"],
-        minimum=options["minimum"],
         command=command_text(f"vt-{backend}", sys.argv[1:]),
+        **{name: options[name] for name in ("preset", "data", "profile_data", "out", "seed", "minimum")},
+        **{name: options[name] for name in ("max_tokens", "stop", "raw", "system", "tokenize")},
+        **{name: options[name] for name in ("device", "dtype", "quantize")},
     )
-
-    def load_model(full: bool) -> Model:
-        from vt_core import load
-
-        return load(
-            options["model"],
-            backend=backend,
-            revision=options["revision"],
-            head="full" if full else "prealloc",
-            device=options["device"],
-            dtype=options["dtype"],
-            quantize=options["quantize"],
-            progress=sys.stderr.isatty(),
-        )
-
-    # None: no bar where stderr is no terminal.
-    with tqdm(total=len(variants) * len(examples), unit=" answers", disable=None) as bar:
-        results = run(plan, examples, load_model, bar.update)
-    write(results, options["out"])
-    click.echo(json.dumps(results, ensure_ascii=False) if options["as_json"] else report([results]))
+    # disable=None: no bar where stderr is not a terminal.
+    bar = tqdm(total=len(variants) * len(examples), unit=" answers", disable=None)
+    with exit_on_termination(), TemporaryDirectory(prefix="vt-eval-") as scratch, bar:
+        results = run(plan, examples, Path(scratch), bar.update)
+        more = {} if plan.pruned is None else {PRUNED_TOKENIZER: plan.pruned.tokenizer_json}
+        write_eval(results, options["out"], more)
+    text = markdown(eval_report([results]))
+    click.echo(json.dumps(results, ensure_ascii=False) if options["as_json"] else text)

@@ -176,7 +176,7 @@ def _bits_text(how: dict[str, Any]) -> str:
 
 def _speed_report(directory: ModelDirectory, backend: str, quantize: str | None) -> tuple[Report, Lines]:
     from vt_core.decode.policy import MAX_BLOCK
-    from vt_core.measure.speed import measure
+    from vt_core.measure.step_costs import measure
 
     costs, full_step_s = measure(directory, backend, quantize)
     hits = costs.tokens_per_s(0, MAX_BLOCK)

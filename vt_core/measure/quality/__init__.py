@@ -1,1 +1,1 @@
-"""Quality of the original head, static pruning, approximate and exact decoding on the five tasks."""
+"""Quality of answers: rows of the five tasks, their metrics, unit tests in a sandbox, static pruning."""

@@ -1,4 +1,4 @@
-"""What is asked of every variant: the rows of evaluation files, and the five tasks."""
+"""Examples: rows of evaluation files, and the prompts of the five tasks."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from vt_core.errors import DataError, OptionError
 from vt_core.profile.row_format import PRESETS, BadRow, RowFormat, make_row_format
 from vt_core.profile.rows import each_row
 
+#: Prompts of the tasks, for models that follow instructions. A translation must name its language.
 PROMPTS = {
     "code": "Complete this function. Answer with the code alone.\n\n{input}",
     "math": "Solve step by step. End with #### and the number that is the answer.\n\n{input}",
@@ -19,31 +20,34 @@ PROMPTS = {
     "summarization": "{input}\n\nSummarize the article in one sentence.",
     "translation": None,
 }
-"""Prompts of the tasks for models that follow instructions. A translation has to name its language."""
 
 
 @dataclass(frozen=True)
 class Example:
-    """One row: what is asked, and what the answer is held against."""
+    """One row."""
 
+    #: Index of the row over all files.
     row: int
-    """Number of the row in its files, from 0."""
     prompt: str
+    #: The input without the prompt around it.
     input: str
+    #: Right answers.
     references: tuple[str, ...]
+    #: Python code that fails if the answer is wrong.
     tests: str | None = None
-    """Code that fails where the answer is wrong."""
 
 
 @dataclass(frozen=True)
 class TestFields:
-    """Where a row holds its unit tests, and the name of the function that they call `candidate`."""
+    """Fields of a row that belong to its unit tests."""
 
+    #: Field of the tests.
     tests: str
+    #: Field with the name of the function that the tests call ``candidate``.
     entry_point: str = "entry_point"
 
     def program(self, row: Any) -> str:
-        """The tests of a row as one program; raises BadRow."""
+        """The tests of a row as one Python program; raises BadRow."""
         tests = row.get(self.tests)
         if isinstance(tests, list) and all(isinstance(line, str) for line in tests):
             tests = "\n".join(tests)
@@ -60,14 +64,14 @@ class TestFields:
 def task_layout(
     preset: str, input_field: str | None, output_field: str | None, template: str | None
 ) -> RowFormat:
-    """Fields of a task's rows and its prompt; raises OptionError."""
+    """Fields and prompt of a task; raises OptionError."""
     layout = make_row_format(preset, input_field, output_field, template)
     if template is not None:
         return layout
     prompt = PROMPTS[preset]
     if prompt is None:
         raise OptionError(
-            f"A {preset} needs to say into which language; "
+            f"A {preset} must name its target language; "
             "give for example --template 'Translate into Italian: {input}'."
         )
     return replace(layout, prompt=prompt)
@@ -80,13 +84,14 @@ def read_examples(
     limit: int | None = None,
     test_fields: TestFields | None = None,
 ) -> list[Example]:
-    """The first `limit` rows of evaluation files.
+    """Read the first ``limit`` rows of evaluation files.
 
-    Raises DataError for a file or row that cannot be used, and where there is no row.
+    Raises:
+        DataError: a file or a row cannot be used, or there is no row.
     """
     found = list(islice(_examples(files, layout, test_fields), limit))
     if not found:
-        raise DataError(f"{', '.join(map(str, files))}: there is no row to evaluate.")
+        raise DataError(f"{', '.join(map(str, files))}: no row to evaluate.")
     return found
 
 

@@ -1,9 +1,8 @@
-"""Static pruning, the papers' baseline: a tokenizer that knows only what a corpus was written with.
+"""Static pruning, the papers' baseline: tokenizer, embedding and head cut to the tokens of a corpus.
 
-Tokenizer, embedding and head are cut to the tokens of a corpus (VocabTailor's baseline VP). The model's files
-need no second copy for it: the pruned tokenizer keeps the full ids of the tokens that are left, so its
-prompts are read from the same store, and a head that holds exactly those ids and gains none is the pruned
-model's.
+The model needs no second copy. The pruned tokenizer keeps the full ids of the tokens that are left, so the
+same store serves its prompts, and a static head of exactly those ids is the head of the pruned model.
+(VocabTailor's baseline VP.)
 """
 
 from __future__ import annotations
@@ -17,26 +16,37 @@ from typing import Any
 import numpy as np
 
 from vt_core.errors import TokenizerError
-from vt_core.vocab.active import Ids
+from vt_core.types import Ids
 from vt_core.vocab.token_bytes import TokenTable, read_tokenizer_json
 
 
 class Pruning:
-    """What is left of a tokenizer for a corpus.
+    """What a pruned tokenizer keeps.
 
-    `ids`, sorted int64 [n], are the corpus' tokens, the pieces that merges make these from, all single bytes,
-    and special and added tokens. So texts of the corpus are tokenized as before, and any other text can be.
+    Attributes:
+        ids: sorted int64 ``[n]``: the tokens of the corpus, the pieces that merges make them from, all single
+            bytes, and special and added tokens. Texts of the corpus are tokenized as before, and any other
+            text can still be tokenized.
     """
 
     def __init__(self, tokenizer_json: str | Path, vocab_rows: int, corpus: Iterable[int]) -> None:
-        """`corpus`: every id of its inputs and outputs. Raises TokenizerError where there are no merges."""
+        """Prune a tokenizer.
+
+        Args:
+            tokenizer_json: the full tokenizer.
+            vocab_rows: rows of the model's table; ids beyond it are dropped.
+            corpus: ids that occur in the corpus.
+
+        Raises:
+            TokenizerError: the tokenizer is not BPE with merges.
+        """
         self._data = read_tokenizer_json(tokenizer_json)
         table = TokenTable.from_json(self._data, str(tokenizer_json))
         model = self._data["model"]
         if model.get("type") != "BPE" or not isinstance(model.get("merges"), list):
             raise TokenizerError(
                 f"{tokenizer_json}: static pruning needs a BPE tokenizer with merges, this one is "
-                f"{model.get('type')!r}; leave the variant 'pruned' out."
+                f"{model.get('type')!r}; leave out the variant 'pruned'."
             )
         self._vocab: Mapping[str, int] = model["vocab"]
         self._merges = [_pair(merge) for merge in model["merges"]]
@@ -49,10 +59,10 @@ class Pruning:
         self.ids = self.ids[self.ids < vocab_rows]
 
     def _pieces(self, table: TokenTable, ids: Iterable[int]) -> set[int]:
-        """Ids of everything on the way from single characters to the tokens.
+        """Ids of all intermediate pieces between single characters and the tokens.
 
-        A token whose way is known is found again wherever the whole tokenizer found it: its merges cross no
-        border, so they are the same inside any text.
+        With these pieces the pruned tokenizer finds a token wherever the full one does: merges never cross
+        the edge of a token, so they are the same inside any text.
         """
         ranks = {pair: rank for rank, pair in reversed(list(enumerate(self._merges)))}
         found: set[int] = set()
@@ -70,11 +80,11 @@ class Pruning:
         return found
 
     def tokenizer_json(self) -> bytes:
-        """The pruned `tokenizer.json`. Tokens have the ids that they have in the whole one."""
+        """Content of the pruned tokenizer.json. Tokens keep their ids."""
         kept = set(self.ids.tolist())
         vocab = {token: id for token, id in self._vocab.items() if id in kept}
         added = [entry for entry in self._data.get("added_tokens") or [] if entry["id"] in kept]
-        # Added tokens outside the model's own would be numbered anew, behind the last one that is left.
+        # The library renumbers added tokens that are not in the model's own vocabulary.
         vocab.update((entry["content"], entry["id"]) for entry in added)
         merges = [
             [first, second]
@@ -86,6 +96,6 @@ class Pruning:
 
 
 def _pair(merge: Any) -> tuple[str, str]:
-    """A merge of either form, `"a b"` or `["a", "b"]`."""
+    """Parse a merge of either form, ``"a b"`` or ``["a", "b"]``."""
     first, second = merge.split(" ") if isinstance(merge, str) else merge
     return first, second

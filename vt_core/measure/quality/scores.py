@@ -1,6 +1,6 @@
-"""Metrics of the five tasks, as sums over examples: a bootstrap needs the sums of many resamples.
+"""Metrics of the five tasks, in percent.
 
-Every score is in percent.
+Each is a function of sums over examples, because a bootstrap needs the sums of many resamples.
 """
 
 from __future__ import annotations
@@ -20,30 +20,31 @@ from vt_core.errors import OptionError
 from vt_core.measure.quality.code import code_of
 from vt_core.measure.quality.examples import Example
 
+#: What each example adds to the sums of a metric, float64 ``[n, k]``.
 Statistics = npt.NDArray[np.float64]
-"""What a metric adds up over examples, float64 [n, k]."""
 
 
 class Metric(ABC):
-    """A score of a corpus, a function of sums over its examples."""
+    """A score of a corpus."""
 
+    #: Name in reports.
     name: str
 
     @abstractmethod
     def definition(self) -> str:
-        """How it was computed, for the report."""
+        """How the score is computed, for the report. Known after :meth:`statistics`."""
 
     @abstractmethod
     def statistics(self, answers: Sequence[str], examples: Sequence[Example]) -> Statistics:
-        """What each example adds, float64 [n, k]."""
+        """What each example adds to the sums, float64 ``[n, k]``."""
 
     @abstractmethod
     def score(self, sums: npt.NDArray[np.float64]) -> float:
-        """The score in percent from the sum [k] over some examples."""
+        """The score in percent, from the sums ``[k]`` over some examples."""
 
 
 class Mean(Metric):
-    """The mean over examples of a share from 0 to 1."""
+    """Mean over examples of a share from 0 to 1."""
 
     def __init__(self, name: str, definition: str, share: Callable[[str, Example], float]) -> None:
         self.name, self._definition = name, definition
@@ -68,17 +69,16 @@ class Sacre(Metric):
         self.name = name
 
     def definition(self) -> str:
-        # Known only after the statistics: it counts the references.
         return f"sacreBLEU, {self._metric.get_signature()}"
 
     def statistics(self, answers: Sequence[str], examples: Sequence[Example]) -> Statistics:
         most = max(len(example.references) for example in examples)
-        # One stream for each reference; an example with fewer says its first again, which changes nothing.
+        # One stream per reference. An example with fewer repeats its first, which changes no score.
         streams = [
             [e.references[i] if i < len(e.references) else e.references[0] for e in examples]
             for i in range(most)
         ]
-        # The two methods that sacrebleu's own significance tests are built on.
+        # Private methods, which sacrebleu's own significance tests use too.
         return np.array(self._metric._extract_corpus_statistics(list(answers), streams), np.float64)
 
     def score(self, sums: npt.NDArray[np.float64]) -> float:
@@ -86,7 +86,7 @@ class Sacre(Metric):
 
 
 def translation_metrics(tokenize: str | None, examples: Sequence[Example]) -> list[Metric]:
-    """BLEU and chrF. `tokenize` is sacrebleu's tokenizer; None: `zh` for references in Han, else `13a`."""
+    """BLEU and chrF; ``tokenize`` is sacreBLEU's tokenizer, by default zh for Chinese references, or 13a."""
     from sacrebleu.metrics import BLEU, CHRF
 
     if tokenize is None:
@@ -100,7 +100,7 @@ def translation_metrics(tokenize: str | None, examples: Sequence[Example]) -> li
 
 
 def rouge_metrics() -> list[Metric]:
-    """F-measures of ROUGE-1, ROUGE-2 and ROUGE-L, the best over references."""
+    """F-measures of ROUGE-1, ROUGE-2 and ROUGE-L, best over references."""
     from rouge_score.rouge_scorer import RougeScorer
 
     return [_rouge(RougeScorer([kind], use_stemmer=True), kind) for kind in ("rouge1", "rouge2", "rougeL")]
@@ -113,18 +113,18 @@ def _rouge(scorer: Any, kind: str) -> Mean:
     return Mean(f"ROUGE-{kind[-1]}", "rouge-score, F-measure, with stemming", share)
 
 
-_SQUAD = "SQuAD v1.1 (Rajpurkar et al., 2016): case, punctuation and articles left out, best over references"
+_SQUAD = "SQuAD v1.1 (Rajpurkar et al., 2016): ignores case, punctuation and articles, best over references"
 _PUNCTUATION = frozenset(string.punctuation)
 
 
 def squad_words(text: str) -> list[str]:
-    """Words of an answer, normalized as SQuAD's evaluation does."""
+    """Words of an answer, normalized as in SQuAD's evaluation."""
     text = "".join(character for character in text.lower() if character not in _PUNCTUATION)
     return re.sub(r"\b(a|an|the)\b", " ", text).split()
 
 
 def squad_f1(answer: str, example: Example) -> float:
-    """Harmonic mean of precision and recall over words, the best over references."""
+    """Harmonic mean of precision and recall over words, best over references."""
     return max(_overlap(squad_words(answer), squad_words(text)) for text in example.references)
 
 
@@ -134,7 +134,7 @@ def _overlap(ours: list[str], theirs: list[str]) -> float:
 
 
 def squad_exact(answer: str, example: Example) -> float:
-    """1 where the words are a reference's."""
+    """1 if the words are those of a reference, else 0."""
     return float(any(squad_words(answer) == squad_words(text) for text in example.references))
 
 
@@ -142,7 +142,7 @@ _NUMBER = re.compile(r"(?<![\d.,])-?(?:\d[\d,]*(?:\.\d+)?|\.\d+)")
 
 
 def final_number(text: str) -> Decimal | None:
-    """The number after the last `####`, else in the last `\\boxed{}`, else the last one of the text."""
+    """The number after the last ``####``, else in the last ``\\boxed{}``, else the last number."""
     for mark in ("####", "\\boxed{"):
         _, found, after = text.rpartition(mark)
         if found and (number := _NUMBER.search(after)):
@@ -159,14 +159,14 @@ def _decimal(text: str) -> Decimal | None:
 
 
 def same_number(answer: str, example: Example) -> float:
-    """1 where the final numbers are equal."""
+    """1 if the final number is that of a reference, else 0."""
     expected = [final_number(text) for text in example.references]
     number = final_number(answer)
     return float(number is not None and number in expected)
 
 
 def same_code(answer: str, example: Example) -> float:
-    """1 where the code is a reference's, but for white space at the ends of lines and of the whole."""
+    """1 if the code is that of a reference, but for trailing white space, else 0."""
     ours = _lines(code_of(answer))
     return float(any(ours == _lines(text) for text in example.references))
 
@@ -176,7 +176,7 @@ def _lines(code: str) -> list[str]:
 
 
 def metrics_of(preset: str, examples: Sequence[Example], tokenize: str | None = None) -> list[Metric]:
-    """The metrics of a task. Raises OptionError where a library is missing or a tokenizer unknown."""
+    """The metrics of a task; raises OptionError if a library is missing or a tokenizer unknown."""
     try:
         if preset == "translation":
             return translation_metrics(tokenize, examples)

@@ -1,4 +1,4 @@
-"""Rows become examples, and rows that cannot are named."""
+"""Rows become examples; bad rows are reported."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import pytest
 from vt_core.errors import DataError, OptionError
 from vt_core.measure.quality.examples import TestFields as Fields
 from vt_core.measure.quality.examples import read_examples, task_layout
-from vt_core.measure.quality.variants import VARIANTS, parse_variants
 
 
 def rows(tmp_path, *values):
@@ -18,7 +17,7 @@ def rows(tmp_path, *values):
     return [path]
 
 
-def test_squad_rows_bring_every_answer(tmp_path):
+def test_squad_rows_have_several_references(tmp_path):
     answers = {"text": ["in Rome", "Rome"], "answer_start": [1, 4]}
     files = rows(tmp_path, {"context": "C", "question": "Where?", "answers": answers})
     (example,) = read_examples(files, task_layout("qa", None, None, None))
@@ -26,7 +25,7 @@ def test_squad_rows_bring_every_answer(tmp_path):
     assert example.input == "C\n\nWhere?" and example.prompt.startswith("C\n\nWhere?\n\nAnswer with")
 
 
-def test_fields_template_and_limit_are_as_asked_for(tmp_path):
+def test_fields_template_and_limit(tmp_path):
     files = rows(tmp_path, {"a": "1", "b": "2"}, {"a": "3", "b": "4"}, {"a": "5", "b": "6"})
     layout = task_layout("math", "a", "b", "Q: {input}")
     examples = read_examples(files, layout, limit=2)
@@ -36,21 +35,21 @@ def test_fields_template_and_limit_are_as_asked_for(tmp_path):
     ]
 
 
-def test_a_translation_has_to_name_its_language():
+def test_translation_must_name_its_language():
     with pytest.raises(OptionError, match="--template 'Translate into Italian"):
         task_layout("translation", None, None, None)
     assert task_layout("translation", None, None, "To German: {input}").prompt == "To German: {input}"
 
 
-def test_rows_that_cannot_be_used_are_named(tmp_path):
+def test_bad_rows_are_reported(tmp_path):
     layout = task_layout("math", None, None, None)
     with pytest.raises(DataError, match=r"rows\.jsonl, line 2: lacks the output"):
         read_examples(rows(tmp_path, {"input": "a", "output": "1"}, {"input": "b"}), layout)
-    with pytest.raises(DataError, match="there is no row to evaluate"):
+    with pytest.raises(DataError, match="no row to evaluate"):
         read_examples(rows(tmp_path), layout)
 
 
-def test_unit_tests_are_found_by_their_field(tmp_path):
+def test_unit_tests_come_from_their_field(tmp_path):
     layout = task_layout("code", None, None, None)
     human = {"prompt": "def f():\n", "canonical_solution": "    pass", "test": "def check(c): c()"}
     (example,) = read_examples(
@@ -68,18 +67,3 @@ def test_unit_tests_are_found_by_their_field(tmp_path):
             read_examples(
                 rows(tmp_path, human | {"entry_point": "f"} | wrong), layout, test_fields=Fields("test")
             )
-
-
-def test_variants_come_in_the_order_of_the_tables():
-    assert parse_variants(None, can_prune=True) == ("original", "pruned", "approximate", "exact")
-    assert parse_variants(None, can_prune=False) == ("original", "approximate", "exact")
-    assert parse_variants("static-only, exact,original", can_prune=False) == (
-        "original",
-        "exact",
-        "static-only",
-    )
-    assert all(parse_variants(name, can_prune=True) == (name,) for name in VARIANTS)
-    with pytest.raises(OptionError, match="'best' is not known; known are original, pruned"):
-        parse_variants("best", can_prune=True)
-    with pytest.raises(OptionError, match="pruned is cut to a corpus; give it with --profile-data"):
-        parse_variants("pruned", can_prune=False)

@@ -1,4 +1,4 @@
-"""A pruned tokenizer writes its corpus as the whole one does, and anything else with what is left."""
+"""A pruned tokenizer encodes its corpus as the full one does, and can still encode any other text."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from vt_core.errors import TokenizerError
 from vt_core.measure.quality.pruning import Pruning
 
 WORDS = ["hello", "help", " world", "world", "日本", "held"]
-END, PAD = 276, 277  # behind the tokens of WORDS
+END, PAD = 276, 277  # after the tokens of WORDS
 
 
 def with_specials(words):
     data = byte_level(words, [added(END, "<|end|>"), added(PAD, "<|pad|>")])
-    assert len(data["model"]["vocab"]) == END, "the library numbers added tokens from there"
+    assert len(data["model"]["vocab"]) == END, "the library numbers added tokens from here"
     return data
 
 
@@ -31,11 +31,11 @@ def prune(tmp_path, data, texts, rows=1000):
     return whole, pruning, Tokenizer.from_str(pruning.tokenizer_json().decode())
 
 
-def test_byte_level_corpora_keep_their_tokens_and_ids(tmp_path):
+def test_byte_level_corpus_keeps_its_tokens_and_ids(tmp_path):
     whole, pruning, pruned = prune(tmp_path, with_specials(WORDS), ["hello world<|end|>"])
     assert pruned.encode("hello world<|end|>").tokens == ["hello", "Ġworld", "<|end|>"]
     assert pruned.encode("hello world<|end|>").ids == whole.encode("hello world<|end|>").ids
-    # On the way to "hello" lie "he", "hel" and "hell"; "help" is not needed, and is spelled by what is left.
+    # "hello" is merged from "he", "hel" and "hell"; "help" is not needed, and is spelled with what is left.
     assert pruned.encode("help").tokens == ["hel", "p"]
     assert [whole.id_to_token(id) for id in pruning.ids if 256 <= id < END] == [
         "he", "hel", "hell", "hello", "Ġw", "Ġwo", "Ġwor", "Ġworl", "Ġworld",
@@ -44,7 +44,7 @@ def test_byte_level_corpora_keep_their_tokens_and_ids(tmp_path):
     assert {*range(256), END, PAD} <= set(pruning.ids.tolist())
 
 
-def test_sentencepiece_falls_back_to_bytes_for_characters_outside(tmp_path):
+def test_sentencepiece_falls_back_to_bytes(tmp_path):
     data = sentencepiece(["hello", " world", "日本"], characters="xyz")
     whole, pruning, pruned = prune(tmp_path, data, ["hello world"])
     assert pruned.encode("hello world").tokens == whole.encode("hello world").tokens == ["hello", "▁world"]
@@ -59,7 +59,7 @@ def test_sentencepiece_falls_back_to_bytes_for_characters_outside(tmp_path):
     corpus=st.lists(st.text("helowrdp 日本ab", max_size=12), min_size=1, max_size=5),
     other=st.text("helowrdp 日本ab\U0001f600", max_size=12),
 )
-def test_corpora_stay_as_they_are_and_other_texts_can_be_written(tmp_path_factory, corpus, other):
+def test_any_corpus_is_encoded_as_before_and_any_text_can_be_encoded(tmp_path_factory, corpus, other):
     directory = tmp_path_factory.mktemp("pruned")
     whole, pruning, pruned = prune(directory, byte_level([*WORDS, "lowered", "wordless"]), corpus)
     for text in corpus:
@@ -69,7 +69,7 @@ def test_corpora_stay_as_they_are_and_other_texts_can_be_written(tmp_path_factor
     assert whole.decode(ids) == other
 
 
-def test_added_tokens_outside_the_models_own_keep_their_ids(tmp_path):
+def test_added_tokens_keep_their_ids(tmp_path):
     _, _, pruned = prune(tmp_path, with_specials(WORDS), ["hello"])
     assert pruned.encode("<|pad|>hello<|end|>").ids == [PAD, *pruned.encode("hello").ids, END]
     small = Pruning(tmp_path / "tokenizer.json", PAD, [])
@@ -77,21 +77,21 @@ def test_added_tokens_outside_the_models_own_keep_their_ids(tmp_path):
     assert "<|pad|>" not in small.tokenizer_json().decode()
 
 
-def test_merges_in_the_older_form_are_read(tmp_path):
+def test_merges_as_strings_are_read(tmp_path):
     data = byte_level(["hello"])
     data["model"]["merges"] = [" ".join(pair) for pair in data["model"]["merges"]]
     _, _, pruned = prune(tmp_path, data, ["hello"])
     assert pruned.encode("hello").tokens == ["hello"]
 
 
-def test_other_kinds_of_tokenizers_are_refused(tmp_path):
+def test_unigram_tokenizers_are_refused(tmp_path):
     data = sentencepiece(["a"])
     data["model"] = {"type": "Unigram", "unk_id": 0, "vocab": [["<unk>", 0.0], ["a", -1.0]]}
     with pytest.raises(TokenizerError, match="needs a BPE tokenizer with merges, this one is 'Unigram'"):
         Pruning(write(tmp_path, data), 2, [1])
 
 
-def test_the_pruned_file_is_smaller_and_otherwise_the_same(tmp_path):
+def test_pruned_file_differs_only_in_vocabulary_and_merges(tmp_path):
     data = with_specials(WORDS)
     _, pruning, _ = prune(tmp_path, data, ["held"])
     cut = json.loads(pruning.tokenizer_json())

@@ -27,7 +27,7 @@ def scores(preset: str, answers: list[str], rows: list[Example], **options) -> d
     return {metric.name: metric.score(metric.statistics(answers, rows).sum(axis=0)) for metric in metrics}
 
 
-def test_bleu_is_the_corpus_score_of_its_precisions():
+def test_bleu_follows_from_its_precisions():
     # Precisions 5/6, 3/5, 1/4 and 0/3, which smoothing makes 1/6; as long as the reference, so no penalty.
     got = scores(
         "translation", ["the cat sat on the mat"], examples("the cat sat near the mat"), tokenize="13a"
@@ -38,7 +38,7 @@ def test_bleu_is_the_corpus_score_of_its_precisions():
     assert short["BLEU"] == pytest.approx(100 * exp(1 - 10 / 5), abs=1e-3)
 
 
-def test_sums_over_examples_give_sacrebleus_own_corpus_scores():
+def test_sums_over_examples_give_the_corpus_scores_of_sacrebleu():
     from sacrebleu.metrics import BLEU, CHRF
 
     answers = ["il gatto è nero", "la casa grande", "oggi piove molto a Roma"]
@@ -53,7 +53,7 @@ def test_sums_over_examples_give_sacrebleus_own_corpus_scores():
     )
 
 
-def test_chinese_references_are_cut_into_characters():
+def test_chinese_references_are_split_into_characters():
     rows = examples("今天天气很好")
     assert scores("translation", ["今天天气很好"], rows)["BLEU"] == pytest.approx(100)
     assert scores("translation", ["今天天气不好"], rows)["BLEU"] > 20
@@ -62,15 +62,15 @@ def test_chinese_references_are_cut_into_characters():
         metrics_of("translation", rows, "swahili")
 
 
-def test_rouge_counts_stems_bigrams_and_the_longest_common_sequence():
+def test_rouge_counts_stems_bigrams_and_longest_common_sequence():
     got = scores("summarization", ["police killed the gunman"], examples("the gunman police killed"))
-    # Every word is common; of three bigrams two are ("police killed", "the gunman"); a sequence of two.
+    # All words are common, two of three bigrams ("police killed", "the gunman"), and a sequence of two words.
     assert got == pytest.approx({"ROUGE-1": 100, "ROUGE-2": 200 / 3, "ROUGE-L": 50})
     assert scores("summarization", ["gas"], examples("ga"))["ROUGE-1"] == 0  # three letters are not stemmed
     assert scores("summarization", ["tigers"], examples("tiger"))["ROUGE-1"] == 100
 
 
-def test_squad_leaves_out_case_punctuation_and_articles():
+def test_squad_ignores_case_punctuation_and_articles():
     assert squad_words("The  U.S. Army's, an answer") == ["us", "armys", "answer"]
     rows = examples("tuition fees", ("Denver Broncos", "The Broncos"), "1990")
     got = scores("qa", ["They are funded by tuition fees.", "the broncos!", "in 1991"], rows)
@@ -94,16 +94,16 @@ def test_squad_leaves_out_case_punctuation_and_articles():
         ("", None),
     ],
 )
-def test_the_final_number_of_an_answer(text, number):
+def test_final_number(text, number):
     assert final_number(text) == (None if number is None else Decimal(number))
 
 
-def test_accuracy_compares_numbers_not_texts():
+def test_accuracy_compares_numbers():
     rows = examples("<<1+1=2>>\n#### 1,200", "#### 3", "#### 4", "#### 5")
     assert scores("math", ["That is $1200.00", "3", "5", "who knows"], rows) == {"accuracy": 50}
 
 
-def test_code_is_compared_line_by_line_without_its_fence():
+def test_code_is_compared_line_by_line_without_fence():
     rows = examples("    return a + b\n", "x = 1")
     answers = ["Here:\n```python\nreturn a + b   \n```\nDone.", "x = 2"]
     assert scores("code", answers, rows) == {"exact match": 50}
@@ -112,7 +112,7 @@ def test_code_is_compared_line_by_line_without_its_fence():
     assert code_of("plain") == "plain"
 
 
-def test_a_program_is_the_input_the_answer_and_the_tests():
+def test_program_joins_input_answer_and_tests():
     example = Example(0, "p", "import math\n\ndef f(x):\n    '''f'''\n", ("",), "assert f(1) == 2")
     whole = program_of("```python\ndef f(x):\n    return x + math.floor(1)\n```", example)
     body = program_of("    return x + 1", example)
@@ -126,7 +126,7 @@ def test_a_program_is_the_input_the_answer_and_the_tests():
         exec(compile(program_of("    return x", example), "program", "exec"), {})
 
 
-def test_unit_tests_are_a_metric_of_rows_that_carry_them():
+def test_unit_tests_are_a_metric():
     rows = [Example(0, "p", "def f(x):\n", ("",), "assert f(1) == 2")] * 2
     assert scores("code", ["    return 2", "    return 3"], rows) == {"exact match": 0, "pass@1": 50}
 
@@ -143,7 +143,7 @@ def test_missing_libraries_are_named(monkeypatch):
                 metrics_of(preset, examples("a"))
 
 
-def test_statistics_have_a_row_for_every_example():
+def test_statistics_have_one_row_per_example():
     rows = examples("a b", "c d", "e f")
     for preset in ("translation", "summarization", "qa", "math", "code"):
         for metric in metrics_of(preset, rows):

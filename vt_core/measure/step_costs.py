@@ -1,0 +1,70 @@
+"""Time of decoding steps and of verification on this machine."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from vt_core.decode.costs import Costs
+from vt_core.decode.decoder import Decoder
+from vt_core.decode.policy import MAX_BLOCK
+from vt_core.decode.sampling import Sampler, SamplerSettings
+from vt_core.decode.types import Step
+from vt_core.decode.verification import Draft
+from vt_core.files.model_dir import ModelDirectory
+
+_PROMPT_TOKENS = 32
+_REPEATS = 3
+
+
+def measure(directory: ModelDirectory, backend: str, quantize: str | None = None) -> tuple[Costs, float]:
+    """Measure the costs of exact decoding with the reduced head of the rank prior.
+
+    Loads the model twice, one after the other, and runs a few tens of greedy steps each time.
+
+    Returns:
+        The costs, and the seconds of a step with the full head.
+    """
+    from vt_core import load
+
+    costs = Costs()
+    model = load(directory.path, backend=backend, quantize=quantize)
+    steps = _decode(model.decoder, MAX_BLOCK)
+    costs.add_step(_median(seconds for _, seconds in steps))
+    block = [step for step, _ in steps]
+    sampler = Sampler(SamplerSettings(), model.rows)
+    for positions in (1, MAX_BLOCK):
+        drafts = [Draft(position, ()) for position in range(positions)]
+        times = []
+        for _ in range(_REPEATS + 1):
+            started = time.perf_counter()
+            model.decoder.verify(block[:positions], drafts, sampler)
+            times.append(time.perf_counter() - started)
+        costs.add_verification(positions, _median(times[1:]))
+    model.decoder.end()
+    del model, steps, block
+    full = load(directory.path, backend=backend, head="full", quantize=quantize).decoder
+    full_step_s = _median(seconds for _, seconds in _decode(full, MAX_BLOCK))
+    full.end()
+    return costs, full_step_s
+
+
+def _decode(decoder: Decoder[Any], count: int) -> list[tuple[Step[Any], float]]:
+    """Run that many steps after a short prompt. Returns each step and its seconds."""
+    prompt = decoder.head.vocabulary.ids[:_PROMPT_TOKENS].copy()
+    decoder.begin()
+    step = decoder.prefill(prompt)
+    decoder.poll(step)
+    steps = []
+    for _ in range(count):
+        started = time.perf_counter()
+        step = decoder.step(decoder.poll(step))
+        decoder.poll(step)
+        steps.append((step, time.perf_counter() - started))
+    return steps
+
+
+def _median(seconds: Iterable[float]) -> float:
+    return statistics.median(list(seconds))
