@@ -32,6 +32,7 @@ def encode_prompt(
     items = _items(prompt, "a prompt is text, a list of chat messages, or a list of token ids")
     if items and all(isinstance(item, Mapping) for item in items):
         return tokenizer.encode_chat(cast("list[Message]", items), **template_arguments)
+    _refuse_template_arguments(template_arguments)
     return token_ids(items, "prompt")
 
 
@@ -105,15 +106,24 @@ def _encode_text(
 ) -> Ids:
     if not prompt:
         raise PromptError("the prompt is empty; give some text")
-    if raw or tokenizer.chat_template is None:
+    if raw or not tokenizer.templates.by_name:
         if system is not None:
             raise PromptError(
                 "a system message needs the chat template; leave it out, or put it into the raw prompt"
             )
+        _refuse_template_arguments(template_arguments)
         return tokenizer.encode(prompt)
     messages: list[Message] = [] if system is None else [{"role": "system", "content": system}]
     messages.append({"role": "user", "content": prompt})
     return tokenizer.encode_chat(messages, **template_arguments)
+
+
+def _refuse_template_arguments(arguments: Mapping[str, Any]) -> None:
+    if arguments:
+        raise PromptError(
+            f"{', '.join(sorted(arguments))}: tools and template arguments need the chat template; leave "
+            "them out for a model without one, a raw prompt, or token ids"
+        )
 
 
 def _items(value: object, wanted: str) -> Sequence[object]:

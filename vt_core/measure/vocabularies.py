@@ -13,14 +13,13 @@ from vt_core.files.model_dir import ModelDirectory
 from vt_core.measure.prompts import encode
 from vt_core.measure.quality.pruning import Pruning
 from vt_core.profile import Profiler, Stages
-from vt_core.profile.chunk_counts import load_tokenizer
 from vt_core.profile.row_format import RowFormat
 from vt_core.profile.rows import each_row
 from vt_core.types import Ids
 from vt_core.vocab.prior import rank_prior
 from vt_core.vocab.task import TaskVocabulary
 from vt_core.vocab.token_bytes import TokenTable
-from vt_core.vocab.tokenizer import Tokenizer
+from vt_core.vocab.tokenizer import Tokenizer, load_tokenizer
 
 
 def ranked(table: TokenTable, task: TaskVocabulary | None) -> Ids:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vt_core.errors import DataError, TokenizerError
+from vt_core.errors import DataError
 from vt_core.profile.cached_encoder import CachedEncoder
 from vt_core.profile.readers import Chunk
 from vt_core.profile.row_format import BadRow, RowFormat
@@ -98,16 +97,3 @@ class ChunkCounter:
                 prompts.append(prompt)
                 outputs.append(output)
         return zip(self._encode(prompts), self._encode(outputs), strict=True)
-
-
-def load_tokenizer(path: str | Path) -> Tokenizer:
-    """The tokenizer of a `tokenizer.json`, without padding and truncation. Raises TokenizerError."""
-    from tokenizers import Tokenizer
-
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises plain Exception for every fault
-        raise TokenizerError(f"{path}: not a tokenizer that can be read ({error}).") from error
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer

@@ -17,10 +17,11 @@ from vt_core.errors import DataError, VtError
 from vt_core.host import usable_cores
 from vt_core.profile.accumulator import CountedChunks, accumulate
 from vt_core.profile.checkpoint import Checkpoint, Position
-from vt_core.profile.chunk_counts import ChunkCounter, ChunkCounts, load_tokenizer
+from vt_core.profile.chunk_counts import ChunkCounter, ChunkCounts
 from vt_core.profile.counts import Counts
 from vt_core.profile.readers import Chunk, read_chunks
 from vt_core.profile.row_format import RowFormat
+from vt_core.vocab.tokenizer import load_tokenizer
 
 #: Chunks that wait per process: enough that none idles, few enough that memory stays bounded.
 WAITING_CHUNKS = 2

@@ -12,7 +12,7 @@ import numpy as np
 from vt_core.errors import VocabularyError
 from vt_core.files.json_files import Fields, read_object, write_json
 from vt_core.types import Ids
-from vt_core.vocab.token_bytes import MAX_TOKENS
+from vt_core.vocab.added_tokens import MAX_TOKENS
 
 FORMAT = "vt-counts/1"
 

@@ -8,13 +8,14 @@ from pathlib import Path
 from vt_core.errors import DataError, PromptError
 from vt_core.profile.accumulator import CountAccumulator, CountedChunks, accumulate
 from vt_core.profile.checkpoint import Checkpoint
-from vt_core.profile.chunk_counts import ChunkCounts, load_tokenizer
+from vt_core.profile.chunk_counts import ChunkCounts
 from vt_core.profile.counting import chunks_from
 from vt_core.profile.counts import Counts
 from vt_core.profile.readers import Row
 from vt_core.profile.row_format import BadRow, RowFormat
 from vt_core.profile.rows import is_blank, parse_row
 from vt_core.types import Ids
+from vt_core.vocab.tokenizer import load_tokenizer
 
 #: Generates full ids for a prompt, at most the given number of tokens.
 Generate = Callable[[str, int], Iterable[int]]

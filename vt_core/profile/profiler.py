@@ -12,7 +12,7 @@ import numpy as np
 
 from vt_core.errors import DataError, VocabularyError
 from vt_core.profile.checkpoint import Checkpoint
-from vt_core.profile.chunk_counts import ChunkCounter, load_tokenizer
+from vt_core.profile.chunk_counts import ChunkCounter
 from vt_core.profile.counting import count_files
 from vt_core.profile.counts import Counts
 from vt_core.profile.coverage import Coverage
@@ -24,6 +24,7 @@ from vt_core.profile.selection import Stages, most_frequent, ordered_prior, sele
 from vt_core.types import Ids
 from vt_core.vocab.task import TaskVocabulary
 from vt_core.vocab.token_bytes import TokenTable
+from vt_core.vocab.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

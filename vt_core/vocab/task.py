@@ -13,7 +13,8 @@ import numpy as np
 from vt_core.errors import VocabularyError
 from vt_core.files.json_files import Fields, is_whole, read_json, write_atomically, write_json
 from vt_core.types import Ids
-from vt_core.vocab.token_bytes import MAX_TOKENS, TokenTable
+from vt_core.vocab.added_tokens import MAX_TOKENS
+from vt_core.vocab.token_bytes import TokenTable
 
 FORMAT = "vt-task/1"
 

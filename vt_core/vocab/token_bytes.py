@@ -1,6 +1,6 @@
-"""What each token id stands for: its bytes and its kind, read from a `tokenizer.json`.
+"""What each token id stands for: its bytes and its kind, from a `tokenizer.json` and the files beside it.
 
-Two families are understood. Byte-level BPE (GPT-2, Qwen, Llama 3, DeepSeek, SmolLM2) spells every byte as one
+Two families are supported. Byte-level BPE (GPT-2, Qwen, Llama 3, DeepSeek, SmolLM2) spells every byte as one
 printable character; SentencePiece (Llama 2, Gemma) spells a space as `▁` and, where it falls back to
 bytes, one byte as `<0x0A>`.
 """
@@ -22,11 +22,9 @@ import numpy as np
 import numpy.typing as npt
 
 from vt_core.errors import TokenizerError
-from vt_core.files.json_files import read_object
+from vt_core.files.json_files import parse_object, read_bytes
 from vt_core.vocab.active import Ids
-
-MAX_TOKENS = 1 << 22
-"""Largest id that a file is believed to hold; the largest vocabularies in use have some 2**18."""
+from vt_core.vocab.added_tokens import TokenizerFiles, checked_id, merge_added_tokens, parse_added_tokens
 
 SPACE_MARK = "\u2581"
 
@@ -42,43 +40,53 @@ _CONTROL_SHAPE = re.compile(r"<[^<>\s]+>|\[[^\[\]\s]+\]")
 class Kind(IntEnum):
     """What an id is."""
 
+    #: No token has this id.
     MISSING = 0
-    """No token has this id."""
+    #: A piece of text.
     ORDINARY = 1
-    """A piece of text."""
+    #: A single byte: a byte-fallback token, or a byte-level token of a byte that is not a character.
     BYTE = 2
-    """One byte as such: a fallback token, or a byte-level token of a byte that is no character by itself."""
+    #: Marked special: a control token.
     SPECIAL = 3
-    """Marked special: a control token."""
+    #: Added to the model's vocabulary but not special: chat markers, runs of spaces or line ends.
     ADDED = 4
-    """Added beside the model's merges but not special: chat markers, runs of spaces or line ends."""
+    #: Unused, reserved or padding: no text and no model output has it.
     UNUSED = 5
-    """Unused, reserved or padding: no text and no model output has it."""
 
 
 @dataclass(frozen=True)
 class TokenTable:
-    """Bytes and kind of every id of one tokenizer.
+    """Bytes and kind of every id of one tokenizer."""
 
-    `tokens` are the strings of the file, `bytes` the text bytes they stand for (None where no token has the
-    id), `kinds` is [size] uint8 with values of `Kind`.
-    """
-
+    #: Tokens as the file spells them; None if no token has the id.
     tokens: list[str | None]
+    #: Bytes of the text that each token stands for.
     bytes: list[bytes | None]
+    #: Values of `Kind`, uint8 ``[size]``.
     kinds: npt.NDArray[np.uint8]
 
     @classmethod
     def load(cls, path: str | Path) -> TokenTable:
-        """Reads a `tokenizer.json`; raises TokenizerError."""
+        """Read a `tokenizer.json`, with the tokens that the files beside it add.
+
+        Raises:
+            TokenizerError: a file cannot be read.
+        """
         return cls.from_json(read_tokenizer_json(path), str(path))
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any], where: str = "tokenizer.json") -> TokenTable:
-        """Builds the table of a parsed `tokenizer.json`, named `where` in errors; raises TokenizerError."""
+        """The table of a parsed `tokenizer.json`.
+
+        Args:
+            where: name of the file, for messages.
+
+        Raises:
+            TokenizerError: the content is damaged, or of an unsupported family.
+        """
         vocab = _model_tokens(data, where)
-        added = list(_added_tokens(data, where))
-        size = 1 + max([-1, *vocab.values(), *(id for id, _, _ in added)])
+        added = parse_added_tokens(data.get("added_tokens") or [], where)
+        size = 1 + max([-1, *vocab.values(), *added])
         tokens: list[str | None] = [None] * size
         for token, id in vocab.items():
             tokens[id] = token
@@ -86,10 +94,10 @@ class TokenTable:
         kinds = np.full(size, Kind.MISSING, np.uint8)
         kinds[list(vocab.values())] = Kind.ORDINARY
         _mark_bytes(tokens, values, kinds)
-        for id, token, special in added:
-            if tokens[id] is None:
-                tokens[id], values[id] = token, token.encode()
-            kinds[id] = Kind.SPECIAL if special else Kind.ADDED
+        for id, entry in added.items():
+            if tokens[id] != entry.content:
+                tokens[id], values[id] = entry.content, entry.content.encode()
+            kinds[id] = Kind.SPECIAL if entry.special else Kind.ADDED
         for id, text in enumerate(tokens):
             if text and is_unused(text):
                 kinds[id] = Kind.UNUSED
@@ -114,14 +122,14 @@ class TokenTable:
         return np.flatnonzero(self.kinds == Kind.BYTE).astype(np.int64)
 
     def text(self, id: int) -> str:
-        """The id's text for people: bytes that are no UTF-8 are shown escaped."""
+        """The id's text for display; bytes that are not UTF-8 are escaped."""
         value = self.bytes[id]
         return "" if value is None else value.decode("utf-8", "backslashreplace")
 
     def digest(self) -> str:
-        """sha256 (hex) over (id, bytes) of the ids that text can produce.
+        """SHA-256 (hex) over the ids that text can produce and their bytes.
 
-        Left out are missing, unused, reserved and padding ids, and every token that is spelled like a control
+        Leaves out missing, unused, reserved and padding ids, and every token that is spelled like a control
         token: GGUF and Hugging Face files of one tokenizer disagree about which exist and which are special.
         """
         parts: list[bytes] = []
@@ -136,22 +144,36 @@ class TokenTable:
 
 
 def tokenizer_digest(tokenizer_json: str | Path) -> str:
-    """Digest of a `tokenizer.json`, equal for all files of one tokenizer; raises TokenizerError."""
+    """Digest of the tokenizer of a `tokenizer.json`; see `TokenTable.digest`. Raises TokenizerError."""
     return TokenTable.load(tokenizer_json).digest()
 
 
 def read_tokenizer_json(path: str | Path) -> dict[str, Any]:
-    """Parses a `tokenizer.json`; raises TokenizerError."""
+    """Content of a `tokenizer.json`, with the tokens that the files beside it add.
+
+    Raises:
+        TokenizerError: a file cannot be read.
+    """
+    return parse_tokenizer_json(read_bytes(path, "tokenizer", TokenizerError), Path(path))
+
+
+def parse_tokenizer_json(content: bytes, path: Path) -> dict[str, Any]:
+    """The value of `content`, read from `path`, with the tokens that the files beside it add.
+
+    Raises:
+        TokenizerError: the content is not a tokenizer, or another file cannot be read.
+    """
     with _no_collection():
-        data = read_object(path, "tokenizer", TokenizerError, strict=False)
+        data = parse_object(content, path, "tokenizer", TokenizerError, strict=False)
     if not isinstance(data.get("model"), dict):
         raise TokenizerError(f"{path}: not a tokenizer.json (it has no 'model').")
+    merge_added_tokens(data, TokenizerFiles.beside(path), str(path))
     return data
 
 
 @contextmanager
 def _no_collection() -> Iterator[None]:
-    """Half a million merges are live lists: collecting among them doubles the time of parsing."""
+    """Pause garbage collection: with half a million merges alive, collections double the time of parsing."""
     if not gc.isenabled():
         yield
         return
@@ -162,12 +184,6 @@ def _no_collection() -> Iterator[None]:
         gc.enable()
 
 
-def _checked_id(id: object, where: str) -> int:
-    if not isinstance(id, int) or isinstance(id, bool) or not 0 <= id < MAX_TOKENS:
-        raise TokenizerError(f"{where}: token id {id!r} is not a whole number from 0 to {MAX_TOKENS - 1}.")
-    return id
-
-
 def _model_tokens(data: Mapping[str, Any], where: str) -> dict[str, int]:
     vocab = data["model"].get("vocab")
     if isinstance(vocab, list) and all(isinstance(v, list) and v and isinstance(v[0], str) for v in vocab):
@@ -175,21 +191,14 @@ def _model_tokens(data: Mapping[str, Any], where: str) -> dict[str, int]:
     if not isinstance(vocab, dict):
         raise TokenizerError(f"{where}: model.vocab is neither a table nor a list of scored pieces.")
     for id in vocab.values():
-        _checked_id(id, where)
+        checked_id(id, where)
     return vocab
 
 
 def is_unused(token: str) -> bool:
-    """Whether a token is spelled like one that is reserved or padding."""
-    # The first character rules out nearly every token before the pattern is tried.
+    """Whether a token is spelled like a reserved or padding token."""
+    # The first character rules out nearly every token and is much faster than the pattern.
     return token.startswith(("<", "[", "m", "M", "u", "U")) and _UNUSED.fullmatch(token) is not None
-
-
-def _added_tokens(data: Mapping[str, Any], where: str) -> Iterator[tuple[int, str, bool]]:
-    for entry in data.get("added_tokens") or []:
-        if not isinstance(entry, dict) or not isinstance(entry.get("content"), str):
-            raise TokenizerError(f"{where}: an entry of added_tokens has no 'content'.")
-        yield _checked_id(entry.get("id"), where), entry["content"], bool(entry.get("special"))
 
 
 def _types(node: Any) -> set[str]:
@@ -223,12 +232,12 @@ def _byte_alphabet() -> dict[int, int]:
     return {**{byte: byte for byte in printable}, **{256 + i: byte for i, byte in enumerate(rest)}}
 
 
-# Latin-1 characters outside the alphabet are sent out of Latin-1, so that encoding them fails.
+# Maps the other Latin-1 characters outside Latin-1, so that encoding them fails.
 _FROM_ALPHABET = {**{byte: 0xFFFF for byte in range(256)}, **_byte_alphabet()}
 
 
 def byte_level_bytes(token: str) -> bytes:
-    """Bytes of a byte-level token; one with a character outside the alphabet (an added one) is itself."""
+    """Bytes of a byte-level token. A token with a character outside the alphabet was added, as plain text."""
     try:
         return token.translate(_FROM_ALPHABET).encode("latin-1")
     except UnicodeEncodeError:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tests.core.profile.small_tokenizers import added, byte_level, sentencepiece, write
 from vt_core.profile import cached_encoder
 from vt_core.profile.cached_encoder import CachedEncoder, splits_at_words
-from vt_core.profile.chunk_counts import load_tokenizer
+from vt_core.vocab.tokenizer import load_tokenizer
 
 BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
 LETTERS_FIRST = (

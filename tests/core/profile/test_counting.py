@@ -19,12 +19,12 @@ from tests.core.profile.small_tokenizers import byte_level, write
 from vt_core.errors import DataError, PromptError, TokenizerError
 from vt_core.profile import counting, readers
 from vt_core.profile.checkpoint import Checkpoint, run_signature
-from vt_core.profile.chunk_counts import load_tokenizer
 from vt_core.profile.counting import count_files
 from vt_core.profile.counts import Counts, merge_all
 from vt_core.profile.own_outputs import count_own_outputs
 from vt_core.profile.readers import Chunk
 from vt_core.profile.row_format import RowFormat, make_row_format
+from vt_core.vocab.tokenizer import load_tokenizer
 
 DIGEST = "a" * 64
 EMPTY = Counts.empty(DIGEST, 300)
@@ -204,7 +204,7 @@ def test_bad_lines_can_be_counted_and_skipped(tmp_path: Path, tokenizer_json: Pa
 def test_unreadable_tokenizer_is_named(tmp_path: Path, processes: int) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
     file = corpus(tmp_path / "a.jsonl", [row("x", "y")])
-    with pytest.raises(TokenizerError, match=r"tokenizer\.json: not a tokenizer that can be read"):
+    with pytest.raises(TokenizerError, match=r"tokenizer\.json cannot be read as a tokenizer"):
         count_files([file], tmp_path / "tokenizer.json", EMPTY, RowFormat(), processes=processes)
 
 

@@ -11,7 +11,8 @@ from tokenizers import Tokenizer
 
 from tests.core.profile.small_tokenizers import added, byte_level, sentencepiece, write
 from vt_core.errors import TokenizerError
-from vt_core.vocab.token_bytes import MAX_TOKENS, Kind, TokenTable, tokenizer_digest
+from vt_core.vocab.added_tokens import MAX_TOKENS
+from vt_core.vocab.token_bytes import Kind, TokenTable, tokenizer_digest
 
 SPECIAL = [
     added(300, "<|end|>"),
