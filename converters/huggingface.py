@@ -12,6 +12,7 @@ from converters.packed import refuse_foreign_quantization
 from converters.safetensors_io import ITEM_BYTES, Entry, read_chunks, read_header
 from converters.source import CHUNK_BYTES, TensorInfo, fingerprint_files
 from vt_core.errors import ConfigError, ModelError, TokenizerError
+from vt_core.files.config_checks import check_config
 from vt_core.files.json_files import read_object
 
 if TYPE_CHECKING:
@@ -84,6 +85,7 @@ def read_config(path: Path) -> dict[str, Any]:
     if not (path / "config.json").is_file():
         raise ModelError(f"{path} is not a Hugging Face model: it holds no config.json.")
     config = read_object(path / "config.json", "model configuration", ConfigError, strict=False)
+    check_config(config, path / "config.json")
     refuse_foreign_quantization(path, config)
     return config
 

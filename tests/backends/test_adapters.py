@@ -125,4 +125,4 @@ def test_an_adapter_of_another_model_is_refused(backend, saved, tiny, tmp_path):
     ]
     done = CliRunner().invoke(build(backend), command)
     assert done.exit_code == 2 and done.stdout == ""
-    assert "model.layers.9." in done.stderr and "no linear layer of this model" in done.stderr
+    assert "model.layers.9." in done.stderr and "has no such linear layer" in done.stderr

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vt_core.errors import ConfigError, ModelError, StoreError, shorten
+from vt_core.errors import ConfigError, ModelError, StoreError
+from vt_core.files.config_checks import check_config
 from vt_core.files.json_files import read_object, read_text
 from vt_core.files.manifest import MANIFEST_NAME, PER_LAYER, STORE_NAME, Manifest, file_digest
 from vt_core.files.model_config import context, per_layer_shape, text_config
@@ -35,10 +36,6 @@ OPTIONAL_FILES = (
     "chat_template.json",
     "hf_quant_config.json",
 )
-
-
-#: The largest models have a few hundred layers, heads or experts.
-MAX_COUNT = 20_000
 
 
 @dataclass(frozen=True)
@@ -73,7 +70,7 @@ class ModelDirectory:
         )
         _check_files(path, manifest)
         config = read_object(path / "config.json", "model configuration", ConfigError, strict=False)
-        check_counts(config, path / "config.json")
+        check_config(config, path / "config.json")
         rows = text_config(config).get("vocab_size", manifest.vocab_rows)
         if rows != manifest.vocab_rows:
             raise ConfigError(
@@ -186,19 +183,6 @@ class ModelDirectory:
 def is_model_directory(path: str | Path) -> bool:
     """Whether `path` is a directory that a conversion wrote, whole or not."""
     return (Path(path) / MANIFEST_NAME).is_file()
-
-
-def check_counts(config: dict[str, Any], path: Path) -> None:
-    """Raise ConfigError for a number of layers, heads or experts that no model has.
-
-    Frameworks build modules in loops over these numbers before they look at any tensor.
-    """
-    for part in (config, text_config(config)):
-        for name, value in part.items():
-            counted = any(word in name for word in ("layer", "head", "expert", "block"))
-            counted = counted and not name.endswith("size_per_layer_input")
-            if counted and isinstance(value, int) and abs(value) > MAX_COUNT:
-                raise ConfigError(f"{path}: {name} is {shorten(value)}, more than any model has.")
 
 
 def _check_files(path: Path, manifest: Manifest) -> None:

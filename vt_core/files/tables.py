@@ -1,4 +1,4 @@
-"""Where the vocabulary tables are read from: the store on disk, or host memory (the paper's CPU offload)."""
+"""The vocabulary tables as backends read them: from the store on disk, or from host memory (CPU offload)."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ STORES = ("lmdb", "ram")
 
 
 class Table(Protocol):
-    """Rows by full id, in storage dtype (bfloat16 carried as uint16)."""
+    """Rows by full id, in the storage dtype (bfloat16 as uint16)."""
 
     @property
     def spec(self) -> TableSpec: ...
 
     @property
     def bytes_read(self) -> int:
-        """Bytes of the rows gathered so far."""
+        """Bytes of the rows read by `read` so far."""
 
     def read(self, ids: Ids) -> np.ndarray:
-        """Rows ``[n, columns]`` of full ids."""
+        """Rows ``[n, columns]`` of full ids ``[n]``."""
 
     def tiles(self, max_bytes: int = ...) -> Iterator[Tile]:
-        """All rows in order, in views of at most ``max_bytes``."""
+        """All rows in order of their ids, in views of at most ``max_bytes``."""
 
 
 class MemoryTable:
-    """A whole table in host memory, in storage dtype."""
+    """A whole table in host memory, in the storage dtype."""
 
     def __init__(self, table: Table) -> None:
         self.spec = table.spec
@@ -59,8 +59,9 @@ class MemoryTable:
 
 
 class ScaledTable:
-    """A table whose rows are multiplied by a constant, rounded to the storage dtype: what some frameworks do
-    to a table while they load it.
+    """A table whose rows are multiplied by a constant and rounded to the storage dtype.
+
+    Some frameworks scale a table while they load it.
     """
 
     def __init__(self, table: Table, factor: float) -> None:
@@ -87,9 +88,9 @@ class ScaledTable:
 
 
 class DequantizedTable:
-    """A packed table as values: rows ``[n, hidden]`` in float32."""
+    """A packed table as float32 values, rows ``[n, hidden]``."""
 
-    #: A scan gives its values in pieces of this size, which stay in a processor's cache.
+    #: Bytes of the pieces of a scan, small enough for a processor's cache.
     PIECE_BYTES = 2 << 20
 
     def __init__(self, table: Table, how: Quantization) -> None:
@@ -112,23 +113,26 @@ class DequantizedTable:
 
 
 def open_tables(directory: ModelDirectory, store: str, *, packed: bool = False) -> Mapping[str, Table]:
-    """The tables ``embedding``, ``head`` (untied models), and ``head_bias`` and ``per_layer`` (where there is
-    one).
+    """Open the tables ``embedding``, ``head`` (untied models), and where the model has them ``head_bias`` and
+    ``per_layer``.
+
+    Models of one directory share its store, which is closed when the last of their tables is gone.
 
     Args:
-        store: ``lmdb``: rows are read from disk; ``ram``: the tables are held in host memory.
-        packed: leave quantized tables packed, as the manifest says; otherwise they are dequantized as they
-            are read.
+        store: ``lmdb`` reads rows from disk; ``ram`` holds the tables in host memory.
+        packed: return quantized tables packed; otherwise they are dequantized as they are read.
 
     Raises:
-        OptionError: another value.
+        OptionError: an unknown `store`.
         StoreError: the store cannot be read.
     """
     if store not in STORES:
         raise OptionError(f"unknown store {store!r}: choose one of {', '.join(STORES)}")
-    tables: Mapping[str, Table] = directory.open_store().tables
+    opened = directory.open_store()
+    tables: Mapping[str, Table] = opened.tables
     if store == "ram":
         tables = {name: MemoryTable(table) for name, table in tables.items()}
+        opened.close()
     if packed or directory.manifest.quantization is None:
         return tables
     packed_tables = directory.manifest.quantization
