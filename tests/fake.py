@@ -104,7 +104,7 @@ class FakeDecoder(Decoder[np.ndarray]):
         return super().score(states, targets)
 
     def follow(self, step):
-        return self.step(step.token.item())
+        return self.step(int(self.head.vocabulary.ids[step.local[0]]))
 
     def peak_memory(self):
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import mlx.core as mx
@@ -20,7 +21,7 @@ from vt_core.vocab.heads import Head, head_class
 from vt_mlx.adapters import adapt
 from vt_mlx.body import LayerRows, RowEmbedding, RowHead, load_body
 from vt_mlx.caches import CacheLog
-from vt_mlx.device import peak_memory, pick_device, pick_dtype, reset_peak
+from vt_mlx.device import on_device, peak_memory, pick_device, pick_dtype, reset_peak
 from vt_mlx.rows import Inputs, MlxRows, Rows, greedy
 from vt_mlx.verification import HeadScan, logit_transform
 
@@ -72,6 +73,9 @@ class MlxDecoder(Decoder[mx.array]):
 
     def peak_memory(self) -> int | None:
         return peak_memory(self._device)
+
+    def _context(self) -> AbstractContextManager[object]:
+        return on_device(self._device)
 
     # The framework's caches.
 
@@ -193,8 +197,9 @@ def load_decoder(
     target = pick_device(device)
     run_dtype = pick_dtype(dtype, manifest.dtype, target)
     reset_peak(target)
-    body = load_body(directory, run_dtype)
-    adapt(body.model, adapter)
+    with on_device(target):
+        body = load_body(directory, run_dtype)
+        adapt(body.model, adapter)
     quantized = manifest.quantization or {}
     tables: dict[str, Table] = dict(open_tables(directory, store, packed=True))
     for name, factor in body.factors.items():

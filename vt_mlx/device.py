@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
+
 import mlx.core as mx
 
 from vt_core.errors import BackendError
@@ -9,11 +11,8 @@ from vt_core.errors import BackendError
 DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
 
 
-_BEST = mx.default_device()  # as MLX found it; what is set later is for one model
-
-
 def pick_device(name: str | None) -> mx.Device:
-    """The device of that name, or the best there is; made MLX's default.
+    """The device of that name, or MLX's default. The default itself, which a whole process shares, stays.
 
     Raises:
         BackendError: this machine has no such device.
@@ -26,9 +25,13 @@ def pick_device(name: str | None) -> mx.Device:
         raise BackendError(
             "device 'gpu' cannot be used here: this MLX has none; leave --device out to take the best"
         )
-    device = _BEST if name is None else mx.Device(mx.gpu if name == "gpu" else mx.cpu)
-    mx.set_default_device(device)
-    return device
+    return mx.default_device() if name is None else mx.Device(mx.gpu if name == "gpu" else mx.cpu)
+
+
+def on_device(device: mx.Device) -> AbstractContextManager[object]:
+    """A context in which MLX's operations run on that device. It takes a microsecond to enter."""
+    context: AbstractContextManager[object] = mx.stream(device)
+    return context
 
 
 def pick_dtype(name: str | None, stored: str, device: mx.Device) -> mx.Dtype:
@@ -57,4 +60,4 @@ def peak_memory(device: mx.Device) -> int | None:
 
 
 def _has_gpu() -> bool:
-    return _BEST.type == mx.DeviceType.gpu or mx.metal.is_available()
+    return mx.default_device().type == mx.DeviceType.gpu or mx.metal.is_available()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from functools import wraps
+from typing import Any, NamedTuple, TypeVar, cast
 
 import mlx.core as mx
 import numpy as np
@@ -13,7 +14,7 @@ from vt_core.files.packing import split
 from vt_core.files.quantization import Quantization
 from vt_core.files.tables import Table
 from vt_core.vocab.active import Ids
-from vt_mlx.device import DTYPES
+from vt_mlx.device import DTYPES, on_device
 
 CHUNK_BYTES = (
     16 << 20
@@ -60,6 +61,20 @@ class PackedMatrix:
         return mx.dequantize(weight, scales, biases, group_size=how.group_size, bits=how.bits)
 
 
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def _on_own_device(method: Method) -> Method:
+    """Run a method of :class:`MlxRows` on its device. The head calls these outside a decoder's calls too."""
+
+    @wraps(method)
+    def run(self: MlxRows, *arguments: Any) -> Any:
+        with on_device(self._device):
+            return method(self, *arguments)
+
+    return cast(Method, run)
+
+
 class MlxRows:
     """:class:`vt_core.vocab.heads.RowOps` for MLX."""
 
@@ -103,6 +118,7 @@ class MlxRows:
             return None
         return self._read(self._bias, None, np.arange(self._bias.spec.rows))[0].flatten()
 
+    @_on_own_device
     def read(self, ids: Ids) -> Rows:
         bias = None if self._bias is None else self._read(self._bias, None, ids)[0].flatten()
         weight, *packed = self._read(self.head_table, self.head_how, ids)
@@ -114,9 +130,11 @@ class MlxRows:
         end = start + len(stored)
         return Rows(weight, mx.arange(start, end), None if bias is None else bias[start:end], *packed)
 
+    @_on_own_device
     def reserve(self, rows: Rows, capacity: int) -> Rows:
         return _map(lambda part: _grown(part, capacity), rows)
 
+    @_on_own_device
     def write(self, buffer: Rows, start: int, rows: Rows) -> Rows:
         for whole, part in zip(buffer, rows, strict=True):
             if whole is not None and part is not None:
@@ -126,9 +144,11 @@ class MlxRows:
                 mx.eval(whole)
         return buffer
 
+    @_on_own_device
     def first(self, rows: Rows, count: int) -> Rows:
         return _map(lambda part: part[:count], rows)
 
+    @_on_own_device
     def concatenate(self, first: Rows, second: Rows) -> Rows:
         joined = _map(lambda *parts: mx.concatenate(list(parts)), first, second)
         mx.eval([part for part in joined if part is not None])

@@ -13,7 +13,7 @@ from mlx_lm.generate import generate_step
 from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.utils import load_model
 
-from vt_mlx.device import peak_memory, pick_device, pick_dtype, reset_peak
+from vt_mlx.device import on_device, peak_memory, pick_device, pick_dtype, reset_peak
 
 
 class MlxStock:
@@ -28,26 +28,30 @@ class MlxStock:
         self, prompt: Sequence[int], max_tokens: int, eos_ids: Collection[int], on_token: Callable[[], object]
     ) -> list[int]:
         out: list[int] = []
-        for token, _ in generate_step(mx.array(list(prompt)), self._model, max_tokens=max_tokens):
-            on_token()
-            out.append(int(token))
-            if token in eos_ids:
-                break
+        with on_device(self._device):
+            for token, _ in generate_step(mx.array(list(prompt)), self._model, max_tokens=max_tokens):
+                on_token()
+                out.append(int(token))
+                if token in eos_ids:
+                    break
         return out
 
     def next_logits(self, context: Sequence[int]) -> npt.NDArray[np.float32]:
         # The last token goes alone, as in generation.
-        cache = make_prompt_cache(self._model)
-        if len(context) > 1:
-            self._model(mx.array([list(context[:-1])]), cache=cache)
-        return np.array(self._model(mx.array([list(context[-1:])]), cache=cache)[0, -1].astype(mx.float32))
+        with on_device(self._device):
+            cache = make_prompt_cache(self._model)
+            if len(context) > 1:
+                self._model(mx.array([list(context[:-1])]), cache=cache)
+            logits = self._model(mx.array([list(context[-1:])]), cache=cache)[0, -1]
+            return np.array(logits.astype(mx.float32))
 
     def text_logits(self, prompt: Sequence[int], text: Sequence[int]) -> npt.NDArray[np.float32]:
         # With a cache, as in generation: without one the layers of Gemma 3n that share keys and values have
         # their own.
-        context = mx.array([[*prompt, *text[:-1]]])
-        logits = self._model(context, cache=make_prompt_cache(self._model))
-        return np.array(logits[0, -len(text) :].astype(mx.float32))
+        with on_device(self._device):
+            context = mx.array([[*prompt, *text[:-1]]])
+            logits = self._model(context, cache=make_prompt_cache(self._model))
+            return np.array(logits[0, -len(text) :].astype(mx.float32))
 
     def peak_memory(self) -> int | None:
         return peak_memory(self._device)
@@ -58,8 +62,9 @@ def load_stock(path: Path, *, device: str | None, dtype: str | None, stored: str
     target = pick_device(device)
     run_dtype = pick_dtype(dtype, stored, target)
     reset_peak(target)
-    model, _ = load_model(path, lazy=True)
-    model.set_dtype(run_dtype)
-    mx.eval(model.parameters())
+    with on_device(target):
+        model, _ = load_model(path, lazy=True)
+        model.set_dtype(run_dtype)
+        mx.eval(model.parameters())
     mx.clear_cache()
     return MlxStock(model, target, run_dtype)

@@ -269,12 +269,14 @@ def _scale(embedding: nn.Module, model: nn.Module) -> float | None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """No progress bar of the loader's for a body that is read in a moment; warnings stay."""
-    level = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity(max(level, logging.ERROR))
-    transformers_logging.disable_progress_bar()
+    """Hide the loader's progress bar and warnings; afterwards, what the application had set is back."""
+    logger = logging.getLogger("transformers")
+    # Not disable_progress_bar(): that also changes huggingface_hub's settings, which cannot be read back.
+    level, shows_progress = logger.level, transformers_logging.is_progress_bar_enabled()
+    logger.setLevel(max(logger.getEffectiveLevel(), logging.ERROR))
+    transformers_logging._tqdm_active = False
     try:
         yield
     finally:
-        transformers_logging.set_verbosity(level)
-        transformers_logging.enable_progress_bar()
+        logger.setLevel(level)
+        transformers_logging._tqdm_active = shows_progress

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 
 import numpy as np
 import numpy.typing as npt
@@ -11,9 +12,7 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 
 from vt_core.decode.decoder import PREFILL_TOKENS, Decoder
-from vt_core.decode.sampling import Sampler
-from vt_core.decode.types import Scored, Step
-from vt_core.decode.verification import Draft, Verified
+from vt_core.decode.types import Step
 from vt_core.errors import ModelError
 from vt_core.files.adapters import LowRank
 from vt_core.files.model_dir import ModelDirectory
@@ -82,18 +81,11 @@ class TorchDecoder(Decoder[torch.Tensor]):
         self._prefilled, self._beyond_border = len(ids), self._is_beyond_border(len(ids))
         return super().prefill(ids)
 
-    @torch.inference_mode()
-    def verify(
-        self, steps: Sequence[Step[torch.Tensor]], drafts: Sequence[Draft], sampler: Sampler
-    ) -> Verified:
-        return super().verify(steps, drafts, sampler)
-
-    @torch.inference_mode()
-    def score(self, states: Sequence[torch.Tensor], targets: Ids) -> Scored:
-        return super().score(states, targets)
-
     def peak_memory(self) -> int | None:
         return peak_memory(self._device)
+
+    def _context(self) -> AbstractContextManager[object]:
+        return torch.inference_mode()
 
     # The framework's caches.
 
@@ -134,7 +126,6 @@ class TorchDecoder(Decoder[torch.Tensor]):
 
     # Running the body.
 
-    @torch.inference_mode()
     def _run(self, inputs: Inputs, index: torch.Tensor) -> torch.Tensor:
         self._embedding.table = inputs.embedding
         if inputs.per_layer is not None:
@@ -163,11 +154,9 @@ class TorchDecoder(Decoder[torch.Tensor]):
 
     # Arrays.
 
-    @torch.inference_mode()
     def _greedy(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return greedy(logits, torch.cat([piece.ids for piece in self.head.pieces]))
 
-    @torch.inference_mode()
     def _top_probability(self, logits: torch.Tensor) -> torch.Tensor:
         return logits.float().softmax(dim=-1).amax()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
@@ -19,9 +18,6 @@ from vt_torch.quantized import product, quantize_rows
 CHUNK_BYTES = (
     16 << 20
 )  #: rows are read and converted in pieces of this size, so that no second copy of a table exists
-
-# Rows that come straight from the store's mapping are read-only, and only read.
-warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
 
 
 class Rows(NamedTuple):
@@ -142,9 +138,21 @@ class TorchRows:
             yield part, as_tensor(table.read(ids[part]), table.spec.dtype)
 
 
+class _Writable:
+    """The memory of an array, said to be writable: PyTorch knows no other, and warns. Rows that come straight
+    from the store's mapping are not, and nothing here writes to them.
+    """
+
+    def __init__(self, array: np.ndarray) -> None:
+        self._array = array  # keeps the memory
+        interface = array.__array_interface__
+        self.__array_interface__ = {**interface, "data": (interface["data"][0], False)}
+
+
 def as_tensor(array: np.ndarray, dtype: str) -> torch.Tensor:
-    """A tensor over the memory of an array in storage dtype."""
-    return torch.from_numpy(array.view(np.int16) if dtype == "bfloat16" else array).view(DTYPES[dtype])
+    """A tensor over the memory of an array in storage dtype, to be read only."""
+    stored = array.view(np.int16) if dtype == "bfloat16" else array
+    return torch.from_numpy(np.asarray(_Writable(stored))).view(DTYPES[dtype])
 
 
 def greedy(logits: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

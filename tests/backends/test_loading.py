@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import logging
 import sys
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -68,3 +71,38 @@ def test_the_language_models_arguments_may_be_read_already():
     for text in (SimpleNamespace(final_logit_softcapping=2.0), {"final_logit_softcapping": 2.0}):
         transform = logit_transform(SimpleNamespace(text_config=text))
         assert transform(mx.array([50.0])).item() == 2
+
+
+@pytest.mark.parametrize("backend", backend_params())
+@pytest.mark.parametrize("shown", [True, False])
+def test_loading_and_generating_leave_the_applications_settings(backend, shown, tiny, monkeypatch):
+    transformers_logging = pytest.importorskip("transformers").logging
+    from huggingface_hub.utils import are_progress_bars_disabled
+
+    def settings():
+        logger = logging.getLogger("transformers")
+        bars = transformers_logging.is_progress_bar_enabled(), are_progress_bars_disabled("a.group")
+        return logger.level, bars, list(warnings.filters)
+
+    if backend == "mlx":
+        import mlx.core as mx
+
+        # The default device belongs to the whole process: another model may use another one.
+        monkeypatch.setattr(mx, "set_default_device", None)
+    monkeypatch.setattr(transformers_logging, "_tqdm_active", shown)
+    monkeypatch.setattr(logging.getLogger("transformers"), "level", logging.INFO)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        before = settings()
+        load(tiny("llama", "bfloat16")[1], backend=backend, device="cpu").generate([5, 6], max_tokens=3)
+        assert settings() == before
+
+
+@pytest.mark.parametrize("backend", backend_params())
+def test_two_models_of_one_directory_share_its_store(backend, tiny):
+    directory = tiny("llama")[1]
+    first, second = (load(directory, backend=backend, device="cpu") for _ in range(2))
+    assert first.decoder._rows.embedding is second.decoder._rows.embedding
+    del first
+    gc.collect()
+    assert len(second.generate([5, 6], max_tokens=3).token_ids) == 3

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Generic
 
 import numpy as np
@@ -96,7 +97,8 @@ class Decoder(ABC, Generic[Array]):
         """
         self._wants_confidence = confidence and self.head.name != "full"
         self._text = []
-        self._open_caches()
+        with self._context():
+            self._open_caches()
 
     def prefill(self, ids: Ids) -> Step[Array]:
         """Run a prompt of full ids (at least one) and return its last position.
@@ -106,31 +108,34 @@ class Decoder(ABC, Generic[Array]):
         """
         self._text = ids.tolist()
         first = len(ids) - 1 if self.last_token_alone else 0
-        pieces = list(self._pieces(0, first, len(ids))) + list(self._pieces(first, len(ids), len(ids)))
-        for start, end in pieces[:-1]:
-            self._run(*self._inputs(ids[start:end]))
-            self._finish_piece()
-        start, end = pieces[-1]
-        step = self._forward(*self._inputs(ids[start:end]))
-        self._check_logits(step.logits)
-        self._allow_rewind()
+        pieces = [*self._pieces(0, first, len(ids)), *self._pieces(first, len(ids), len(ids))]
+        with self._context():
+            for start, end in pieces[:-1]:
+                self._run(*self._inputs(ids[start:end]))
+                self._finish_piece()
+            start, end = pieces[-1]
+            step = self._forward(*self._inputs(ids[start:end]))
+            self._check_logits(step.logits)
+            self._allow_rewind()
         return step
 
     def step(self, token: int) -> Step[Array]:
         """Run one more token, a full id that is active."""
         self._text.append(token)
-        if self._caches_are_stale(len(self._text)):
-            self._open_caches()
-            return self.prefill(np.array(self._text))
-        if self._tied:
-            rows, place = self.head.locate(int(self.head.vocabulary.local([token])[0]))
-            return self._forward(self._rows.tied_inputs(rows), self._index(np.array([place])))
-        return self._forward(*self._inputs(np.array([token])))
+        with self._context():
+            if self._caches_are_stale(len(self._text)):
+                self._open_caches()
+                return self.prefill(np.array(self._text))
+            if self._tied:
+                rows, place = self.head.locate(int(self.head.vocabulary.local([token])[0]))
+                return self._forward(self._rows.tied_inputs(rows), self._index(np.array([place])))
+            return self._forward(*self._inputs(np.array([token])))
 
     def follow(self, step: Step[Array]) -> Step[Array]:
         """Run the greedy choice of ``step`` without waiting for it; only where :attr:`can_follow`."""
-        (rows,) = self.head.pieces
-        return self._forward(self._rows.tied_inputs(rows), step.local[None])
+        with self._context():
+            (rows,) = self.head.pieces
+            return self._forward(self._rows.tied_inputs(rows), step.local[None])
 
     def poll(self, step: Step[Array]) -> int:
         """The greedy choice of a step, a full id; waits for the device. Ties go to the lowest full id.
@@ -138,7 +143,8 @@ class Decoder(ABC, Generic[Array]):
         Raises:
             ModelError: a logit is not a number.
         """
-        token = int(step.token.item())
+        with self._context():
+            token = int(step.token.item())
         if token >= NOT_A_NUMBER:
             raise self._not_finite()
         return token
@@ -149,7 +155,8 @@ class Decoder(ABC, Generic[Array]):
         Raises:
             ModelError: a logit is not a number.
         """
-        logits = self._to_host(step.logits)[0]
+        with self._context():
+            logits = self._to_host(step.logits)[0]
         if np.isnan(logits).any():
             raise self._not_finite()
         return logits
@@ -157,12 +164,14 @@ class Decoder(ABC, Generic[Array]):
     def confidence(self, step: Step[Array]) -> float:
         """Probability of the greedy choice among the active rows; waits for the device."""
         assert step.confidence is not None, "begin() was told that nobody asks"
-        return float(step.confidence.item())
+        with self._context():
+            return float(step.confidence.item())
 
     def verify(self, steps: Sequence[Step[Array]], drafts: Sequence[Draft], sampler: Sampler) -> Verified:
         """The full head's choices for decoded positions; see :func:`vt_core.decode.verification.verify`."""
-        hidden = self._concatenate([step.hidden for step in steps])
-        return verify(self._full_head(hidden), hidden, drafts, sampler)
+        with self._context():
+            hidden = self._concatenate([step.hidden for step in steps])
+            return verify(self._full_head(hidden), hidden, drafts, sampler)
 
     def states(self, ids: Ids, start: int) -> Iterator[Array]:
         """Read a text of full ids, in place of :meth:`prefill`, and yield the hidden states of its positions
@@ -171,17 +180,22 @@ class Decoder(ABC, Generic[Array]):
         A piece stays valid after :meth:`end`.
         """
         for first, end in self._pieces(0, len(ids), len(ids)):
-            self._check_logits(self._run(*self._inputs(ids[first:end])))
+            with self._context():
+                self._check_logits(self._run(*self._inputs(ids[first:end])))
             for at in range(max(start - first, 0), end - first, POSITIONS):
-                yield self._copy_states(at, min(at + POSITIONS, end - first))
-            self._finish_piece()
+                with self._context():
+                    states = self._copy_states(at, min(at + POSITIONS, end - first))
+                yield states
+            with self._context():
+                self._finish_piece()
 
     def score(self, states: Sequence[Array], targets: Ids) -> Scored:
         """Log-probabilities of the full ids ``targets [k]`` at the ``k`` positions of some states, with one
         read of the full head.
         """
-        hidden = self._concatenate(list(states))
-        return log_probabilities(self._full_head(hidden).tiles(hidden), targets)
+        with self._context():
+            hidden = self._concatenate(list(states))
+            return log_probabilities(self._full_head(hidden).tiles(hidden), targets)
 
     def rewind(self, count: int) -> None:
         """Take back the last ``count`` tokens that were read since the last call: the caches are as before.
@@ -191,13 +205,15 @@ class Decoder(ABC, Generic[Array]):
         """
         if count:
             del self._text[-count:]
-        self._rewind_caches(count)
+        with self._context():
+            self._rewind_caches(count)
 
     def end(self) -> None:
         """End a request: drop the caches and the dynamic rows. Safe at any moment."""
-        self._close_caches()
         self._text = []
-        self.head.truncate()
+        with self._context():
+            self._close_caches()
+            self.head.truncate()
 
     @abstractmethod
     def peak_memory(self) -> int | None:
@@ -252,9 +268,17 @@ class Decoder(ABC, Generic[Array]):
 
     def _not_finite(self) -> ModelError:
         return ModelError(
-            f"the model gives logits that are not numbers in {self.dtype}; "
+            f"the model gives logits that are not finite numbers in {self.dtype}; "
             "use --dtype bfloat16 or --dtype float32"
         )
+
+    # Hooks: the framework.
+
+    def _context(self) -> AbstractContextManager[object]:
+        """What every call of the framework runs in, such as a device or a mode. Entered several times a step,
+        also while it is entered already.
+        """
+        return nullcontext()
 
     # Hooks: the framework's caches.
 

@@ -10,6 +10,7 @@ from vt_core.decode.costs import Costs
 from vt_core.decode.policy import BlockPolicy
 from vt_core.decode.request import Request
 from vt_core.decode.sampling import Sampler, SamplerSettings
+from vt_core.errors import ModelError
 from vt_core.vocab.heads import HEADS, FullHead
 
 TABLE = fake_table()
@@ -90,6 +91,27 @@ def test_a_request_leaves_only_static_rows_however_it_ends(how, exact):
     decoder.fail_at = None
     again = list(request(decoder, max_tokens=8, policy=policy).run(np.array([50, 60])))
     assert again == run(HEADS["prealloc"], [1, 2, 3], [50, 60], max_tokens=8, policy=policy)
+
+
+@pytest.mark.parametrize("can_follow", [False, True])
+@pytest.mark.parametrize("policy", [None, BlockPolicy()])
+@pytest.mark.parametrize("sampling", [{}, {"temperature": 0.9}])
+def test_nan_logits_are_an_error(can_follow, policy, sampling):
+    decoder = FakeDecoder(TABLE, HEADS["prealloc"], can_follow)
+    decoder.head.set_static([1, 2, 3])
+    decoder.nan_at = 4
+    with pytest.raises(ModelError, match="logits that are not finite numbers in float32"):
+        list(request(decoder, max_tokens=8, policy=policy, **sampling).run(np.array([50, 60])))
+
+
+def test_only_a_policy_costs_a_softmax_per_step():
+    counts = []
+    for policy in (None, BlockPolicy()):
+        decoder = FakeDecoder(TABLE, HEADS["prealloc"])
+        decoder.head.set_static([1, 2, 3])
+        list(request(decoder, max_tokens=8, policy=policy).run(np.array([50, 60])))
+        counts.append(decoder.softmaxes)
+    assert counts[0] == 0 and counts[1] == decoder.steps
 
 
 class Blocks:
