@@ -23,14 +23,20 @@ DEFAULT_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
 def resolve(
-    model: str | Path | None, *, revision: str | None = None, dtype: str | None = None, progress: bool = True
+    model: str | Path | None,
+    *,
+    revision: str | None = None,
+    dtype: str | None = None,
+    progress: bool = True,
+    before_conversion: Callable[[], object] = lambda: None,
 ) -> Path:
     """The model directory that `model` means.
 
     A model directory is returned as it is. A Hugging Face directory, a hub id (`revision`: branch, tag or
     commit) or a GGUF file is converted the first time and found in the cache from then on, as long as it does
     not change; a hub id that has been converted needs no connection. None is the default model. `dtype` as in
-    `convert`.
+    `convert`. `before_conversion` is called before a model is downloaded and converted; an error that it
+    raises stops both.
 
     Raises ModelError where `model` is none of these or cannot be converted, OptionError for a revision of a
     path.
@@ -52,10 +58,10 @@ def resolve(
         else:
             name = key = ""
     if key:
-        return _converted(name, key, dtype, lambda: open_source(path), progress)
+        return _converted(name, key, dtype, lambda: open_source(path), progress, before_conversion)
     if not hub.is_hub_id(str(model)):
         raise ModelError(f"{model} does not exist, and it is no hub id (owner/model) either.")
-    return _resolve_hub_id(str(model), revision, dtype, progress)
+    return _resolve_hub_id(str(model), revision, dtype, progress, before_conversion)
 
 
 def default_model() -> str | Path:
@@ -85,7 +91,13 @@ def cache_directory() -> Path:
     return Path(user_cache_dir("vt", appauthor=False))
 
 
-def _resolve_hub_id(repo_id: str, revision: str | None, dtype: str | None, progress: bool) -> Path:
+def _resolve_hub_id(
+    repo_id: str,
+    revision: str | None,
+    dtype: str | None,
+    progress: bool,
+    before_conversion: Callable[[], object],
+) -> Path:
     # What an id meant last time is kept here too: the hub's own cache may have been emptied to save room.
     note = cache_directory() / "refs" / _file_name(f"{repo_id}@{revision or 'main'}")
     try:
@@ -98,7 +110,9 @@ def _resolve_hub_id(repo_id: str, revision: str | None, dtype: str | None, progr
     def opened() -> Source:
         return open_source(repo_id, commit)
 
-    path = _converted(repo_id.rpartition("/")[2], f"{repo_id}@{commit}", dtype, opened, progress)
+    path = _converted(
+        repo_id.rpartition("/")[2], f"{repo_id}@{commit}", dtype, opened, progress, before_conversion
+    )
     _remember(note, commit)
     return path
 
@@ -113,11 +127,19 @@ def _remember(note: Path, commit: str) -> None:
         fresh.replace(note)
 
 
-def _converted(name: str, key: str, dtype: str | None, source: Callable[[], Source], progress: bool) -> Path:
+def _converted(
+    name: str,
+    key: str,
+    dtype: str | None,
+    source: Callable[[], Source],
+    progress: bool,
+    before_conversion: Callable[[], object],
+) -> Path:
     digest = hashlib.sha256(f"{FORMAT_VERSION}\0{key}\0{dtype}".encode()).hexdigest()[:16]
     out = cache_directory() / "models" / f"{_file_name(name)}-{digest}"
     if _is_whole(out):
         return out
+    before_conversion()
     sweep(out.parent)
     with locked(out, announce=progress):
         if not _is_whole(out):

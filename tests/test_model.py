@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vt_core import Generation, Model, Stats, VtError, load
+from vt_core import Generation, Model, Stats, TaskVocabulary, VtError, load
 from vt_core.decode.options import request_options
 from vt_core.decode.sampling import SamplerSettings
-from vt_core.errors import BackendError, OptionError, PromptError
+from vt_core.errors import BackendError, OptionError, PromptError, VocabularyError
 
 BACKEND = "torch" if importlib.util.find_spec("torch") else "mlx"
 PROMPT = [5, 400, 17]
@@ -159,6 +159,7 @@ def test_wrong_continuations_raise(model, continuation):
         {"backend": 3},
         {"task": 3},
         {"task": [None]},
+        {"task": "no-such.vt.json"},
         {"head": "huge"},
         {"head": ["full"]},
         {"store": "tape"},
@@ -176,6 +177,26 @@ def test_load_refuses_wrong_options_before_it_resolves_the_model(options, monkey
     monkeypatch.setattr("converters.cache.resolve", lambda *_, **__: pytest.fail("resolved"))
     with pytest.raises(VtError):
         load(**{"path": "owner/model", "backend": BACKEND, **options})
+
+
+@pytest.mark.parametrize("options", [{"device": "abacus"}, {"quantize": "int8", "backend": "mlx"}], ids=str)
+def test_load_refuses_what_the_backend_cannot_do_before_it_converts(tiny, options, tmp_path, monkeypatch):
+    pytest.importorskip("mlx" if "backend" in options else BACKEND)
+    monkeypatch.setenv("VT_CACHE", str(tmp_path))
+    with pytest.raises(BackendError):
+        load(tiny("llama")[0], **{"backend": BACKEND, **options})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_damaged_file_of_learned_ids_fails_before_the_weights_are_read(directory, tmp_path, monkeypatch):
+    model = load(directory, backend=BACKEND, device="cpu")
+    ids, digest = np.arange(3), model.directory.manifest.tokenizer_digest
+    task = tmp_path / "math.vt.json"
+    TaskVocabulary("math", digest, model.rows, ids, np.ones(3, np.int64), examples=1).save(task)
+    (tmp_path / "math.learned.json").write_text("{")
+    monkeypatch.setattr("vt_core.decode.backend.backend", lambda name: pytest.fail("imported"))
+    with pytest.raises(VocabularyError, match=r"math\.learned\.json"):
+        load(directory, backend=BACKEND, device="cpu", task=task, learn=True)
 
 
 def test_stop_at_the_last_chunk_frees_the_model_and_saves_learned_ids(learning):

@@ -110,7 +110,14 @@ def load(
         revision=revision,
     )
     layers = [] if adapter is None else read_adapter(adapter)
-    directory = ModelDirectory.open(resolve(path, revision=revision, progress=progress))
+
+    def check_backend_options() -> None:
+        backend_module = import_backend(options.backend)
+        backend_module.check_options(device=device, dtype=dtype, quantize=quantize)
+
+    directory = ModelDirectory.open(
+        resolve(path, revision=revision, progress=progress, before_conversion=check_backend_options)
+    )
     tokenizer_json = directory.path / "tokenizer.json"
     tasks = [
         item if isinstance(item, TaskVocabulary) else TaskVocabulary.load(item, tokenizer_json)
@@ -123,6 +130,12 @@ def load(
     static = static_ids(directory, tokenizer, tasks)
     trim_heap()
     tokens = tokenizer.size(directory.manifest.vocab_rows)
+    learned_file = None
+    if learn:
+        digest = directory.manifest.tokenizer_digest
+        files = [Path(item) for item in options.tasks if not isinstance(item, TaskVocabulary)]
+        learned_file = LearnedFile(learned_path(files, cache_directory(), digest), digest, tokens)
+        learned_file.load()  # a damaged file fails before the weights are read
     decoder = import_backend(options.backend).load_decoder(
         directory,
         head=head,
@@ -134,11 +147,6 @@ def load(
         tokens=tokens,
         adapter=layers,
     )
-    learned_file = None
-    if learn:
-        digest = directory.manifest.tokenizer_digest
-        files = [Path(item) for item in options.tasks if not isinstance(item, TaskVocabulary)]
-        learned_file = LearnedFile(learned_path(files, cache_directory(), digest), digest, tokens)
     model = Model(
         directory, decoder, tokenizer, backend=options.backend, quantize=quantize, learned_file=learned_file
     )

@@ -173,6 +173,17 @@ class MlxDecoder(Decoder[mx.array]):
         return bool(mx.array_equal(first, second).item())
 
 
+def check_options(*, device: str | None, dtype: str | None, quantize: str | None) -> None:
+    """See :meth:`vt_core.decode.backend.Backend.check_options`."""
+    if quantize is not None:
+        bits = quantize.removeprefix("int")
+        raise BackendError(
+            f"MLX reads weights that are quantized already: make them with vt-mlx convert --quantize {bits}, "
+            "and leave --quantize out here"
+        )
+    pick_dtype(dtype, "float32", pick_device(device))
+
+
 def load_decoder(
     directory: ModelDirectory,
     *,
@@ -186,12 +197,7 @@ def load_decoder(
     adapter: Sequence[LowRank] = (),
 ) -> MlxDecoder:
     """See :meth:`vt_core.decode.backend.Backend.load_decoder`."""
-    if quantize is not None:
-        bits = quantize.removeprefix("int")
-        raise BackendError(
-            f"MLX reads weights that are quantized already: make them with vt-mlx convert --quantize {bits}, "
-            "and leave --quantize out here"
-        )
+    check_options(device=device, dtype=dtype, quantize=quantize)
     manifest = directory.manifest
     strategy = head_class(head)
     target = pick_device(device)

@@ -197,6 +197,14 @@ def _cache_argument(model: PreTrainedModel) -> str:
     )
 
 
+def check_options(*, device: str | None, dtype: str | None, quantize: str | None) -> None:
+    """See :meth:`vt_core.decode.backend.Backend.check_options`."""
+    target = pick_device(device)
+    run_dtype = pick_dtype(dtype, "float32", target, quantize)
+    if quantize is not None:
+        pick_bits(quantize, target, run_dtype)
+
+
 def load_decoder(
     directory: ModelDirectory,
     *,

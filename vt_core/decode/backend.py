@@ -30,6 +30,13 @@ QUANTIZE = ("int8", "int4")
 class Backend(Protocol):
     """The module of a backend: ``vt_mlx``, ``vt_torch``."""
 
+    def check_options(self, *, device: str | None, dtype: str | None, quantize: str | None) -> None:
+        """Check options of :meth:`load_decoder` without a model.
+
+        Raises:
+            BackendError: this backend or this machine cannot do what is asked.
+        """
+
     def load_decoder(
         self,
         directory: ModelDirectory,

@@ -11,7 +11,7 @@ from vt_core.decode import arguments
 from vt_core.decode.backend import BACKENDS, QUANTIZE, check_backend, default_backend
 from vt_core.decode.sampling import SamplerSettings
 from vt_core.decode.stopping import StopMatcher
-from vt_core.errors import OptionError
+from vt_core.errors import OptionError, VocabularyError
 from vt_core.files.dtypes import FLOATS
 from vt_core.files.tables import STORES
 from vt_core.vocab.heads import HEADS
@@ -45,6 +45,7 @@ def load_options(
 
     Raises:
         OptionError: an argument has the wrong type or is out of range.
+        VocabularyError: a task vocabulary does not exist.
         BackendError: the backend is unknown or not installed.
     """
     for name, value in (("path", path), ("adapter", adapter)):
@@ -70,10 +71,14 @@ def load_options(
 
 def _tasks(given: object) -> tuple[str | Path | TaskVocabulary, ...]:
     items = given if isinstance(given, Sequence) and not isinstance(given, (str, bytes)) else [given]
-    return tuple(
-        item if isinstance(item, TaskVocabulary) else arguments.path("a task vocabulary", item)
-        for item in items
-    )
+    return tuple(item if isinstance(item, TaskVocabulary) else _task_file(item) for item in items)
+
+
+def _task_file(item: object) -> str | Path:
+    path = arguments.path("a task vocabulary", item)
+    if not Path(path).exists():
+        raise VocabularyError(f"{path}: there is no such task vocabulary; make it with the profile command")
+    return path
 
 
 @dataclass(frozen=True)
