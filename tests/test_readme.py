@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.families import FAMILIES
 from tests.tiny import ARCHITECTURES, KINDS, QUANTIZED
 from vt_core.cli import build
 
@@ -53,12 +54,17 @@ def test_links_lead_to_files_and_headings(page):
 
 def test_table_of_architectures_lists_the_tested_ones():
     text = (ROOT / "docs" / "models.md").read_text()
-    listed = re.findall(r"^\| `([\w-]+)` \| (\w+) \|$", text, re.MULTILINE)
-    tested = {
-        kind: config.removesuffix("Config")
-        for kind, (config, _) in {**KINDS, **ARCHITECTURES}.items()
+    listed = re.findall(r"^\| `[\w-]+` \| .* \|$", text, re.MULTILINE)
+    tested = [
+        f"| `{kind}` | {config.removesuffix('Config')} | {_runs_on(kind)} |"
+        for kind, (config, _) in sorted({**KINDS, **ARCHITECTURES}.items())
         if kind not in QUANTIZED
-    }
-    assert listed == sorted(tested.items()), "\n".join(
-        f"| `{kind}` | {name} |" for kind, name in sorted(tested.items())
-    )
+    ]
+    assert listed == tested, "\n".join(tested)
+
+
+def _runs_on(kind: str) -> str:
+    family = FAMILIES.get(kind)
+    if family is None or not family.why_not:
+        return "PyTorch, MLX"
+    return f"PyTorch ({family.why_not})"

@@ -11,6 +11,8 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
+from tests.families import FAMILIES, Wrapper
+
 #: Padding rows behind the tokenizer's ids, as Qwen has them.
 PADDING_ROWS = 21
 CHAT_TEMPLATE = (
@@ -160,6 +162,24 @@ def _write_floats(directory: Path, kind: str, dtype: str, seed: int, changes: di
     if kind == "gemma3n":
         shutil.copytree(directory, floats_of(directory))
         _publish_gemma3n(directory)
+    if kind in FAMILIES and (wrapper := FAMILIES[kind].wrapper) is not None:
+        shutil.copytree(directory, floats_of(directory))
+        _publish(directory, wrapper)
+
+
+def _publish(directory: Path, wrapper: Wrapper) -> None:
+    """Lay a language model out as published: inside a model that also takes images."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    file = directory / "model.safetensors"
+    tensors = {wrapper.rename(name): tensor for name, tensor in load_file(file).items()}
+    save_file(tensors | {name: torch.ones(2, 2) for name in wrapper.others}, file, {"format": "pt"})
+    text = json.loads((directory / "config.json").read_text())
+    config = wrapper.config | {"text_config": text, "tie_word_embeddings": text["tie_word_embeddings"]}
+    (directory / "config.json").write_text(json.dumps(config))
+    for name in ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json"):
+        (directory / name).write_text('{"image_processor_type": "Qwen2VLImageProcessorFast"}')
 
 
 def _publish_gemma3n(directory: Path) -> None:
@@ -376,6 +396,8 @@ ARCHITECTURES: dict[str, tuple[str, dict]] = {
     ),
 }
 
+ARCHITECTURES |= {kind: (family.config_class, family.options) for kind, family in FAMILIES.items()}
+
 #: Models of particular tests, in none of the tables.
 OTHERS: dict[str, tuple[str, dict]] = {"llama-wide": ("LlamaConfig", {"tie_word_embeddings": False, **_WIDE})}
 
@@ -393,3 +415,4 @@ OLDER_NAMES: dict[str, dict] = {
     "gemma4": {"global_head_dim": 16},
     "gemma4-multimodal": {"text_config": {"global_head_dim": 16}},
 }
+OLDER_NAMES |= {kind: family.published for kind, family in FAMILIES.items()}

@@ -116,7 +116,10 @@ def load_body(
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
         if layout is not None:
             del config.quantization_config  # or transformers would ask for packages
-        if config.model_type in _READ_AS_TEXT:
+        is_inside = type(config.get_text_config()) in MODEL_FOR_CAUSAL_LM_MAPPING and (
+            config.get_text_config() is not config
+        )
+        if is_inside:
             config = _text_config(config)
         base = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     except _MISREAD as error:
@@ -126,7 +129,7 @@ def load_body(
     weights = dequantized(
         directory, _weights(directory.weight_paths, None if bits or device.type != "cpu" else dtype)
     )
-    if directory.manifest.model_type in _READ_AS_TEXT:
+    if is_inside:
         weights = _text_weights(weights)
     # Of transformers' module, so that it does not count as custom code, whose buffers are left as they are
     # (Falcon H1 computes some).
@@ -198,14 +201,12 @@ def _weights(files: Sequence[Path], dtype: torch.dtype | None) -> dict[str, Any]
     return weights
 
 
-#: Models that also see and hear, of which only the language model is loaded, by the class that transformers
-#: has for it. The other parts would cost memory for nothing; Gemma 3n's need a package more, and Gemma 4's
-#: class compares its ids with those of images.
-_READ_AS_TEXT = ("gemma3n", "gemma4")
-
-
 def _text_config(config: PretrainedConfig) -> PretrainedConfig:
-    """The configuration of the language model inside a model."""
+    """The configuration of the language model inside a model.
+
+    Only the language model is loaded. The other parts would cost memory for nothing; Gemma 3n's need another
+    package, and Gemma 4's class compares its ids with those of images.
+    """
     text = config.get_text_config()
     if settings := getattr(config, "quantization_config", None):
         text.quantization_config = settings
@@ -214,7 +215,8 @@ def _text_config(config: PretrainedConfig) -> PretrainedConfig:
 
 def _text_weights(weights: dict[str, Any]) -> dict[str, Any]:
     """The weights of the language model inside a model, by the names that they have in one alone."""
-    return {text_name(name): weight for name, weight in weights.items() if name.startswith(TEXT_PREFIXES)}
+    inside = {text_name(name): weight for name, weight in weights.items() if name.startswith(TEXT_PREFIXES)}
+    return inside or weights
 
 
 def text_name(name: str) -> str:

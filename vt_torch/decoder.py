@@ -15,6 +15,7 @@ from vt_core.decode.decoder import PREFILL_TOKENS, Decoder
 from vt_core.decode.types import Step
 from vt_core.errors import ModelError
 from vt_core.files.adapters import LowRank
+from vt_core.files.architectures import architecture
 from vt_core.files.model_dir import ModelDirectory
 from vt_core.files.tables import open_tables
 from vt_core.vocab.active import Ids
@@ -26,9 +27,6 @@ from vt_torch.prequantized import find_layout
 from vt_torch.quantized import pick_bits
 from vt_torch.rows import Inputs, Rows, TorchRows, greedy
 from vt_torch.verification import HeadScan, logit_transform
-
-#: Models whose cache transformers drops where a text grows beyond the original context.
-_REBUILDS_CACHE = ("phi3", "phimoe", "phi4_multimodal")
 
 
 class TorchDecoder(Decoder[torch.Tensor]):
@@ -181,7 +179,7 @@ def _cache_border(model: PreTrainedModel) -> int | None:
     (Phi 3). None for others, also those whose caches transformers keeps across the border.
     """
     rope = getattr(model.config, "rope_parameters", None) or {}
-    if model.config.model_type not in _REBUILDS_CACHE or rope.get("rope_type") != "longrope":
+    if not architecture(model.config.model_type).rebuilds_cache or rope.get("rope_type") != "longrope":
         return None
     return rope.get("original_max_position_embeddings")
 

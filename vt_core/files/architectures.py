@@ -58,7 +58,7 @@ _OPT = ("model.decoder.embed_tokens", "decoder.embed_tokens")
 
 _TIED = Architecture(tied=True)
 _PLAIN = Architecture(same_weights_in_mlx=True)
-_GEMMA = Architecture(tied=True, same_weights_in_mlx=True)
+_TIED_PLAIN = Architecture(tied=True, same_weights_in_mlx=True)
 _LONGROPE = Architecture(rebuilds_cache=True)
 _LOCAL_ROPE = Architecture(tied=True, local_rope=True)
 
@@ -68,23 +68,28 @@ ARCHITECTURES: dict[str, Architecture] = {
     "bailing_moe": Architecture(embedding=("model.word_embeddings",)),
     "biogpt": _TIED,
     "bloom": Architecture(embedding=_BLOOM, tied=True),
-    "cohere": Architecture(tied=True, same_weights_in_mlx=True),
+    "cohere": _TIED_PLAIN,
     "cohere2": _TIED,
     "cohere2_moe": _TIED,
+    "cohere_compass_text": _TIED,
     "ctrl": _TIED,
-    "ernie4_5": _TIED,
+    "ernie4_5": _TIED_PLAIN,
     "ernie4_5_moe": _TIED,
+    "exaone4": _PLAIN,
     "falcon": Architecture(embedding=_BLOOM, tied=True),
     "falcon_h1": Architecture(logit_factor="lm_head_multiplier", mlx_folds_factor=True),
     "falcon_mamba": Architecture(embedding=_MAMBA, tied=True),
     "gemma": _TIED,
-    "gemma2": _GEMMA,
+    "gemma2": _TIED_PLAIN,
     "gemma3": _LOCAL_ROPE,
     "gemma3_text": Architecture(tied=True, local_rope=True, same_weights_in_mlx=True),
     "gemma3n": Architecture(tied=True, local_rope=True, short_per_layer=True, same_weights_in_mlx=True),
     "gemma3n_text": Architecture(tied=True, local_rope=True, short_per_layer=True),
-    "gemma4": _GEMMA,
-    "gemma4_text": _GEMMA,
+    "gemma4": _TIED_PLAIN,
+    "gemma4_text": _TIED_PLAIN,
+    "gemma4_unified": _TIED,
+    "gemma4_unified_text": _TIED,
+    "glm4": _PLAIN,
     "gpt2": Architecture(embedding=_GPT2, tied=True),
     "gpt_bigcode": Architecture(embedding=_GPT2, tied=True),
     "gpt_neo": Architecture(embedding=_GPT2, tied=True),
@@ -96,6 +101,8 @@ ARCHITECTURES: dict[str, Architecture] = {
         same_weights_in_mlx=True, eight_bit_layers=("self_attn.o_proj", "mlp.down_proj", "lm_head")
     ),
     "granite_swa": _TIED,
+    "helium": _PLAIN,
+    "hunyuan_v1_dense": _PLAIN,
     "internlm2": Architecture(embedding=("model.tok_embeddings",), head=("output",)),
     "jetmoe": _TIED,
     "lfm2": _TIED,
@@ -110,6 +117,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "mpt": Architecture(embedding=_GPT2, tied=True),
     "nemotron_h": Architecture(embedding=("backbone.embeddings", "model.embeddings", "model.embed_tokens")),
     "olmo2": _PLAIN,
+    "olmo3": _PLAIN,
     "openai-gpt": _TIED,
     "opt": Architecture(embedding=_OPT, tied=True),
     "phi": _PLAIN,
@@ -120,8 +128,8 @@ ARCHITECTURES: dict[str, Architecture] = {
     "qwen3": _PLAIN,
     "recurrent_gemma": Architecture(tied=True, logit_cap="logits_soft_cap"),
     "rwkv7": Architecture(embedding=("model.embeddings", "rwkv.embeddings"), head=("head", "lm_head")),
-    "smollm3": Architecture(tied=True, same_weights_in_mlx=True),
-    "starcoder2": Architecture(tied=True, same_weights_in_mlx=True),
+    "smollm3": _TIED_PLAIN,
+    "starcoder2": _TIED_PLAIN,
     "vaultgemma": _TIED,
     "xglm": _TIED,
     "youtu": _TIED,
