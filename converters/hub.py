@@ -10,7 +10,14 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from converters.huggingface import INDEX_NAME, SMALL_NAMES, WEIGHTS_NAME, index_files, read_config
+from converters.huggingface import (
+    INDEX_NAME,
+    SMALL_NAMES,
+    TEMPLATES_PATTERN,
+    WEIGHTS_NAME,
+    index_files,
+    read_config,
+)
 from vt_core.errors import ModelError
 
 TIMEOUT_SECONDS = 10.0
@@ -57,12 +64,13 @@ def download(repo_id: str, commit: str) -> Path:
     Small files come first, so that a model that cannot be converted is refused before its weights are
     fetched.
     """
-    path = _snapshot(repo_id, commit, list(SMALL_NAMES))
+    small = [*SMALL_NAMES, TEMPLATES_PATTERN]
+    path = _snapshot(repo_id, commit, small)
     read_config(path)
     weights = [WEIGHTS_NAME]
     if (path / INDEX_NAME).is_file():
         weights = list(index_files(path / INDEX_NAME))
-    return _snapshot(repo_id, commit, [*SMALL_NAMES, *weights])
+    return _snapshot(repo_id, commit, [*small, *weights])
 
 
 def _snapshot(repo_id: str, commit: str, names: list[str]) -> Path:

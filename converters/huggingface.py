@@ -28,6 +28,8 @@ TOKENIZER_NAMES = (
     "chat_template.jinja",
     "chat_template.json",
 )
+#: Chat templates beside the default one, by name.
+TEMPLATES_PATTERN = "additional_chat_templates/*.jinja"
 SMALL_NAMES = ("config.json", "generation_config.json", INDEX_NAME, *TOKENIZER_NAMES)
 """Every file that a conversion may read besides the weights."""
 
@@ -74,8 +76,9 @@ class HuggingFaceSource:
                 f"{self.path} has no tokenizer.json. Write one with transformers: "
                 "AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)."
             )
-        for name in TOKENIZER_NAMES:
+        for name in (*TOKENIZER_NAMES, *_template_names(self.path)):
             if (self.path / name).is_file():
+                (out / name).parent.mkdir(exist_ok=True)
                 shutil.copyfile(self.path / name, out / name)
 
 
@@ -92,10 +95,14 @@ def read_config(path: Path) -> dict[str, Any]:
 
 def fingerprint(path: Path) -> str:
     """Fingerprint of a model directory: changes when one of its files does."""
-    names = {*SMALL_NAMES, WEIGHTS_NAME}
+    names = {*SMALL_NAMES, *_template_names(path), WEIGHTS_NAME}
     if (path / INDEX_NAME).is_file():
         names |= set(index_files(path / INDEX_NAME))
     return fingerprint_files(path / name for name in sorted(names) if (path / name).is_file())
+
+
+def _template_names(path: Path) -> list[str]:
+    return [file.relative_to(path).as_posix() for file in path.glob(TEMPLATES_PATTERN)]
 
 
 def index_files(index: Path) -> dict[str, list[str]]:

@@ -81,13 +81,18 @@ def test_tokenizer_files_are_copied_as_they_are(tmp_path: Path) -> None:
     path = tiny.write_model(tmp_path / "m")
     (path / "pytorch_model.bin").write_bytes(b"x")
     (path / "modeling_custom.py").write_text("raise SystemExit")
+    templates = "additional_chat_templates"
+    (path / templates).mkdir()
+    (path / templates / "tool_use.jinja").write_text("{{ tools }}")
+    (path / templates / "notes.txt").write_text("")
     out = tmp_path / "out"
     out.mkdir()
     HuggingFaceSource(path).write_tokenizer(out)
-    assert {file.name for file in out.iterdir()} == {
+    assert {file.relative_to(out).as_posix() for file in out.rglob("*") if file.is_file()} == {
         "tokenizer.json",
         "tokenizer_config.json",
         "chat_template.jinja",
+        f"{templates}/tool_use.jinja",
     }
     assert (out / "tokenizer.json").read_text() == tiny.tokenizer_json()
 
@@ -102,7 +107,10 @@ def test_fingerprint_changes_with_every_file(tmp_path: Path) -> None:
         prints.append(HuggingFaceSource(path).fingerprint())
     (path / "chat_template.jinja").unlink()
     prints.append(HuggingFaceSource(path).fingerprint())
-    assert len(set(prints)) == 5
+    (path / "additional_chat_templates").mkdir()
+    (path / "additional_chat_templates" / "rag.jinja").write_text("{{ documents }}")
+    prints.append(HuggingFaceSource(path).fingerprint())
+    assert len(set(prints)) == 6
 
 
 def test_fingerprint_does_not_depend_on_the_place(tmp_path: Path) -> None:

@@ -179,20 +179,6 @@ def test_opens_what_was_converted(converted: Path) -> None:
     directory.verify()
 
 
-@pytest.mark.parametrize(
-    ("config", "context"),
-    [
-        ({"max_position_embeddings": 512, "n_ctx": 9}, 512),
-        ({"n_positions": 1024, "n_ctx": 1024}, 1024),
-        ({"text_config": {"max_position_embeddings": 64}}, 64),
-        ({"text_config": None, "max_position_embeddings": "long"}, None),
-        ({}, None),
-    ],
-)
-def test_the_context_is_what_any_of_its_names_says(config: dict[str, Any], context: int | None) -> None:
-    assert ModelDirectory(Path("there"), MANIFEST, config).context == context
-
-
 def test_generation_config_may_be_missing(model: Path) -> None:
     (model / "generation_config.json").unlink()
     edit(model / "vt.json", lambda values: values["files"].pop("generation_config.json"))
