@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 from vt_core.files.quantization import Quantization
 
@@ -81,9 +81,9 @@ def _scalings(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
             yield from (part for part in value.values() if isinstance(part, Mapping))
 
 
-def _is_factor(value: object) -> bool:
+def _is_factor(value: object) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and math.isfinite(value) and value < _MAX_FACTOR
 
 
-def _is_count(value: object) -> bool:
+def _is_count(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0

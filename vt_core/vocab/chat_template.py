@@ -47,10 +47,9 @@ _END_MARK = "<<end of the message to continue>> "
 
 @dataclass(frozen=True)
 class ChatTemplates:
-    """The chat templates of a model, by name."""
+    """The chat templates of a model."""
 
-    #: The model's directory, for messages.
-    where: Path
+    #: By name.
     by_name: Mapping[str, str]
 
     @classmethod
@@ -71,7 +70,7 @@ class ChatTemplates:
             for name, path in files.items()
             if path.is_file()
         }
-        return cls(directory, found or _configured(directory / "tokenizer_config.json", config))
+        return cls(found or _configured(directory / "tokenizer_config.json", config))
 
     @property
     def default(self) -> str | None:
@@ -94,10 +93,10 @@ class ChatTemplates:
         if DEFAULT in self.by_name:
             return self.by_name[DEFAULT]
         if not self.by_name:
-            raise PromptError(f"{self.where} has no chat template; give the prompt as text, or use --raw")
+            raise PromptError("the model has no chat template; give the prompt as text, or use --raw")
         raise PromptError(
-            f"{self.where} has no default chat template; choose one with the template argument "
-            f"chat_template: {', '.join(sorted(self.by_name))}"
+            "the model has no default chat template; choose one with the template argument chat_template: "
+            f"{', '.join(sorted(self.by_name))}"
         )
 
 

@@ -107,9 +107,7 @@ class Tokenizer:
         except PromptError:
             raise
         except Exception as error:  # a template raises whatever its author wrote
-            raise PromptError(
-                f"the chat template of {self.path.parent} refuses these messages ({error})"
-            ) from error
+            raise PromptError(f"the chat template refuses these messages ({error})") from error
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of full ids, special tokens left out."""
