@@ -1,12 +1,10 @@
-"""Time from a cold start to the first token, memory while loading, and what is read for it, beside the stock
-framework.
+"""Cold start: time to the first token, memory and disk reads of loading, for vt and the stock framework.
 
     python -m benchmarks.loading --backend torch --model MODEL_DIR --work DIR --out FILE.json
 
-copies the model directory into DIR, writes the stock framework's there too, and loads them in turns, each in
-a process of its own in which the framework has been imported already. Before each load the model's files
-leave the system's page cache (unless --warm); behind it the pages of the row store that came in are counted.
-Linux only.
+copies the model directory into DIR and loads it in turns with the stock framework's plain copy, each in a
+process of its own that has imported the framework. Before each load the model's files are dropped from the
+page cache (unless --warm); afterwards the pages of the row store in the cache are counted. Linux only.
 """
 
 from __future__ import annotations
@@ -16,10 +14,7 @@ import json
 import mmap
 import os
 import shutil
-import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -27,11 +22,15 @@ from typing import Any
 import click
 
 from converters.export import stock_copy
-from vt_core.decode.backend import BACKENDS, stock_backend
-from vt_core.decode.metrics import ProcessMemory
+from vt_core.decode.backend import BACKENDS
 from vt_core.files.model_dir import STORE_NAME, ModelDirectory
+from vt_core.measure.job import Job
+from vt_core.measure.machine import command_text, machine
+from vt_core.measure.variants import STOCK, parse_variants
+from vt_core.measure.worker import Worker
+from vt_core.vocab.tokenizer import Tokenizer
 
-VARIANTS = ("stock", "approximate", "exact")
+VARIANTS = parse_variants("stock,prealloc-approximate,prealloc")
 PROMPT = "The capital of France is"
 
 
@@ -40,45 +39,59 @@ PROMPT = "The capital of France is"
 @click.option(
     "--model", type=click.Path(path_type=Path, exists=True), required=True, help="A model directory."
 )
-@click.option("--work", type=click.Path(path_type=Path), required=True, help="For copies of the model.")
+@click.option(
+    "--work", type=click.Path(path_type=Path), required=True, help="Folder for a copy of the model."
+)
 @click.option("--dtype", default="float32", show_default=True)
 @click.option("--rounds", default=5, show_default=True)
 @click.option("--warm", is_flag=True, help="Leave the files in the page cache.")
 @click.option("--out", type=click.Path(path_type=Path), required=True)
 def main(backend: str, model: Path, work: Path, dtype: str, rounds: int, warm: bool, out: Path) -> None:
-    paths = {"stock": stock_copy(ModelDirectory.open(model))}
+    plain = stock_copy(ModelDirectory.open(model))
     own = work / f"{model.name}-copy"
     if not own.exists():
         shutil.copytree(model, own)
-    paths |= dict.fromkeys(VARIANTS[1:], own)
-    found: dict[str, list[dict[str, Any]]] = {name: [] for name in VARIANTS}
+    store = own / STORE_NAME / "data.mdb"
+    prompt = Tokenizer(own).encode(PROMPT).tolist()
+    options = {"backend": backend, "model": str(own), "stock": str(plain), "device": "cpu", "dtype": dtype}
+    found: dict[str, list[dict[str, Any]]] = {variant.name: [] for variant in VARIANTS}
     for _ in range(rounds):
-        for name, path in paths.items():
+        for variant in VARIANTS:
             if not warm:
-                evict(path)
-            job = {"backend": backend, "variant": name, "path": str(path), "dtype": dtype}
-            result = run(job)
-            result["store_cached_bytes"] = cached_bytes(own / STORE_NAME / "data.mdb")
-            found[name].append(result)
-    tokens = {result["token"] for results in found.values() for result in results}
-    table_bytes = ModelDirectory.open(own).manifest.table_bytes
+                evict(plain if variant.name == STOCK else own)
+            result = measure(Job.of(variant, **options), prompt)
+            found[variant.name].append(result | {"store_cached_bytes": cached_bytes(store)})
     report = {
-        "command": sys.argv,
+        "command": command_text("benchmarks.loading", sys.argv[1:]),
+        "machine": machine(),
         "model": model.name,
-        "dtype": dtype,
-        "warm": warm,
-        "table_bytes": table_bytes,
-        "same_token": len(tokens) == 1,
-        "variants": {name: summary(results, found["stock"]) for name, results in found.items()},
+        "table_bytes": ModelDirectory.open(own).manifest.table_bytes,
+        "variants": {name: summary(results, found[STOCK]) for name, results in found.items()},
         "rounds": found,
     }
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(report, indent=1) + "\n")
-    click.echo(f"{model.name} {backend} {dtype}, tables of {table_bytes / 1e6:.0f} MB")
+    click.echo(f"{model.name} {backend} {dtype}, tables of {report['table_bytes'] / 1e6:.0f} MB")
     for name, values in report["variants"].items():
-        click.echo(f"{name:<12}" + "  ".join(f"{key} {value:.2f}" for key, value in values.items()))
+        click.echo(f"{name:<22}" + "  ".join(f"{key} {value:.2f}" for key, value in values.items()))
+    tokens = {result["token"] for results in found.values() for result in results}
     if len(tokens) != 1:
         sys.exit(f"the variants chose different first tokens: {sorted(tokens)}")
+
+
+def measure(job: Job, prompt: list[int]) -> dict[str, Any]:
+    """Load a variant in a fresh process and generate one token. Bytes of memory are above the imports."""
+    with Worker(job) as worker:
+        found = worker.generate(prompt, max_tokens=1)
+        memory, usage = worker.memory(), worker.usage()
+        return {
+            "token": found["token_ids"][0],
+            "load_s": worker.about["load_s"],
+            "first_s": worker.about["load_s"] + found["ttft_s"],
+            "loading_bytes": memory["loading_peak_bytes"] - memory["idle_bytes"],
+            "peak_bytes": memory["peak_bytes"] - memory["idle_bytes"],
+            **usage,
+        }
 
 
 def summary(results: list[dict[str, Any]], base: list[dict[str, Any]]) -> dict[str, float]:
@@ -90,11 +103,11 @@ def summary(results: list[dict[str, Any]], base: list[dict[str, Any]]) -> dict[s
     def ratio(name: str) -> float:
         return median([own[name] / other[name] for own, other in zip(results, base, strict=True)])
 
-    # Processor time is what the two can be compared by on a machine that others use as well.
-    values = {
+    return {
         "load s": value("load_s"),
         "first token s": value("first_s"),
         "to stock": ratio("first_s"),
+        # Less affected by other work on the machine than the wall clock.
         "processor s": value("cpu_s"),
         "processor to stock": ratio("cpu_s"),
         "peak of loading MB": value("loading_bytes") / 1e6,
@@ -102,103 +115,12 @@ def summary(results: list[dict[str, Any]], base: list[dict[str, Any]]) -> dict[s
         "peak MB": value("peak_bytes") / 1e6,
         "peak to stock": ratio("peak_bytes"),
         "read from disk MB": value("disk_bytes") / 1e6,
+        "store in page cache MB": value("store_cached_bytes") / 1e6,
     }
-    if "row_bytes" in results[0]:
-        values["rows MB"] = value("row_bytes") / 1e6
-        values["store in page cache MB"] = value("store_cached_bytes") / 1e6
-    return values
-
-
-def run(job: dict[str, Any]) -> dict[str, Any]:
-    """Run a job in a fresh process."""
-    command = [sys.executable, "-c", "from benchmarks.loading import work; work()"]
-    done = subprocess.run(command, input=json.dumps(job), capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{job['variant']} failed:\n{done.stderr}")
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def work() -> None:
-    """The job on standard input, what it took on standard output. Bytes of memory are above the imports."""
-    job = json.loads(sys.stdin.read())
-    if job["backend"] == "torch":
-        import torch  # noqa: F401
-        import transformers.models.auto.modeling_auto
-        import transformers.models.auto.tokenization_auto  # noqa: F401
-
-        import vt_torch.decoder  # noqa: F401
-    else:
-        import mlx_lm.tokenizer_utils
-        import mlx_lm.utils  # noqa: F401
-
-        import vt_mlx.decoder  # noqa: F401
-    import vt_core.model  # noqa: F401
-
-    memory = ProcessMemory()
-    idle, disk, cpu = memory.peak, _disk_bytes(), time.process_time()
-    times = [time.perf_counter()]
-    measure: Any = (_stock if job["variant"] == "stock" else _Reduced)(job)
-    times.append(time.perf_counter())
-    loading = memory.peak
-    token = measure()
-    times.append(time.perf_counter())
-    result = {
-        "token": token,
-        "load_s": times[1] - times[0],
-        "first_s": times[2] - times[0],
-        "cpu_s": time.process_time() - cpu,
-        "loading_bytes": loading - idle,
-        "peak_bytes": memory.peak - idle,
-        "disk_bytes": _disk_bytes() - disk,
-    }
-    if job["variant"] != "stock":
-        rows = measure.model.decoder._rows
-        tables = {id(table): table for table in (rows.embedding, rows.head_table)}
-        result["row_bytes"] = sum(table.bytes_read for table in tables.values())
-    print(json.dumps(result))
-
-
-def _stock(job: dict[str, Any]) -> Callable[[], int]:
-    path, backend = job["path"], job["backend"]
-    if backend == "torch":
-        from transformers import AutoTokenizer
-
-        tokenizer = AutoTokenizer.from_pretrained(path)
-    else:
-        from mlx_lm.utils import load_tokenizer
-
-        tokenizer = load_tokenizer(Path(path))
-    dtype = job["dtype"]
-    model = stock_backend(backend).load_stock(Path(path), device="cpu", dtype=dtype, stored=dtype)
-
-    def first() -> int:
-        return model.generate(tokenizer.encode(PROMPT), 1, [0], lambda: None)[0]
-
-    return first
-
-
-class _Reduced:
-    def __init__(self, job: dict[str, Any]) -> None:
-        from vt_core import load
-
-        self.model = load(job["path"], backend=job["backend"], dtype=job["dtype"])
-        self.approximate = job["variant"] == "approximate"
-
-    def __call__(self) -> int:
-        stream = self.model.stream(PROMPT, raw=True, max_tokens=1, approximate=self.approximate)
-        token = next(stream).token_id
-        assert token is not None
-        stream.close()
-        return token
-
-
-def _disk_bytes() -> int:
-    lines = Path("/proc/self/io").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("read_bytes"))
 
 
 def evict(directory: Path) -> None:
-    """Drop a directory's files from the page cache."""
+    """Drop the files of a directory from the page cache."""
     for path in directory.rglob("*"):
         if path.is_file():
             descriptor = os.open(path, os.O_RDONLY)
@@ -210,7 +132,7 @@ def evict(directory: Path) -> None:
 
 
 def cached_bytes(path: Path) -> int:
-    """Bytes of a file in the page cache."""
+    """Bytes of a file that are in the page cache."""
     size = path.stat().st_size
     with path.open("rb") as file, mmap.mmap(file.fileno(), size, access=mmap.ACCESS_COPY) as mapping:
         pages = (ctypes.c_ubyte * -(-size // mmap.PAGESIZE))()

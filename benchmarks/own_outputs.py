@@ -1,12 +1,12 @@
-"""Tokens that a model's own outputs miss, by what the static set was profiled from.
+"""Tokens that a model writes and the static set lacks, by the source of the static set.
 
     python -m benchmarks.own_outputs write  --data DATA --model MODEL --out DIR
     python -m benchmarks.own_outputs report --data DATA --model MODEL --out DIR
 
-DATA holds the corpora of `benchmarks.profiler`. `write` lets the model write an output for the first inputs
-of each file, and goes on where an earlier one stopped; `--batch N` has the stock framework write N at once
-(greedy, the same weights and prompts, in MODEL's dtype), which a busy machine needs; otherwise the loop does.
-`report` profiles and measures with what has been written so far, and writes a Markdown table into DIR.
+DATA holds the corpora of `benchmarks.profiler`. `write` lets the model answer the first inputs of each file
+and resumes where an earlier run stopped. With `--batch N` the stock framework writes N answers at once, which
+is faster (greedy, the same weights and prompts, in MODEL's dtype). `report` profiles and measures with the
+answers written so far, and writes a Markdown table to DIR.
 """
 
 from __future__ import annotations
@@ -29,11 +29,10 @@ from vt_core.vocab.tokenizer import Tokenizer
 
 OWN_TASKS = ("math", "code, functions")
 
+#: Prompts, and the full ids of the model's answers.
 Outputs = list[tuple[str, list[int]]]
-"""Prompts and what the model wrote after them."""
-
+#: Returns the full ids of the answers to some prompts, including an end-of-text id.
 Writer = Callable[[Sequence[str]], list[list[int]]]
-"""Full ids that the model writes after each of some prompts, an end-of-text id included."""
 
 
 def main() -> None:
@@ -65,7 +64,7 @@ def main() -> None:
 
 
 def parts(name: str, arguments: argparse.Namespace) -> list[tuple[Path, Path, int]]:
-    """Corpus, file of the model's outputs, and rows, for profiling and for measuring."""
+    """Corpus, file of the model's answers and number of rows, for profiling and for measuring."""
     task = TASKS[name]
     return [
         (source, arguments.out / f"own-{source.name}", limit)
@@ -95,7 +94,7 @@ def continue_writing(source: Path, target: Path, limit: int, batch: int, write: 
 
 
 def written(target: Path) -> Outputs:
-    """Prompts and the ids that were written after them."""
+    """Prompts and answers of a file that `write` made."""
     if not target.exists():
         return []
     rows = [json.loads(line) for line in target.read_text(encoding="utf-8").splitlines()]
@@ -155,10 +154,10 @@ def until_end(ids: list[int], ends: frozenset[int]) -> list[int]:
 
 
 def report(name: str, arguments: argparse.Namespace) -> Iterator[Row]:
-    """Missing tokens of the model's outputs, for each source of the static set.
+    """Share of missing tokens in the model's answers, for each source of the static set.
 
-    Measured on the held-out inputs, or, with `--folds`, on each part of the profiled ones in turn, which then
-    is left out of every profile.
+    Measured on the held-out inputs or, with `--folds`, on each part of the profiled ones in turn, left out of
+    the profile.
     """
     directory = ModelDirectory.open(arguments.model)
     tokenizer = Tokenizer(directory.path)
@@ -195,7 +194,7 @@ def report(name: str, arguments: argparse.Namespace) -> Iterator[Row]:
 
 
 def splits(own: Outputs, held_out: Outputs, folds: int) -> Iterator[tuple[Outputs, Outputs]]:
-    """Outputs to profile and outputs to measure."""
+    """Split into answers to profile and answers to measure."""
     if not folds:
         yield own, held_out
     for fold in range(folds):
@@ -205,7 +204,7 @@ def splits(own: Outputs, held_out: Outputs, folds: int) -> Iterator[tuple[Output
 def static_sets(
     profiler: Profiler, allowed: Mask | None, rows: list[dict[str, str]], own: Outputs
 ) -> Iterator[tuple[str, int, Ids]]:
-    """Name, profiled examples and ids of each static set that is compared."""
+    """Name, number of profiled examples, and ids of each static set."""
     prompts = {prompt for prompt, _ in own}
     references = count(profiler, rows)
     outputs = count(profiler, [{"input": prompt} for prompt, _ in own], [ids for _, ids in own])
@@ -224,7 +223,7 @@ def static_sets(
 
 
 def count(profiler: Profiler, rows: list[dict[str, str]], outputs: list[list[int]] | None = None) -> Counts:
-    """Counts of rows as `profile` counts them, or, given what the model wrote, as `profile --self` does."""
+    """Count rows as `profile` does or, given the model's answers, as `profile --self` does."""
     with TemporaryDirectory() as directory:
         file = Path(directory) / "rows.jsonl"
         file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

@@ -1,12 +1,12 @@
-"""Figures of the profiler: sizes and coverage by task, an ablation, and speed.
+"""Measure the profiler: sizes and coverage by task, an ablation, and speed.
 
     python -m benchmarks.profiler sizes    --data DATA --tokenizer qwen3=PATH:151936 --out DIR
     python -m benchmarks.profiler ablation --data DATA --tokenizer qwen3=PATH:151936 --out DIR
     python -m benchmarks.profiler speed    --data DATA --tokenizer qwen3=PATH:151936 --out DIR
 
-DATA holds the corpora of `TASKS` (JSON lines with `input` and `output`). PATH is a tokenizer.json and the
+DATA holds the corpora of `TASKS` (JSON lines with `input` and `output`). PATH is a tokenizer.json, and the
 number after it the rows of the model's table; `--tokenizer` is repeatable. Each command writes a JSON file
-and a Markdown table into DIR.
+and a Markdown table to DIR.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ TASKS = {
     "qa": Task(("qa/squad_profile",), "qa/squad_eval", ("en",)),
 }
 
-# Short rows, so that a million of them take minutes: 230 bytes on average.
+#: Corpora with short rows (230 bytes on average), so that a million of them take minutes.
 SPEED_FILES = (
     "math/gsm8k_profile",
     "math/mawps_profile",
@@ -64,8 +64,8 @@ SPEED_FILES = (
     "translation/en-zh_tatoeba_profile",
 )
 
+#: Rows without input: what a static set covers without the tokens of the prompt.
 NO_INPUT = RowFormat(inputs=("",))
-"""Every token of the output counts as not given: what a static set covers without the prompt."""
 
 TOLERANCES = (0.0, 0.01, 0.05, 0.1)
 
@@ -124,7 +124,7 @@ def shown(key: str, value: Any) -> str:
 
 
 def sizes(profiler: Profiler, arguments: argparse.Namespace) -> Iterator[Row]:
-    """Ids after each stage (the paper's table 8), and coverage of held-out outputs."""
+    """Number of ids after each stage (table 8 of the paper), and coverage of held-out outputs."""
     for name, task in TASKS.items():
         counts = profiler.count(files(arguments.data, task.profile))
         with_prior = profiler.select(counts, Stages(), task.languages)
@@ -143,8 +143,8 @@ def sizes(profiler: Profiler, arguments: argparse.Namespace) -> Iterator[Row]:
 
 
 def ablation(profiler: Profiler, arguments: argparse.Namespace) -> Iterator[Row]:
-    """Each part left out, as in the paper's appendix E, measured as missing tokens."""
-    alone = Profiler(profiler.tokenizer_json, profiler.vocab_rows, layout=NO_INPUT)
+    """Leave out each part, as in appendix E of the paper, and measure the missing tokens."""
+    alone = Profiler(profiler.tokenizer_json, profiler.vocab_rows, row_format=NO_INPUT)
     for name, task in TASKS.items():
         counts = profiler.count(files(arguments.data, task.profile))
         held_out = files(arguments.data, (task.held_out,))
@@ -179,7 +179,7 @@ def result_row(task: str, variant: str, coverage: Any) -> Row:
 
 
 def speed(profiler: Profiler, arguments: argparse.Namespace) -> Iterator[Row]:
-    """Rows a second and peak memory of each way to count, each in a process of its own."""
+    """Rows per second and peak memory of each way to count, each in a process of its own."""
     corpus = {}
     for rows in sorted({arguments.loop_rows, arguments.rows // 10, arguments.rows}):
         corpus[rows] = arguments.out / f"speed-{rows}.jsonl"
@@ -187,7 +187,7 @@ def speed(profiler: Profiler, arguments: argparse.Namespace) -> Iterator[Row]:
     counted = [
         (way, rows) for rows in (arguments.rows // 10, arguments.rows) for way in WAYS if way != "loop"
     ]
-    # The loop stands at both ends: the two show how steady the machine was.
+    # The loop runs first and last: the two show how steady the machine was.
     plan = [("loop", arguments.loop_rows), *counted, ("loop", arguments.loop_rows)]
     for way, rows in plan:
         command = [sys.executable, "-m", "benchmarks.profiler", "speed-child", "--way", way]
@@ -201,12 +201,12 @@ def speed(profiler: Profiler, arguments: argparse.Namespace) -> Iterator[Row]:
 
 
 def make_corpus(sources: Sequence[Path], target: Path, rows: int) -> None:
-    """Distinct rows: source rows whose words are turned by some places, with a few words of another."""
+    """Write distinct rows: the words of source rows, rotated, with a few words of another row."""
     originals = [json.loads(line) for path in sources for line in path.open(encoding="utf-8")]
     chance = random.Random(rows)
     seen: set[int] = set()
 
-    def turned(text: str) -> str:
+    def rotated(text: str) -> str:
         words = text.split(" ") + chance.choice(originals)["input"].split(" ")[:3]
         places = chance.randrange(len(words))
         return " ".join(words[places:] + words[:places])
@@ -214,14 +214,14 @@ def make_corpus(sources: Sequence[Path], target: Path, rows: int) -> None:
     with target.open("w", encoding="utf-8") as file:
         while len(seen) < rows:
             row = chance.choice(originals)
-            line = json.dumps({key: turned(row[key]) for key in ("input", "output")}, ensure_ascii=False)
+            line = json.dumps({key: rotated(row[key]) for key in ("input", "output")}, ensure_ascii=False)
             if hash(line) not in seen:
                 seen.add(hash(line))
                 file.write(line + "\n")
 
 
 def count_loop(corpus: Path, tokenizer_json: Path) -> Row:
-    """The simplest loop: `tokenizer(...)` for each text."""
+    """Count in the simplest way: call `tokenizer(...)` for each text."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(str(tokenizer_json.parent))
@@ -251,7 +251,7 @@ def one_thread(corpus: Path, tokenizer_json: Path) -> Row:
 
 
 def clocks() -> tuple[float, float]:
-    """Seconds on the clock, and processor seconds of this process and those that it has waited for."""
+    """Seconds of the wall clock, and processor seconds of this process and its finished children."""
     return time.perf_counter(), sum(os.times()[:4])
 
 
@@ -264,7 +264,7 @@ def measured(rows: int, start: tuple[float, float], needed: Counter[int]) -> Row
     return {
         "seconds": seconds,
         "rows/s": rows / seconds,
-        # What the ways cost on a machine that has other work, where the clock says little.
+        # More useful than the wall clock on a machine with other work.
         "rows/processor s": rows / busy,
         "peak MB": own * unit / 1e6,
         "peak MB of a child": children * unit / 1e6 if children else None,

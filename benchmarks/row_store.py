@@ -1,12 +1,12 @@
-"""The row store beside a plain numpy.memmap and beside LMDB with one row a value and string keys.
+"""Compare the row store with a plain numpy.memmap, and with LMDB holding one row per value under string keys.
 
     python -m benchmarks.row_store
     python -m benchmarks.row_store --rows 262144 --columns 640 --directory DIRECTORY_ON_THE_DISK_TO_MEASURE
 
-Writes a synthetic bfloat16 table three times (four times its size) and prints two tables: the three side by
-side, and the row store against its targets. Warm figures are medians of calls that take turns, so that what
-else the machine does hits all alike, on the page cache as writing left it; cold ones come last. The memmap is
-fast because it keeps every page that it has touched: the column "resident" says what that costs.
+Writes a synthetic bfloat16 table three times (four times its size) and prints two tables: the three layouts
+side by side, and the row store against its targets. Warm figures are medians of calls that take turns, so
+that other work on the machine affects all alike; cold figures come last. The memmap is fast because it keeps
+every page that it has touched; the column "resident" shows the cost.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from vt_core.files import dtypes
 from vt_core.store import Store, StoreWriter, TableSpec
 
 FEW, MANY, BLOCK = 128, 18_874, 16
-# As large as one tile of the store: fewer and larger products suit a threaded BLAS.
+# As large as one tile of the store: a threaded BLAS prefers fewer and larger products.
 PIECE_BYTES = 32 << 20
 NAME = "embedding"
 
@@ -56,11 +56,11 @@ class Reader(ABC):
 
     @abstractmethod
     def read(self, ids: np.ndarray) -> np.ndarray:
-        """Rows [n, columns]."""
+        """Read rows `[n, columns]`."""
 
     @abstractmethod
     def tiles(self) -> Iterator[np.ndarray]:
-        """The whole table in order, in pieces [n, columns]."""
+        """Read the whole table in order, in pieces `[n, columns]`."""
 
     def file(self) -> Path:
         return self.path / "data.mdb"
@@ -94,7 +94,7 @@ class Memmap(Reader):
 
 
 class StringKeys(Reader):
-    title = "LMDB, one row a value, string keys"
+    title = "LMDB, one row per value, string keys"
 
     def write(self, chunks: Iterator[np.ndarray]) -> None:
         with lmdb.open(str(self.path), map_size=1 << 40, sync=False) as environment:
@@ -147,7 +147,7 @@ class Tiles(Reader):
 
 
 def synthetic(rows: int, columns: int) -> Iterator[np.ndarray]:
-    """Normally distributed bfloat16; two neighbors read as one float32 are a normal number as well."""
+    """Normally distributed bfloat16; two neighbors read as one float32 are a finite number too."""
     random = np.random.default_rng(0)
     for start in range(0, rows, 8192):
         values = random.standard_normal((min(8192, rows - start), columns), np.float32)
@@ -155,7 +155,7 @@ def synthetic(rows: int, columns: int) -> Iterator[np.ndarray]:
 
 
 def medians(calls: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Median seconds of each call; the calls take turns, after one round that is not counted."""
+    """Median seconds of each call; the calls take turns, after one warm-up round."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(repeats + 1):
         for name, call in calls.items():
@@ -179,7 +179,7 @@ def drop_from_cache(file: Path) -> None:
 
 
 def disk_bytes_read() -> int | None:
-    """Bytes that this process has made the disk read, where the system tells."""
+    """Bytes that this process has read from disk, where the system tells."""
     try:
         fields = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
     except OSError:
@@ -192,7 +192,7 @@ def cold_ids(reader: Reader) -> np.ndarray:
 
 
 def cold_bytes(reader: Reader) -> int | None:
-    """Bytes read from the disk for a few rows, the store open already and nothing of it in memory."""
+    """Bytes read from disk for a few rows, from an open store with a cold page cache."""
     if disk_bytes_read() is None or not hasattr(os, "posix_fadvise"):
         return None
     drop_from_cache(reader.file())
@@ -204,7 +204,7 @@ def cold_bytes(reader: Reader) -> int | None:
 
 
 def resident_bytes(file: Path) -> int | None:
-    """Bytes of the mappings of `file` that are in this process's memory, where the system tells."""
+    """Resident bytes of the mappings of `file` in this process, where the system tells."""
     try:
         lines = Path("/proc/self/smaps").read_text().splitlines()
     except OSError:
@@ -219,16 +219,16 @@ def resident_bytes(file: Path) -> int | None:
 
 
 def numpy_product(columns: int) -> tuple[Callable, Callable]:
-    """The table's bytes taken as float32: how to take a piece, and how to multiply it by 16 hidden states."""
+    """Functions that view a piece of the table as float32, and multiply it by 16 hidden states."""
     hidden = np.random.default_rng(1).standard_normal((columns // 2, BLOCK), np.float32)
     return lambda rows: rows.view(np.float32), lambda table: table @ hidden
 
 
 def torch_product(columns: int) -> tuple[Callable, Callable]:
-    """The same in bfloat16, with torch."""
+    """As `numpy_product`, in bfloat16 with torch."""
     import torch
 
-    # Tiles are not writable; nothing here writes.
+    # Tiles are not writable, and nothing here writes.
     warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
     hidden = torch.randn((BLOCK, columns), generator=torch.Generator().manual_seed(1)).to(torch.bfloat16)
     return (
@@ -238,8 +238,8 @@ def torch_product(columns: int) -> tuple[Callable, Callable]:
 
 
 def products(reader: Reader, repeats: int) -> dict[str, dict[str, float]]:
-    """Seconds of a product of the whole table with 16 hidden states: from the store's tiles, from memory in
-    pieces of the same size, and from memory whole."""
+    """Seconds to multiply the whole table by 16 hidden states: from the store's tiles, from memory in pieces
+    of the same size, and from memory at once."""
     kinds = {"numpy float32": numpy_product}
     if importlib.util.find_spec("torch"):
         kinds["torch bfloat16"] = torch_product
@@ -272,9 +272,9 @@ def read_in_child(path: str, rows: int, calls: int, barrier, results) -> None:
 
 
 def seconds_per_call(path: Path, rows: int, processes: int) -> float:
-    """Median processor seconds of a call for 128 random rows, `processes` reading at once.
+    """Median processor seconds of a call for 128 random rows, with `processes` reading at once.
 
-    Processor time, because on fewer cores than processes the wall clock shows the queue for the cores.
+    Processor time, because with fewer cores than processes the wall clock includes waiting for a core.
     """
     context = multiprocessing.get_context("spawn")
     barrier, results = context.Barrier(processes), context.Queue()
@@ -291,7 +291,7 @@ def seconds_per_call(path: Path, rows: int, processes: int) -> float:
 
 
 def compare(readers: list[Reader], rows: int, columns: int, repeats: int) -> dict[str, Figures]:
-    """Each reader's figures, by its title."""
+    """Figures of each reader, by title."""
     random = np.random.default_rng(2)
     few, many = (random.choice(rows, min(count, rows), replace=False) for count in (FEW, MANY))
     raw = rows * columns * 2
@@ -321,7 +321,7 @@ def compare(readers: list[Reader], rows: int, columns: int, repeats: int) -> dic
 def warm_targets(
     store: Figures, memmap: Figures, reader: Reader, repeats: int, processes: int
 ) -> Iterator[tuple[str, float, float, str]]:
-    """Name, figure, limit and unit of each target that wants a warm page cache."""
+    """Name, figure, limit and unit of each target that needs a warm page cache."""
     yield "file / raw", store["file / raw"], 1.01, ""
     yield f"{FEW} random rows", store["few"] * 1e3, 0.4, "ms"
     for name, key in (("id", "many"), ("random", "many, unordered")):
@@ -334,12 +334,12 @@ def warm_targets(
         yield "resident after gathers and scans", store["resident"] / 2**20, PIECE_BYTES / 2**20, "MiB"
     yield "open", medians({"open": lambda: Store.open(reader.path).close()}, 20)["open"] * 1e3, 5.0, "ms"
     alone, together = (seconds_per_call(reader.path, reader.rows, count) for count in (1, processes))
-    # No slower, but for what two runs differ by.
-    yield f"{processes} processes / one, processor time a call", together / alone, 1.2, ""
+    # No slower, apart from noise.
+    yield f"{processes} processes / one, processor time per call", together / alone, 1.2, ""
 
 
 def touched_bytes(reader: Reader) -> int:
-    """Bytes of the pages that hold those rows, where rows lie side by side from the start of a page."""
+    """Bytes of the pages that hold the cold rows, if rows are contiguous from the start of a page."""
     size = reader.columns * 2
     pages = set()
     for start in (cold_ids(reader) * size).tolist():

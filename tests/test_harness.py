@@ -1,4 +1,4 @@
-"""lm-evaluation-harness on vt, with a few tasks made here, beside the harness' model of transformers."""
+"""lm-evaluation-harness on vt, compared with the harness's own model of transformers on small tasks."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ METRICS = {"choices": ["acc", "acc_norm"], "rolling": ["byte_perplexity"], "writ
 
 @pytest.fixture(scope="module")
 def tasks(tmp_path_factory):
-    """A directory of three tasks over one file of documents."""
+    """A folder of three tasks over one file of documents."""
     root = tmp_path_factory.mktemp("tasks")
     rng = np.random.default_rng(0)
 
@@ -95,8 +95,7 @@ def stock(tasks, tiny):
 
 
 @pytest.mark.parametrize("backend", backend_params())
-def test_tasks_give_what_the_harness_own_model_gives(backend, tasks, tiny, stock):
-    """Log-likelihoods, windows of long texts, cut contexts and generated text, on the same weights."""
+def test_tasks_give_the_results_of_transformers(backend, tasks, tiny, stock):
     options = {"backend": backend, "device": "cpu", "dtype": "float32"}
     ours = evaluate(VtLM(tiny("llama")[1], max_length=40, **options), tasks)
     expected, found = responses(stock), responses(ours)
@@ -107,7 +106,7 @@ def test_tasks_give_what_the_harness_own_model_gives(backend, tasks, tiny, stock
             )
     assert found["writing"] == expected["writing"]
     lengths = [len(text) for ((text,),) in found["writing"]]
-    assert min(lengths) < 10 < 25 < max(lengths), "some stop, some do not"
+    assert min(lengths) < 10 < 25 < max(lengths), "some texts stop early, others do not"
     for name, metrics in METRICS.items():
         for metric in metrics:
             assert ours["results"][name][f"{metric},none"] == pytest.approx(
@@ -126,7 +125,7 @@ def write(lm, *requests):
     return lm.generate_until(instances, disable_tqdm=True)
 
 
-def test_sampled_texts_of_one_prompt_differ_and_come_again(lm):
+def test_sampled_texts_differ_and_are_reproducible(lm):
     request = ("the cat", {"do_sample": True, "top_p": 0.9, "max_gen_toks": 8, "until": "", "num_beams": 1})
     texts = write(lm, request, request, request)
     assert len(set(texts)) == 3
@@ -135,7 +134,7 @@ def test_sampled_texts_of_one_prompt_differ_and_come_again(lm):
     assert write(lm, greedy) == [lm.model.generate("the cat", raw=True, max_tokens=8).text]
 
 
-def test_a_chat_goes_through_the_models_template_once(lm):
+def test_chat_template_is_applied_once(lm):
     history = [{"role": "user", "content": "the cat"}]
     rendered = lm.apply_chat_template(history)
     assert lm.tok_encode(rendered) == lm.model.encode("the cat").tolist()
@@ -144,7 +143,7 @@ def test_a_chat_goes_through_the_models_template_once(lm):
     assert "/" not in lm.tokenizer_name
 
 
-def test_a_text_without_context_stands_behind_the_token_that_begins_texts(lm):
+def test_text_without_context_follows_the_prefix_token(lm):
     assert (lm.eot_token_id, lm.prefix_token_id) == (0, 0)
     (answer,) = lm.loglikelihood([Instance("loglikelihood", {}, ("", "the cat"), 0)], disable_tqdm=True)
     score = lm.model.score([0], "the cat")
@@ -153,7 +152,7 @@ def test_a_text_without_context_stands_behind_the_token_that_begins_texts(lm):
     assert lm.loglikelihood_rolling([Instance("loglikelihood_rolling", {}, ("",), 0)]) == [0]
 
 
-def test_what_does_not_fit_is_refused_and_what_was_cut_is_said(lm, caplog):
+def test_texts_that_do_not_fit_are_refused_or_cut_with_a_warning(lm, caplog):
     with pytest.raises(OptionError, match="64 tokens to generate leave no room"):
         write(lm, ("the cat", {"max_gen_toks": 64}))
     with pytest.raises(OptionError, match="unknown generation option 'num_beams'"):
@@ -162,12 +161,12 @@ def test_what_does_not_fit_is_refused_and_what_was_cut_is_said(lm, caplog):
     with pytest.raises(PromptError, match="a continuation of 198 tokens is longer than max_length, 64"):
         lm.loglikelihood([long], disable_tqdm=True)
     write(lm, ("a b " * 99, {"max_gen_toks": 4}))
-    assert "loses its beginning: 60 fit" in caplog.text
+    assert "cut at its beginning: 60 fit" in caplog.text
 
 
 @pytest.fixture
 def command(monkeypatch, tasks):
-    """The command in this process, without the harness' own ten thousand tasks."""
+    """The command in this process, without the thousands of tasks of the harness."""
     monkeypatch.setattr(lm_eval.tasks, "TaskManager", partial(TaskManager, include_defaults=False))
 
     def run(*arguments):
@@ -178,7 +177,7 @@ def command(monkeypatch, tasks):
     return run
 
 
-def test_the_command_runs_a_task(command, tasks, tiny, lm, capsys):
+def test_command_runs_a_task(command, tasks, tiny, lm, capsys):
     options = f"path={tiny('llama')[1]},backend=torch,dtype=float32,head=split,max_length=40"
     command("--model_args", options, "--tasks", "choices", "--limit", "3")
     assert "|choices|" in capsys.readouterr().out
@@ -189,7 +188,7 @@ def test_the_command_runs_a_task(command, tasks, tiny, lm, capsys):
     assert found["results"]["choices"]["acc,none"] == ours["results"]["choices"]["acc,none"]
 
 
-def test_the_command_refuses_in_one_sentence(command, tasks, capsys):
+def test_command_reports_user_errors_in_one_line(command, tasks, capsys):
     with pytest.raises(SystemExit) as caught:
         command("--model_args", f"path={tasks}", "--tasks", "choices")
     assert caught.value.code == 2
@@ -197,7 +196,7 @@ def test_the_command_refuses_in_one_sentence(command, tasks, capsys):
     assert last.startswith("Error: ") and str(tasks) in last
 
 
-def test_arguments_win_over_the_harness_defaults(tiny):
+def test_arguments_override_the_defaults_of_the_harness(tiny):
     path = tiny("llama")[1]
     added = {"batch_size": 4, "max_batch_size": None, "device": "cuda:0"}
     made = VtLM.create_from_arg_string(f"path={path},backend=torch,device=cpu,max_gen_toks=7", added)
@@ -206,6 +205,6 @@ def test_arguments_win_over_the_harness_defaults(tiny):
         VtLM.create_from_arg_string(f"path={path},backend=torch", added | {"device": "nowhere"})
 
 
-def test_the_module_is_a_command():
+def test_module_is_a_command():
     done = subprocess.run([sys.executable, "-m", "vt_core.harness", "--help"], capture_output=True, text=True)
     assert done.returncode == 0 and "Evaluation Harness" in done.stdout

@@ -1,10 +1,10 @@
-"""The model ``vt`` of lm-evaluation-harness, so that its tasks run on vt.
+"""The model ``vt`` for lm-evaluation-harness: its tasks run on vt.
 
 >>> import lm_eval
 >>> from vt_core.harness import VtLM
 >>> lm_eval.simple_evaluate(VtLM("qwen-vt", backend="torch"), tasks=["gsm8k"], limit=20)
 
-Importing this module registers the model; ``python -m vt_core.harness`` is the harness' own command with it.
+Importing this module registers the model. ``python -m vt_core.harness`` is the harness's command with it.
 """
 
 from __future__ import annotations
@@ -32,17 +32,18 @@ from vt_core import Model, load
 from vt_core.decode.sampling import SamplerSettings
 from vt_core.errors import ModelError, OptionError, PromptError
 
-#: Context of models whose configuration names none (state-space models); the harness' own default.
+#: Context of models whose configuration gives none, such as state-space models: the harness's default.
 _CONTEXT = 2048
 
 _log = logging.getLogger(__name__)
 
-Pair = tuple[Any, list[int], list[int]]  #: texts (or None), ids of the context, ids of the continuation
+#: Texts (or None), ids of the context, ids of the continuation.
+Pair = tuple[Any, list[int], list[int]]
 
 
 @register_model("vt")
 class VtLM(TemplateLM):
-    """Generates and scores one text at a time; log-likelihoods come from the full head, read in tiles."""
+    """Generates and scores one text at a time. Log-likelihoods come from the full head, scanned in tiles."""
 
     def __init__(
         self,
@@ -58,13 +59,14 @@ class VtLM(TemplateLM):
     ) -> None:
         """
         Args:
-            path: a loaded model, or what :func:`vt_core.load` takes.
-            max_length: tokens of a text at the most; None takes the model's context. Longer texts lose their
+            path: a loaded model, or the path or id for :func:`vt_core.load`.
+            max_length: most tokens of a text; None takes the model's context. Longer texts lose their
                 beginning.
-            max_gen_toks: tokens to generate where a task names no number.
-            approximate: generate with the reduced head alone. Log-likelihoods always come from the full one.
-            seed: of the first sampled text of a task; each further one has the next.
-            batch_size, max_batch_size: what the harness hands to every model; without effect.
+            max_gen_toks: most tokens to generate where a task does not say.
+            approximate: generate with the reduced head alone. Log-likelihoods always come from the full head.
+            seed: seed of the first sampled text of a task; each further text takes the next number.
+            batch_size: ignored; the harness passes it to every model.
+            max_batch_size: ignored; the harness passes it to every model.
             options: further arguments of :func:`vt_core.load`, such as ``backend``, ``task`` and ``dtype``.
         """
         super().__init__()
@@ -77,37 +79,37 @@ class VtLM(TemplateLM):
     def create_from_arg_obj(
         cls, arg_dict: dict[str, Any], additional_config: dict[str, Any] | None = None
     ) -> VtLM:
-        """A model from ``--model_args`` and what the harness adds to them."""
+        """Make a model from ``--model_args`` and the arguments that the harness adds."""
         added = {name: value for name, value in (additional_config or {}).items() if value is not None}
-        # The harness' command says so where nobody named a device; vt takes the best there is.
+        # The harness adds this device where the user gave none; vt then takes the best one.
         if added.get("device") == "cuda:0":
             del added["device"]
         return cls(**added | arg_dict)
 
     @classmethod
     def create_from_arg_string(cls, arg_string: str, additional_config: dict[str, Any] | None = None) -> VtLM:
-        """The same from the text of ``--model_args``."""
+        """Make a model from the text of ``--model_args``."""
         return cls.create_from_arg_obj(simple_parse_args_string(arg_string), additional_config)
 
     @cached_property
     def eot_token_id(self) -> int:
-        """The id that ends a text."""
+        """Id of the token that ends a text."""
         named = self.tokenizer.named_id("eos_token")
         if named is None and not self.model.eos_ids:
             raise ModelError(
-                f"{self.tokenizer.path.parent} names no token that ends a text, and a text without context "
-                "needs one before it; add eos_token_id to its generation_config.json"
+                f"{self.tokenizer.path.parent} has no end-of-text token, which a text without context needs "
+                "before it; add eos_token_id to its generation_config.json"
             )
         return min(self.model.eos_ids) if named is None else named
 
     @cached_property
     def prefix_token_id(self) -> int:
-        """The id that stands before a text without context: BOS, or EOS where the model has none."""
+        """Id of the token before a text without context: BOS, or EOS where the model has no BOS."""
         named = self.tokenizer.named_id("bos_token")
         return self.eot_token_id if named is None else named
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        """Full ids of a text; a chat template may have written BOS, which the tokenizer then does not."""
+        """Full ids of a text. By default the tokenizer adds BOS unless the chat template has written it."""
         if add_special_tokens is None:
             prefix = self.tokenizer.token_of(self.prefix_token_id)
             add_special_tokens = not (prefix and string.startswith(prefix))
@@ -116,7 +118,7 @@ class VtLM(TemplateLM):
 
     @property
     def tokenizer_name(self) -> str:
-        """What the harness keys its cache of prompts by."""
+        """Key of the harness's cache of prompts."""
         return str(self.tokenizer.path).replace("/", "__")
 
     def apply_chat_template(
@@ -160,13 +162,13 @@ class VtLM(TemplateLM):
         return answers
 
     def _windows(self, text: str) -> Iterator[Pair]:
-        """A text in pieces that fit, each with what stands before it."""
+        """Split a text into pieces that fit, each with the context before it."""
         ids = self.tok_encode(text)
         for window in get_rolling_token_windows(ids, self.prefix_token_id, self.max_length, context_len=1):
             yield None, *make_disjoint_window(window)
 
     def _fit(self, context: list[int], continuation: list[int]) -> tuple[list[int], list[int]]:
-        """The two with as much of the context as fits; the last token is only chosen, never read."""
+        """Shorten the context to fit. The last token needs no place: it is scored, but never read."""
         room = self.max_length + 1 - len(continuation)
         if room < 1:
             raise PromptError(
@@ -176,7 +178,7 @@ class VtLM(TemplateLM):
 
     def _cut(self, context: list[int], room: int) -> list[int]:
         if len(context) > room:
-            _log.warning("a context of %d tokens loses its beginning: %d fit", len(context), room)
+            _log.warning("a context of %d tokens is cut at its beginning: %d fit", len(context), room)
         return context[-room:]
 
     def _generate(self, context: str, options: dict[str, Any], seed: int) -> str:

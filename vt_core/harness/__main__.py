@@ -1,4 +1,4 @@
-"""The command of lm-evaluation-harness, with the model ``vt``."""
+"""The command of lm-evaluation-harness with the model ``vt``."""
 
 from __future__ import annotations
 

@@ -245,10 +245,20 @@ def _vocabulary(
     }
 
 
+def model_name(directory: ModelDirectory) -> str:
+    """Name of a model in reports: that of its directory or, in the user's cache, of its source."""
+    from converters.cache import cache_directory
+
+    path = directory.path.resolve()
+    if path.is_relative_to(cache_directory().resolve()):
+        return Path(directory.manifest.source.name).name
+    return path.name
+
+
 def _model(bench: Benchmark) -> dict[str, Any]:
     manifest = bench.directory.manifest
     return {
-        "name": bench.geometry or bench.directory.path.resolve().name,
+        "name": bench.geometry or model_name(bench.directory),
         "source": manifest.source.name,
         "type": manifest.model_type,
         "weights": "real" if bench.geometry is None else "random",

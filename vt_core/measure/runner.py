@@ -21,7 +21,7 @@ from vt_core.decode.metrics import ProcessMemory
 from vt_core.measure.job import Job
 
 #: Calls that a worker may make.
-CALLS = ("generate", "warm_up", "memory")
+CALLS = ("generate", "warm_up", "memory", "usage")
 
 
 class Runner(Protocol):
@@ -135,6 +135,7 @@ class Measured:
         stock_backend(job.backend)  # imports the framework, so that its memory counts as idle
         self._memory = ProcessMemory()
         self._idle = self._memory.peak
+        self._cpu_s, self._disk = time.process_time(), _disk_bytes() or 0
         started = time.perf_counter()
         self._runner: Runner = StockRunner(job) if job.head is None else VtRunner(job)
         self._load_s = time.perf_counter() - started
@@ -185,6 +186,23 @@ class Measured:
             "anonymous_bytes": self._memory.anonymous,
             "allocator_bytes": self._runner.allocator_bytes(),
         }
+
+    def usage(self) -> dict[str, float | None]:
+        """Processor seconds and bytes read from disk, since the imports."""
+        disk = _disk_bytes()
+        return {
+            "cpu_s": time.process_time() - self._cpu_s,
+            "disk_bytes": None if disk is None else disk - self._disk,
+        }
+
+
+def _disk_bytes() -> int | None:
+    """Bytes that this process has read from disk, where the system tells (Linux)."""
+    try:
+        lines = Path("/proc/self/io").read_text().splitlines()
+    except OSError:
+        return None
+    return next(int(line.split()[1]) for line in lines if line.startswith("read_bytes"))
 
 
 def serve(lines: Iterator[str], answers: IO[str]) -> None:

@@ -77,6 +77,10 @@ class Worker:
         """Peak memory so far, see :meth:`vt_core.measure.runner.Measured.memory`."""
         return self._ask(["memory"])
 
+    def usage(self) -> dict[str, Any]:
+        """Processor time and disk reads so far, see :meth:`vt_core.measure.runner.Measured.usage`."""
+        return self._ask(["usage"])
+
     @property
     def pid(self) -> int:
         """Process id."""

@@ -1,4 +1,4 @@
-"""Results made up for tests: figures that can be computed in the head."""
+"""Results for tests, with figures that are easy to compute by hand."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ SPECS = {"stock": None, "full": "full", "prealloc-approximate": "prealloc", "pre
 
 
 def row(name: str, n: int, **changes: Any) -> dict[str, Any]:
-    """A variant that takes 0.1 s to the first of eleven tokens and 0.05 s for each other one."""
+    """A variant that takes 0.1 s to the first of eleven tokens, and 0.05 s for each other token."""
     exact = name in ("prealloc", "full")
     made: dict[str, Any] = {
         "variant": name,

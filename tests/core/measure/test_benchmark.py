@@ -6,7 +6,7 @@ import pytest
 
 from vt_core.files.model_dir import ModelDirectory
 from vt_core.measure import benchmark
-from vt_core.measure.benchmark import Benchmark, job, run
+from vt_core.measure.benchmark import Benchmark, job, model_name, run
 from vt_core.measure.job import Job
 from vt_core.measure.prompts import Prompts
 from vt_core.measure.variants import parse_variants
@@ -137,3 +137,12 @@ def test_job_describes_a_variant(bench):
         dtype="float16",
     )
     assert job(made, made.variants[0]) == expected
+
+
+def test_cached_model_has_the_name_of_its_source(tiny, monkeypatch, tmp_path):
+    source, path = tiny("llama")
+    directory = ModelDirectory.open(path)
+    monkeypatch.setenv("VT_CACHE", str(tmp_path))
+    assert model_name(directory) == path.name
+    monkeypatch.setenv("VT_CACHE", str(path.parent))
+    assert model_name(directory) == source.name

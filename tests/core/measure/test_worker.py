@@ -32,6 +32,7 @@ def test_worker_runs_requests_and_survives_refused_prompts(backend, tiny):
         assert 0 < by_ids["ttft_s"] <= by_ids["e2e_s"] and len(by_ids["token_ids"]) <= 4
         assert by_text["finish_reason"] in ("stop", "length")
         assert worker.memory()["peak_bytes"] >= worker.memory()["idle_bytes"] > 0
+        assert worker.usage()["cpu_s"] > 0
         pid = worker.pid
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
