@@ -10,7 +10,8 @@
     ├── OutputError           a file cannot be written
     ├── PromptError           a prompt cannot be run: empty, too long, or with ids outside the table
     ├── OptionError           an option is out of range or does not go with another
-    └── BackendError          a backend is not installed, unknown, or cannot do this on this machine
+    ├── BackendError          a backend is not installed, unknown, or cannot do this on this machine
+    └── SandboxError          generated programs cannot be run safely on this machine
 
 The command line prints the sentence and exits with code 2. It catches nothing else, so a traceback always
 means a bug in this package.
@@ -75,6 +76,10 @@ class OptionError(VtError):
 
 class BackendError(VtError):
     """A backend is not installed, unknown, or cannot do this on this machine."""
+
+
+class SandboxError(VtError):
+    """Generated programs cannot be run safely on this machine."""
 
 
 def escape_controls(text: str) -> str:

@@ -22,7 +22,7 @@ from vt_core.measure.output import EVAL_FORMAT
 from vt_core.measure.quality.comparison import answered, compare
 from vt_core.measure.quality.examples import Example
 from vt_core.measure.quality.predictions import Predictions, Record
-from vt_core.measure.quality.sandbox import protections
+from vt_core.measure.quality.sandbox import PROTECTIONS
 from vt_core.measure.quality.scores import Metric, metrics_of
 from vt_core.measure.variants import Variant
 from vt_core.measure.vocabularies import Pruned, of_ids, profiled
@@ -223,7 +223,7 @@ def _results(
         if pruned is None
         else {"corpus_ids": pruned.corpus_ids, "kept_ids": len(pruned.task.ids)},
         "settings": settings,
-        "sandbox": None if examples[0].tests is None else list(protections()),
+        "sandbox": None if examples[0].tests is None else list(PROTECTIONS),
         "n": len(kept),
         "left_out": len(examples) - len(kept),
         "minimum": plan.minimum,

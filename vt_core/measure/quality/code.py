@@ -1,4 +1,4 @@
-"""The code in an answer, and the program that tests it."""
+"""Extracts the code from an answer, and makes the program that tests it."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ _FENCE = re.compile(r"^[ \t]*```[^\n]*\n(.*?)(?:^[ \t]*```|\Z)", re.DOTALL | re.
 
 
 def code_of(answer: str) -> str:
-    """The first fenced block of an answer, or the whole of it where there is none."""
+    """The first fenced block of an answer, or the whole answer if it has none."""
     found = _FENCE.search(answer)
     return found[1] if found else answer
 
 
 def program_of(answer: str, example: Example) -> str:
-    """The example's input, the answer, and the tests.
+    """The program that tests an answer: the example's input, the answer's code, and the tests.
 
-    An answer that says a function of the input again comes behind it and takes its place, another one goes on
-    where the input ends. An input that is no code but describes some is left out.
+    Code that defines a function of the input again follows it and replaces the function; other code continues
+    the input. An input that is not valid Python is left out.
     """
     code = code_of(answer)
     again = set(_functions(code)) & set(_functions(example.input))
-    # The input of HumanEval is a signature with its docstring: by itself a function that does nothing.
+    # HumanEval's input is a signature with a docstring, which is a valid function that does nothing.
     whole = f"{example.input}\n\n{code}" if again else f"{example.input}{code}"
     return f"{whole if _parses(whole) else code}\n\n{example.tests}\n"
 

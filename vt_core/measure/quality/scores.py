@@ -193,6 +193,7 @@ def metrics_of(preset: str, examples: Sequence[Example], tokenize: str | None = 
     exact = Mean("exact match", "the code is the reference's, line by line", same_code)
     if examples[0].tests is None:
         return [exact]
-    from vt_core.measure.quality.sandbox import passes
+    from vt_core.measure.quality.sandbox import check_sandbox, passes
 
+    check_sandbox()
     return [exact, Mean("pass@1", "the row's unit tests pass, one answer each", passes)]
