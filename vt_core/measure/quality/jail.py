@@ -259,13 +259,12 @@ def main() -> None:
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 0)
     close_other_files((key, result))
-    folder: str | None = os.getcwd()
+    folder = os.getcwd()
     try:
-        if not (options["namespaces"] and enter_namespaces(folder, options["disk_bytes"])):
-            folder = None
+        limited = options["namespaces"] and enter_namespaces(folder, options["disk_bytes"])
         set_limits(options["cpu_s"], options["memory_bytes"], options["file_bytes"])
         drop_privileges()
-        restrict_files(folder)
+        restrict_files(folder if limited else None)
         restrict_calls()
     except Unavailable as reason:
         os.write(result, REFUSED + str(reason).encode())
