@@ -191,7 +191,7 @@ class Plan:
         info = self.table_infos[name]
         columns = math.prod(info.shape[1:])
         if name in self.quantization:
-            return TableSpec(name, info.shape[0], self.quantization[name].columns(columns), "uint32")
+            return TableSpec(name, info.shape[0], self.quantization[name].stored_columns(columns), "uint32")
         return TableSpec(name, info.shape[0], columns, info.dtype)
 
     @cached_property

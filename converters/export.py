@@ -84,9 +84,9 @@ class _Part:
     place: int
 
     def of(self, rows: np.ndarray) -> np.ndarray:
-        from vt_core.files.packing import split
+        from vt_core.files.packing import split_rows
 
-        return rows if self.how is None else split(rows, self.how)[self.place]
+        return rows if self.how is None else split_rows(rows, self.how)[self.place]
 
 
 def _parts(name: str, table: str, manifest: Manifest) -> Iterator[_Part]:
@@ -96,8 +96,8 @@ def _parts(name: str, table: str, manifest: Manifest) -> Iterator[_Part]:
         shape = (info.rows,) if table == "head_bias" else (info.rows, info.columns)
         yield _Part(TensorInfo(name, info.dtype, shape), table, None, 0)
         return
-    values = how.values(info.columns)
-    columns = (how.words(values), how.groups(values), how.groups(values))
+    values = how.row_values(info.columns)
+    columns = (how.words_per_row(values), how.groups_per_row(values), how.groups_per_row(values))
     for place, kind in enumerate(("weight", "scales", "biases")):
         part = f"{name.removesuffix('weight')}{kind}"
         dtype = how.dtype if place else info.dtype

@@ -112,13 +112,13 @@ def packed_rows(source: Source, packed: Packed, dtype: str) -> Iterator[np.ndarr
     """The rows as the store keeps them, uint32 `[n, columns]`, scales and biases as the storage dtype
     `dtype`.
     """
-    from vt_core.files.packing import join
+    from vt_core.files.packing import join_rows
 
     parts = [
         _in_rows(source.chunks(info.name, info.dtype if info is packed.words else dtype), info.shape[1])
         for info in (packed.words, packed.scales, packed.biases)
     ]
-    yield from (join(*rows) for rows in _together(parts))
+    yield from (join_rows(*rows) for rows in _together(parts))
 
 
 def _hidden(config: dict[str, Any]) -> Any:
@@ -137,7 +137,7 @@ def _how(settings: dict[str, Any], words: TensorInfo, scales: TensorInfo, values
     for candidate in candidates:
         try:
             how = Quantization(*candidate, scales.dtype)
-            if how.words(groups * how.group_size) == words.shape[1]:
+            if how.words_per_row(groups * how.group_size) == words.shape[1]:
                 return how
         except ModelError:
             continue

@@ -135,7 +135,7 @@ def _is_matrix(info: TensorInfo, group_size: int) -> bool:
 
 def _pieces(info: TensorInfo, module: str, how: Quantization) -> Iterator[_Piece]:
     rows, columns = info.shape
-    words, groups = how.words(columns), how.groups(columns)
+    words, groups = how.words_per_row(columns), how.groups_per_row(columns)
     yield _Piece(TensorInfo(info.name, "uint32", (rows, words)), info, "weight", how)
     for kind in ("scales", "biases"):
         yield _Piece(TensorInfo(f"{module}.{kind}", how.dtype, (rows, groups)), info, kind, how)

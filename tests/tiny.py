@@ -106,7 +106,7 @@ def _quantized(tensor, bits: int, group_size: int):
 
     words, scales, biases = packing.quantize(tensor.float().numpy(), bits, group_size)
     floats = [torch.from_numpy(part).to(tensor.dtype) for part in (scales, biases)]
-    values = packing.expand(words, *(part.float().numpy() for part in floats), bits)
+    values = packing.dequantize_groups(words, *(part.float().numpy() for part in floats), bits)
     parts = {"weight": torch.from_numpy(words), "scales": floats[0], "biases": floats[1]}
     return parts, torch.from_numpy(values).to(tensor.dtype)
 

@@ -10,7 +10,7 @@ import mlx.core as mx
 import numpy as np
 
 from vt_core.decode.types import NOT_A_NUMBER
-from vt_core.files.packing import split
+from vt_core.files.packing import split_rows
 from vt_core.files.quantization import Quantization
 from vt_core.files.tables import Table
 from vt_core.vocab.active import Ids
@@ -215,7 +215,7 @@ class MlxRows:
     def _send(self, stored: np.ndarray, dtype: str, how: Quantization | None) -> list[mx.array]:
         if how is None:
             return [as_array(stored, dtype).astype(self._dtype)]
-        words, *floats = split(stored, how)
+        words, *floats = split_rows(stored, how)
         return [mx.array(words), *(as_array(part, how.dtype).astype(self._dtype) for part in floats)]
 
 

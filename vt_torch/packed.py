@@ -37,7 +37,7 @@ class PackedTensor:
         for start in range(0, rows, step):
             piece = slice(start, start + step)
             factors, offsets = (part[piece].float().numpy() for part in (scales, biases))
-            values = packing.expand(words[piece].numpy(), factors, offsets, self._bits)
+            values = packing.dequantize_groups(words[piece].numpy(), factors, offsets, self._bits)
             out[piece] = torch.from_numpy(values)
         return out
 

@@ -39,7 +39,7 @@ def check_packages(directory: ModelDirectory, bits: int | None) -> None:
     Raises:
         BackendError: a package is missing, which is named, or ``bits`` were asked for.
     """
-    method = directory.carried
+    method = directory.prequantized
     if method is None:
         return
     if bits is not None:
@@ -93,7 +93,7 @@ def find_layout(directory: ModelDirectory) -> Layout | None:
     Raises:
         ModelError: in a variant that it does not know.
     """
-    method = directory.carried
+    method = directory.prequantized
     if method not in _PARTS:
         return None
     settings = directory.config["quantization_config"]

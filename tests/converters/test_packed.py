@@ -66,7 +66,7 @@ def test_rows_are_stored_packed_and_the_body_is_kept(embedding, head, dtype, tmp
         for name, how in expected.items():
             rows = store.tables[name].read(np.arange(tiny.VOCAB))
             module = {"embedding": EMBEDDING, "head": HEAD}[name]
-            words, *others = packing.split(rows, how)
+            words, *others = packing.split_rows(rows, how)
             np.testing.assert_array_equal(words, parts[f"{module}.weight"])
             for part, kind in zip(others, ("scales", "biases"), strict=True):
                 stored = parts[f"{module}.{kind}"]

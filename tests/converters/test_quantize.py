@@ -89,7 +89,7 @@ def test_a_gguf_file_can_be_quantized(dtype, tmp_path):
     with packed.open_store() as store, floats.open_store() as other:
         values = to_float32(other.tables["embedding"].read(rows), dtype)
         words, *others = packing.quantize(values, 6, 32)
-        expected = packing.join(words, *(from_float32(part, dtype) for part in others))
+        expected = packing.join_rows(words, *(from_float32(part, dtype) for part in others))
         np.testing.assert_array_equal(store.tables["embedding"].read(rows), expected)
 
 

@@ -1,4 +1,4 @@
-"""What a process has of the machine."""
+"""Memory and cores of a process."""
 
 import os
 import subprocess
@@ -9,15 +9,15 @@ import pytest
 from vt_core.host import trim_heap, usable_cores
 
 
-@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system binds no process to cores")
-def test_cores_are_those_that_the_process_is_bound_to():
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs CPU affinity")
+def test_usable_cores_counts_the_affinity_mask():
     core = min(os.sched_getaffinity(0))
     lines = ["import os", f"os.sched_setaffinity(0, [{core}])", "from vt_core.host import usable_cores"]
     code = "; ".join([*lines, "print(usable_cores())"])
     assert subprocess.check_output([sys.executable, "-c", code]) == b"1\n"
 
 
-def test_giving_memory_back_harms_nothing():
+def test_trim_heap_keeps_live_memory():
     assert usable_cores() >= 1
     data = [bytes(1000) for _ in range(1000)]
     trim_heap()

@@ -1,14 +1,14 @@
-"""Element types by name, how they are stored in numpy, and conversions between the float types.
+"""Element types by name, their storage in numpy, and conversions between the float types.
 
-numpy has no bfloat16: it is carried as its bits, in uint16. "uint32" and "uint8" hold packed quantized
-values: they have a storage type but are no numbers that could be converted.
+numpy has no bfloat16, so its bits are stored as uint16. "uint32" and "uint8" hold packed quantized values,
+which cannot be converted like numbers.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from vt_core.errors import ModelError
+from vt_core.errors import ModelError, shorten
 
 _STORAGE: dict[str, np.dtype] = {
     "float32": np.dtype("<f4"),
@@ -21,9 +21,9 @@ FLOATS = ("float32", "float16", "bfloat16")
 
 
 def storage_dtype(name: str) -> np.dtype:
-    """The numpy type that carries elements of type `name`. Raises ModelError for an unknown name."""
-    if name not in _STORAGE:
-        raise ModelError(f"Element type {name!r} is not known; use one of {', '.join(_STORAGE)}.")
+    """The numpy type that stores elements of type `name`. Raises ModelError for an unknown name."""
+    if not isinstance(name, str) or name not in _STORAGE:
+        raise ModelError(f"Element type {shorten(name)} is unknown; use one of {', '.join(_STORAGE)}.")
     return _STORAGE[name]
 
 
@@ -33,9 +33,9 @@ def item_size(name: str) -> int:
 
 
 def to_float32(array: np.ndarray, dtype_name: str) -> np.ndarray:
-    """Values of a storage array of type `dtype_name`, same shape, float32 (float32 itself is returned as is).
+    """Values of a storage array of type `dtype_name` as float32, same shape. float32 is returned as it is.
 
-    Raises ModelError when the type is no float type or the array does not have its storage type.
+    Raises ModelError when the type is not a float type, or is not stored in arrays of this type.
     """
     _check_float(dtype_name)
     _check_storage(array, dtype_name)
@@ -47,9 +47,9 @@ def to_float32(array: np.ndarray, dtype_name: str) -> np.ndarray:
 
 
 def from_float32(array: np.ndarray, dtype_name: str) -> np.ndarray:
-    """float32 values rounded to nearest even into the storage array of type `dtype_name`, same shape.
+    """float32 values as a storage array of type `dtype_name`, same shape, rounded to nearest even.
 
-    Values beyond the range become infinite; NaN stays NaN. Raises ModelError as `to_float32` does.
+    Values out of range become infinite; NaN stays NaN. Raises ModelError as `to_float32` does.
     """
     _check_float(dtype_name)
     _check_storage(array, "float32")
@@ -62,7 +62,7 @@ def from_float32(array: np.ndarray, dtype_name: str) -> np.ndarray:
 
 
 def convert(array: np.ndarray, from_name: str, to_name: str) -> np.ndarray:
-    """A storage array of type `from_name` as storage of type `to_name`; equal names return the array as is.
+    """A storage array of type `from_name` converted to type `to_name`. Equal types return the array itself.
 
     Raises ModelError when a name is unknown or, for different names, not a float type.
     """

@@ -149,7 +149,7 @@ class Manifest:
             if name == PER_LAYER:
                 continue  # its width comes from config.json
             try:
-                expected[name] = how.columns(expected[name])
+                expected[name] = how.stored_columns(expected[name])
             except ModelError as error:
                 raise ModelError(f"{path}: {error}") from error
         for name, columns in expected.items():

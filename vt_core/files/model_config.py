@@ -52,7 +52,7 @@ def per_layer_shape(config: dict[str, Any], how: Quantization | None = None) -> 
     if not isinstance(layers, int) or not isinstance(width, int) or layers < 1 or width < 1:
         return None
     rows = text.get("vocab_size_per_layer_input")
-    columns = layers * width if how is None else how.columns(layers * width)
+    columns = layers * width if how is None else how.stored_columns(layers * width)
     return rows if isinstance(rows, int) else _PER_LAYER_ROWS, columns
 
 

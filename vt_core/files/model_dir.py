@@ -115,25 +115,24 @@ class ModelDirectory:
 
     @property
     def context(self) -> int | None:
-        """Tokens that fit the model's context, where its configuration says so."""
+        """Tokens that fit the model's context; None where config.json does not say."""
         return context(self.config)
 
     @property
     def quantization(self) -> str | None:
-        """How the layers came quantized: ``4-bit affine`` (MLX's format), another layout's name, or None."""
+        """How the layers are quantized: ``4-bit affine`` (MLX's format), another format's name, or None."""
         if settings := self.config.get("quantization"):
             return f"{settings['bits']}-bit {settings.get('mode') or 'affine'}"
-        return self.carried
+        return self.prequantized
 
     @property
-    def carried(self) -> str | None:
-        """The layout of layers that came quantized and were converted as they are (GPTQ), if they did."""
+    def prequantized(self) -> str | None:
+        """The format of layers that are quantized in the source and kept as they are (``gptq``), or None."""
         settings = self.config.get("quantization_config")
         return str(settings.get("quant_method")) if isinstance(settings, dict) else None
 
     def open_store(self) -> Store:
-        """Open the row store and check its tables against the manifest. Raises StoreError where they
-        differ."""
+        """Open the row store and compare its tables with the manifest. Raises StoreError if they differ."""
         from vt_core.store import Store
 
         store = Store.open(self.store_path)
@@ -157,31 +156,29 @@ class ModelDirectory:
                 )
             if store.tables[name].stored_checksum != table.checksum:
                 raise StoreError(
-                    f"{self.store_path} is the store of another model: table {name!r} has another "
-                    f"checksum than "
-                    f"{MANIFEST_NAME} says. Convert the model again."
+                    f"{self.store_path} is the store of another model: the checksum of table {name!r} "
+                    f"differs from {MANIFEST_NAME}. Convert the model again."
                 )
 
     def verify(self) -> None:
-        """Read every file and compare its digest. Raises ModelError where one differs."""
+        """Read every file and compare its digest. Raises ModelError if one differs."""
         self.open_store().close()
         for name, info in self.manifest.files.items():
             _check_digest(self.path / name, info.sha256)
 
     def verify_tables(self) -> None:
-        """Read every table through the store and compare its checksum. Raises StoreError where one
-        differs."""
+        """Read every table through the store and compare its checksum. Raises StoreError if one differs."""
         with self.open_store() as store:
             for name, table in self.manifest.tables.items():
                 if store.tables[name].checksum() != table.checksum:
                     raise StoreError(
-                        f"{self.store_path}: table {name!r} is not what was written: its checksum differs. "
-                        "Convert the model again."
+                        f"{self.store_path}: table {name!r} has changed since it was written: its checksum "
+                        "differs. Convert the model again."
                     )
 
 
 def is_model_directory(path: str | Path) -> bool:
-    """Whether `path` is a directory that a conversion wrote, whole or not."""
+    """Whether `path` was written by a conversion, complete or not."""
     return (Path(path) / MANIFEST_NAME).is_file()
 
 

@@ -95,7 +95,7 @@ class DequantizedTable:
 
     def __init__(self, table: Table, how: Quantization) -> None:
         packed = table.spec
-        self.spec = TableSpec(packed.name, packed.rows, how.values(packed.columns), "float32")
+        self.spec = TableSpec(packed.name, packed.rows, how.row_values(packed.columns), "float32")
         self._table, self._how = table, how
 
     @property

@@ -1,4 +1,4 @@
-"""Element types: storage, rounding, and what cannot be converted."""
+"""Element types: storage, rounding, and refused conversions."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_nan_stays_nan() -> None:
 
 
 @given(st.lists(st.integers(0, 0xFFFF), min_size=1, max_size=50), st.sampled_from(["bfloat16", "float16"]))
-def test_every_short_float_survives_float32(bits: list[int], name: str) -> None:
+def test_16_bit_floats_survive_float32(bits: list[int], name: str) -> None:
     stored = np.array(bits, np.uint16).view(dtypes.storage_dtype(name))
     wide = dtypes.to_float32(stored, name)
     numbers = ~np.isnan(wide)
@@ -70,7 +70,7 @@ def test_every_short_float_survives_float32(bits: list[int], name: str) -> None:
     assert back.view(np.uint16)[numbers].tolist() == stored.view(np.uint16)[numbers].tolist()
 
 
-def test_convert_keeps_shape_and_goes_through_float32() -> None:
+def test_convert_keeps_shape() -> None:
     half = np.array([[1.0, 2.5], [-3.0, 65504.0]], np.float16)
     brain = dtypes.convert(half, "float16", "bfloat16")
     assert brain.dtype == np.uint16
@@ -90,7 +90,7 @@ def test_float32_is_returned_as_is() -> None:
 
 
 def test_unknown_type_is_refused_by_name() -> None:
-    with pytest.raises(ModelError, match="'float8' is not known"):
+    with pytest.raises(ModelError, match="'float8' is unknown"):
         dtypes.storage_dtype("float8")
 
 

@@ -47,7 +47,7 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def model(converted: Path, tmp_path: Path) -> Path:
-    """A copy that a test may spoil."""
+    """A copy that a test may change."""
     import shutil
 
     return Path(shutil.copytree(converted, tmp_path / "model"))
@@ -70,27 +70,27 @@ def test_sizes() -> None:
     assert MANIFEST.table_bytes_of(3) == 3 * 4 * 2 * 2 + 3 * 4
 
 
-def test_sizes_with_a_table_for_the_layers() -> None:
+def test_sizes_with_a_per_layer_table() -> None:
     tables = MANIFEST.tables | {"per_layer": TableInfo(7, 12, "bfloat16", "sha256:ef")}
     manifest = replace(MANIFEST, tables=tables)
     assert Manifest.from_json(manifest.to_json(), path=Path("vt.json")) == manifest
     assert manifest.table_bytes == MANIFEST.table_bytes + 7 * 12 * 2
-    # Of these none is held, however many rows a head has.
+    # Per-layer rows are never kept in memory.
     assert manifest.table_bytes_of(3) == MANIFEST.table_bytes_of(3)
 
 
 FILE = {"bytes": 1, "sha256": "d0"}
 PACKED = {"bits": 4, "group_size": 32, "dtype": "bfloat16", "mode": "affine"}
 WRONG: dict[str, tuple[tuple[str, ...], Any, str]] = {
-    "version of tomorrow": (("format_version",), 3, "has format version 3, and this vt reads version 2"),
-    "version as a text": (("format_version",), "1", "'format_version' is '1', not a whole number"),
+    "newer version": (("format_version",), 3, "has format version 3, and this vt reads version 2"),
+    "version as text": (("format_version",), "1", "'format_version' is '1', not a whole number"),
     "version missing": (("format_version",), ..., "'format_version' is missing"),
     "source": (("source",), "x", "'source' is 'x', not an object"),
     "source name": (("source", "name"), 3, "'source.name' is 3, not text"),
     "fingerprint": (("source", "fingerprint"), ..., "'source.fingerprint' is missing"),
     "model type": (("model_type",), None, "'model_type' is None"),
     "no rows": (("vocab_rows",), 0, "'vocab_rows' is 0, not from 1 to"),
-    "truth as rows": (("vocab_rows",), True, "'vocab_rows' is True"),
+    "boolean as rows": (("vocab_rows",), True, "'vocab_rows' is True"),
     "huge rows": (("vocab_rows",), 1 << 63, "'vocab_rows' is 9223372036854775808"),
     "hidden": (("hidden",), 4.0, r"'hidden' is 4\.0"),
     "tied": (("tied",), 1, "'tied' is 1, not true or false"),
@@ -102,7 +102,7 @@ WRONG: dict[str, tuple[tuple[str, ...], Any, str]] = {
     "mode": (
         ("quantization",),
         {"head": PACKED | {"mode": "mxfp4"}},
-        "the quantization 'mxfp4' is not known",
+        "the quantization 'mxfp4' is unknown",
     ),
     "packed table missing": (("quantization",), {"x": PACKED}, "'x' is not packed, but"),
     "packed floats": (("quantization",), {"head": PACKED}, "'head' is not packed, but quantization lists it"),
@@ -118,7 +118,7 @@ WRONG: dict[str, tuple[tuple[str, ...], Any, str]] = {
         ...,
         r"tables are \['embedding', 'head'\], a model like this has",
     ),
-    "table too many": (("tied",), True, r"a model like this has \['embedding', 'head_bias'\]"),
+    "extra table": (("tied",), True, r"a model like this has \['embedding', 'head_bias'\]"),
     "size as in version 1": (("files", "config.json"), 2, "'files.config.json' is 2, not an object"),
     "negative size": (("files", "config.json", "bytes"), -1, "'files.config.json.bytes' is -1"),
     "file without digest": (("files", "config.json", "sha256"), ..., "'files.config.json.sha256' is missing"),
@@ -128,7 +128,7 @@ WRONG: dict[str, tuple[tuple[str, ...], Any, str]] = {
 }
 
 
-def test_a_quantized_table_is_as_wide_as_its_packing_makes_it() -> None:
+def test_columns_of_a_quantized_table() -> None:
     values = json.loads(MANIFEST.to_json()) | {"hidden": 64, "quantization": {"head": PACKED}}
     values["tables"]["embedding"]["columns"] = 64
     values["tables"]["head"] |= {"dtype": "uint32", "columns": 8 + 2}
@@ -161,7 +161,7 @@ def test_wrong_field_is_named(keys: tuple[str, ...], value: Any, sentence: str) 
     assert str(caught.value).startswith(str(Path("there/vt.json")))
 
 
-def test_opens_what_was_converted(converted: Path) -> None:
+def test_open_converted_model(converted: Path) -> None:
     directory = ModelDirectory.open(str(converted))
     manifest = directory.manifest
     assert (manifest.format_version, manifest.vocab_rows, manifest.hidden) == (
@@ -192,7 +192,7 @@ def test_is_model_directory(model: Path, tmp_path: Path) -> None:
     assert not is_model_directory(model / "vt.json")
 
 
-def test_what_is_no_model_directory(tmp_path: Path) -> None:
+def test_other_directories_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="does not exist"):
         ModelDirectory.open(tmp_path / "none")
     (tmp_path / "file").touch()
@@ -203,7 +203,7 @@ def test_what_is_no_model_directory(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"{", b"[]", b"\xff\xfe", b"[" * 100_000])
-def test_unreadable_manifest(model: Path, content: bytes) -> None:
+def test_unreadable_manifest_is_refused(model: Path, content: bytes) -> None:
     (model / "vt.json").write_bytes(content)
     with pytest.raises(ModelError, match=r"vt.json(: not a manifest| is UTF-16)"):
         ModelDirectory.open(model)
@@ -216,21 +216,21 @@ def test_huge_manifest_is_not_read(model: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "vocab.lmdb/data.mdb", "tokenizer.json"])
-def test_truncated_file(model: Path, name: str) -> None:
+def test_truncated_file_is_refused(model: Path, name: str) -> None:
     size = (model / name).stat().st_size
     os.truncate(model / name, size - 1)
     with pytest.raises(ModelError, match=f"{name} has {size - 1} bytes and should have {size}. Convert"):
         ModelDirectory.open(model)
 
 
-def test_missing_file(model: Path) -> None:
+def test_missing_file_is_refused(model: Path) -> None:
     (model / "model.safetensors").unlink()
     with pytest.raises(ModelError, match=r"is incomplete: model.safetensors is missing"):
         ModelDirectory.open(model)
 
 
 @pytest.mark.parametrize("nested", [False, True])
-def test_vocab_size_of_another_model(model: Path, nested: bool) -> None:
+def test_vocab_size_must_match_the_tables(model: Path, nested: bool) -> None:
     other = {"text_config": {"vocab_size": 41}} if nested else {"vocab_size": 41}
     set_config(model, **other)
     with pytest.raises(ModelError, match=r"config\.json says vocab_size 41, the tables have 40 rows"):
@@ -243,13 +243,13 @@ def set_config(model: Path, **changes: Any) -> None:
 
 
 @pytest.mark.parametrize("settings", ["x", ["bits", "group_size"], {"bits": 4}])
-def test_a_quantization_that_says_nothing(model: Path, settings: object) -> None:
+def test_incomplete_quantization_is_refused(model: Path, settings: object) -> None:
     set_config(model, quantization=settings)
     with pytest.raises(ModelError, match="does not give bits and group_size"):
         ModelDirectory.open(model)
 
 
-def test_the_table_of_the_layers_is_as_config_says(model: Path, tmp_path: Path) -> None:
+def test_per_layer_table_must_match_config(model: Path, tmp_path: Path) -> None:
     source = tiny.write_model(tmp_path / "in", tiny.with_per_layer(), **tiny.PER_LAYER)
     out = convert(source, tmp_path / "out", progress=False)
     directory = ModelDirectory.open(out)
@@ -268,7 +268,7 @@ def test_the_table_of_the_layers_is_as_config_says(model: Path, tmp_path: Path) 
         ModelDirectory.open(model)
 
 
-def test_a_packed_table_of_the_layers_is_as_wide_as_config_says(tmp_path: Path) -> None:
+def test_packed_per_layer_table_must_match_config(tmp_path: Path) -> None:
     tensors = tiny.with_per_layer()
     tensors["model.embed_tokens_per_layer.weight"] = tiny.bfloat16(tiny.random(6, tiny.PER_LAYER_ROWS, 32))
     config = tiny.PER_LAYER | {"hidden_size_per_layer_input": 32}
@@ -282,7 +282,7 @@ def test_a_packed_table_of_the_layers_is_as_wide_as_config_says(tmp_path: Path) 
         ModelDirectory.open(out)
 
 
-def test_changed_row_is_found_by_verify_only(model: Path) -> None:
+def test_verify_finds_a_changed_row(model: Path) -> None:
     file = model / "vocab.lmdb" / "data.mdb"
     content = bytearray(file.read_bytes())
     row = tiny.llama()["model.embed_tokens.weight"][7].tobytes()
@@ -290,7 +290,7 @@ def test_changed_row_is_found_by_verify_only(model: Path) -> None:
     file.write_bytes(content)
     directory = ModelDirectory.open(model)
     directory.open_store().close()
-    with pytest.raises(StoreError, match="'embedding' is not what was written: its checksum differs"):
+    with pytest.raises(StoreError, match="'embedding' has changed since it was written"):
         directory.verify_tables()
     with pytest.raises(ModelError, match=r"data\.mdb has changed since the conversion"):
         directory.verify()
@@ -306,13 +306,13 @@ def test_changed_row_is_found_by_verify_only(model: Path) -> None:
         (lambda tables: tables["head"].update(checksum="sha256:0"), "is the store of another model"),
     ],
 )
-def test_store_of_another_model(model: Path, change: Callable[[Any], Any], sentence: str) -> None:
+def test_store_of_another_model_is_refused(model: Path, change: Callable[[Any], Any], sentence: str) -> None:
     edit(model / "vt.json", lambda values: change(values["tables"]))
     with pytest.raises(StoreError, match=sentence):
         ModelDirectory.open(model).open_store()
 
 
-def test_table_missing_from_the_store(model: Path, tmp_path: Path) -> None:
+def test_missing_table_is_refused(model: Path, tmp_path: Path) -> None:
     tied = tiny.write_model(tmp_path / "tied")
     other = convert(tied, tmp_path / "other", progress=False)
     data = (other / "vocab.lmdb" / "data.mdb").read_bytes()
@@ -340,7 +340,7 @@ def test_opening_refuses_another_tokenizer_of_the_same_size(model: Path) -> None
         ModelDirectory.open(model)
 
 
-def test_files_added_after_the_conversion(model: Path) -> None:
+def test_added_files_are_ignored_or_refused(model: Path) -> None:
     (model / "README.md").write_text("notes")
     (model / "model-extra.safetensors").write_bytes(b"stray")
     assert ModelDirectory.open(model).weight_paths == (model / "model.safetensors",)
@@ -349,7 +349,7 @@ def test_files_added_after_the_conversion(model: Path) -> None:
         ModelDirectory.open(model)
 
 
-def test_counts_that_no_model_has(model: Path) -> None:
+def test_impossible_counts_are_refused(model: Path) -> None:
     for name in ("num_hidden_layers", "num_attention_heads", "num_experts"):
         set_config(model, **{name: 10**9})
         with pytest.raises(ConfigError, match=rf"config\.json: {name} is 1000000000, more than any model"):
@@ -358,7 +358,7 @@ def test_counts_that_no_model_has(model: Path) -> None:
     ModelDirectory.open(model)
 
 
-def test_tables_that_do_not_fit_into_the_store() -> None:
+def test_tables_larger_than_the_store_are_refused() -> None:
     rows = 10**9
     tables = {name: replace(table, rows=rows) for name, table in MANIFEST.tables.items()}
     text = replace(MANIFEST, vocab_rows=rows, tables=tables).to_json()

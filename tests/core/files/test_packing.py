@@ -1,4 +1,4 @@
-"""MLX's affine format in numpy: against MLX's own, and against what the format says."""
+"""MLX's affine format in numpy, compared with mlx and with the description of the format."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def difficult(seed: int = 0) -> np.ndarray:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("bits", BITS)
-def test_bits_are_those_of_mlx(bits, dtype):
+def test_quantize_equals_mlx_bit_by_bit(bits, dtype):
     mx = pytest.importorskip("mlx.core")
     values = to_float32(from_float32(difficult(), dtype), dtype)
     for group_size in GROUP_SIZES:
@@ -39,7 +39,7 @@ def test_bits_are_those_of_mlx(bits, dtype):
         stored = [from_float32(part, dtype) for part in floats]
         for ours, other in zip(stored, theirs[1:], strict=True):
             np.testing.assert_array_equal(to_float32(ours, dtype), np.array(other.astype(mx.float32)))
-        rows = packing.join(words, *stored)
+        rows = packing.join_rows(words, *stored)
         wide = [part.astype(mx.float32) for part in theirs[1:]]
         expected = mx.dequantize(theirs[0], *wide, group_size=group_size, bits=bits, stream=mx.cpu)
         how = Quantization(bits, group_size, dtype)
@@ -53,42 +53,44 @@ def test_bits_are_those_of_mlx(bits, dtype):
         )
     )
 )
-def test_unpacking_undoes_packing(case):
+def test_pack_round_trip(case):
     bits, numbers = case
     words = packing.pack(numbers, bits)
     assert words.shape == (3, 64 * bits // 32) and words.dtype == np.uint32
     np.testing.assert_array_equal(packing.unpack(words, bits), numbers)
-    # One stream of bits, lowest first.
+    # Lowest bit first.
     stream = np.unpackbits(words.view(np.uint8), axis=1, bitorder="little").reshape(3, 64, bits)
     np.testing.assert_array_equal((stream * (1 << np.arange(bits))).sum(axis=2), numbers)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_stored_rows_are_split_as_they_were_joined_from_padded_rows_too(dtype):
+def test_split_rows_inverts_join_rows(dtype):
     how = Quantization(5, 32, dtype)
     words, *floats = packing.quantize(difficult()[:, :96], 5, 32)
     floats = [from_float32(part, dtype) for part in floats]
-    rows = packing.join(words, *floats)
-    assert rows.shape[1] == how.columns(96) and how.values(rows.shape[1]) == 96
+    rows = packing.join_rows(words, *floats)
+    assert rows.shape[1] == how.stored_columns(96) and how.row_values(rows.shape[1]) == 96
     padded = np.zeros((len(rows), rows.shape[1] + 3), np.uint32)
     padded[:, :-3] = rows
-    for ours, part in zip(packing.split(padded[:, :-3], how), (words, *floats), strict=True):
+    for ours, part in zip(packing.split_rows(padded[:, :-3], how), (words, *floats), strict=True):
         np.testing.assert_array_equal(ours, part)
 
 
-def test_values_move_by_half_a_step_at_most():
+def test_quantization_error_is_at_most_half_a_step():
     values = difficult()
     for bits in BITS:
         words, scales, biases = packing.quantize(values, bits, 64)
-        error = np.abs(packing.expand(words, scales, biases, bits) - values).reshape(len(values), 2, 64)
-        # MLX puts zero on a step, for which the far end of a range may be cut by half a step more.
+        error = np.abs(packing.dequantize_groups(words, scales, biases, bits) - values).reshape(
+            len(values), 2, 64
+        )
+        # MLX represents zero exactly, which can move the far end of the range by another half step.
         assert (error <= 1.01 * np.abs(scales)[..., None]).all()
         assert np.median(error / np.abs(scales)[..., None]) < 0.5
 
 
-def test_what_the_format_does_not_have_is_refused():
+def test_unsupported_settings_are_refused():
     for arguments in ((7, 64, "float32"), (4, 16, "float32"), (4, 64, "uint8"), (4, 64, "float32", "nvfp4")):
         with pytest.raises(ModelError, match="affine format"):
             Quantization(*arguments)
-    with pytest.raises(ModelError, match="a row of 96 values cannot be cut into groups of 64"):
-        Quantization(4, 64, "float32").columns(96)
+    with pytest.raises(ModelError, match="a row of 96 values cannot be divided into groups of 64"):
+        Quantization(4, 64, "float32").stored_columns(96)

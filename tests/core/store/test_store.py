@@ -79,7 +79,7 @@ def test_pieces_cover_each_row_once_in_order(rows: int, tile_rows: int, max_byte
 
 @pytest.mark.parametrize("page", [4096, 16_384])
 @pytest.mark.parametrize("columns", [1, 7, 512])
-def test_rows_of_a_tile_begin_on_a_page(tmp_path: Path, page: int, columns: int) -> None:
+def test_tiles_start_on_a_page(tmp_path: Path, page: int, columns: int) -> None:
     with StoreWriter(tmp_path / "s", tile_rows=100) as writer:
         for name in ("embedding", "head"):
             writer.add_table(TableSpec(name, 950, columns, "uint8"), [numbered(950, columns, np.uint8)])
@@ -89,7 +89,7 @@ def test_rows_of_a_tile_begin_on_a_page(tmp_path: Path, page: int, columns: int)
     assert all(offset % page == 0 for offset in starts)
 
 
-def test_rows_are_padded_to_16_bytes_and_views_are_not(tmp_path: Path) -> None:
+def test_rows_are_padded_to_16_bytes_and_views_hide_it(tmp_path: Path) -> None:
     values = numbered(20, 3)
     write(tmp_path / "s", values)
     with Store.open(tmp_path / "s") as store:
@@ -351,7 +351,7 @@ def test_tiles_of_wide_rows_have_a_limited_size(tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="needs /proc/self/smaps")
-def test_scans_and_gathers_leave_no_more_than_a_tile_resident(tmp_path: Path) -> None:
+def test_scans_and_gathers_leave_at_most_one_tile_resident(tmp_path: Path) -> None:
     # The system maps up to 2 MiB around a touched page.
     slack = 4 << 20
     rows, columns = 12_000, 1024
@@ -374,7 +374,7 @@ def test_scans_and_gathers_leave_no_more_than_a_tile_resident(tmp_path: Path) ->
 def cached_share(file: Path) -> float:
     """Share of sampled pages of the file that the system has in its cache."""
     with open(file, "rb", buffering=0) as opened:
-        # Asking makes the system read the page that was asked for; let it be no more than that.
+        # The check itself reads a page; without this advice it would read ahead as well.
         os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
         offsets = range(0, file.stat().st_size, 256 << 10)
         cached = 0
@@ -385,7 +385,7 @@ def cached_share(file: Path) -> float:
 
 
 @pytest.mark.skipif(not hasattr(os, "RWF_NOWAIT"), reason="needs reads that do not wait")
-def test_a_scan_drops_its_pages_from_the_cache_only_when_asked(tmp_path: Path) -> None:
+def test_drop_cached_empties_the_page_cache(tmp_path: Path) -> None:
     values = numbered(8192, 512)
     write(tmp_path / "s", values, tile_rows=4096)
     file = tmp_path / "s" / "data.mdb"
