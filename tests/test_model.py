@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import inspect
 import json
 import threading
+import warnings
 from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests.conftest import backend_params
 from vt_core import Generation, Model, Stats, TaskVocabulary, VtError, load
 from vt_core.decode.options import request_options
 from vt_core.decode.sampling import SamplerSettings
@@ -260,6 +263,30 @@ def test_close_unmaps_the_vocabulary_tables(directory, tmp_path):
     assert str(own / "vocab.lmdb") in maps.read_text()
     model.close()
     assert str(own / "vocab.lmdb") not in maps.read_text()
+
+
+@pytest.mark.parametrize("backend", backend_params())
+def test_close_frees_the_arrays(directory, backend):
+    gc.collect()
+    before = array_bytes(backend)
+    model = load(directory, backend=backend, device="cpu")
+    model.generate(PROMPT, max_tokens=2)
+    assert array_bytes(backend) - before > 100_000
+    model.close()
+    assert array_bytes(backend) - before < 1000
+
+
+def array_bytes(backend):
+    """Bytes of the framework's arrays that are alive."""
+    if backend == "mlx":
+        import mlx.core
+
+        return mlx.core.get_active_memory() + mlx.core.get_cache_memory()
+    import torch
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # isinstance() of deprecated proxies warns
+        return sum(item.nbytes for item in gc.get_objects() if isinstance(item, torch.Tensor))
 
 
 def test_close_is_refused_while_another_thread_runs_a_request(directory):

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from vt_core.decode.answer import Answer
+from vt_core.decode.backend import backend as import_backend
 from vt_core.decode.decoder import Decoder
 from vt_core.decode.exclusive import Exclusive
 from vt_core.decode.metrics import Clock, ProcessMemory
@@ -95,6 +96,7 @@ class Model:
         with self._use.hold():
             self._decoder = None
         gc.collect()  # frameworks' modules refer to themselves
+        import_backend(self.backend).empty_cache()
         trim_heap()
 
     @property

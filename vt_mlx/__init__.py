@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vt_mlx.decoder import check_options, load_decoder
+from vt_mlx.device import empty_cache
 
 if TYPE_CHECKING:  # a type checker holds this module against the protocol
     import vt_mlx
@@ -12,4 +13,4 @@ if TYPE_CHECKING:  # a type checker holds this module against the protocol
 
     _backend: Backend = vt_mlx
 
-__all__ = ["check_options", "load_decoder"]
+__all__ = ["check_options", "empty_cache", "load_decoder"]

@@ -48,6 +48,11 @@ def pick_dtype(name: str | None, stored: str, device: mx.Device) -> mx.Dtype:
     return DTYPES[name]
 
 
+def empty_cache() -> None:
+    """Return unused memory of MLX's allocator to the system."""
+    mx.clear_cache()
+
+
 def reset_peak(device: mx.Device) -> None:
     """Begin to measure the allocator's peak; before anything of a model is on the device."""
     mx.clear_cache()

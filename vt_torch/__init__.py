@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vt_torch.decoder import check_options, load_decoder
+from vt_torch.device import empty_cache
 
 if TYPE_CHECKING:  # a type checker holds this module against the protocol
     import vt_torch
@@ -12,4 +13,4 @@ if TYPE_CHECKING:  # a type checker holds this module against the protocol
 
     _backend: Backend = vt_torch
 
-__all__ = ["check_options", "load_decoder"]
+__all__ = ["check_options", "empty_cache", "load_decoder"]

@@ -51,6 +51,12 @@ def pick_dtype(
     return DTYPES[name]
 
 
+def empty_cache() -> None:
+    """Return unused memory of CUDA's allocator to the system."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
 def reset_peak(device: torch.device) -> None:
     """Begin to measure the allocator's peak; before anything of a model is on the device."""
     if device.type == "cuda":

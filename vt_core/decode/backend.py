@@ -37,6 +37,9 @@ class Backend(Protocol):
             BackendError: this backend or this machine cannot do what is asked.
         """
 
+    def empty_cache(self) -> None:
+        """Return unused memory of the device's allocator to the system."""
+
     def load_decoder(
         self,
         directory: ModelDirectory,

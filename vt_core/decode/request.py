@@ -1,7 +1,7 @@
-"""The loop: a prompt of full ids in, full ids out.
+"""The generation loop: a prompt of full ids in, generated full ids out.
 
-The same for every head, exact and approximate. An exact request decodes blocks on the reduced head and has
-each checked by the full one; an approximate request, or one on the full head, believes every token at once.
+One loop serves every head. An exact request decodes a block of tokens on the reduced head, then verifies the
+block with the full head. An approximate request, or one on the full head, skips verification.
 """
 
 from __future__ import annotations
@@ -24,40 +24,38 @@ from vt_core.vocab.active import Ids
 
 @dataclass
 class Checks:
-    """What verification did in one request. Times in seconds."""
+    """Counts and times of verification in one request."""
 
-    verifications: int = 0
-    drafted: int = 0  #: positions that were checked
-    settled: int = 0  #: of these, near ties, which took another product of a few rows
-    rescued: list[int] = field(default_factory=list)  #: full ids that the full head put in place of others
-    rolled_back: int = 0  #: steps that were run behind a wrong token (one queued ahead is not counted)
-    verify_s: float = 0.0
-    rescue_s: float = 0.0  #: taking tokens back and reading the rescued row
-    rolled_back_s: float = 0.0  #: in steps that were rolled back
+    verifications: int = 0  #: times that the full head was read
+    drafted: int = 0  #: positions verified
+    settled: int = 0  #: near ties among them, which needed another product of a few rows
+    rescued: list[int] = field(default_factory=list)  #: full ids that replaced wrong tokens
+    rolled_back: int = 0  #: steps thrown away after a wrong token; a step queued ahead is not counted
+    verify_s: float = 0.0  #: seconds spent on verification
+    rescue_s: float = 0.0  #: seconds spent on rewinding caches and reading rescued rows
+    rolled_back_s: float = 0.0  #: seconds spent on steps that were thrown away
 
 
 @dataclass
 class Request:
-    """One request. However it ends, also when the caller stops listening, the decoder is left as it was
+    """One request. When it ends, also by an error or because the caller stops early, the decoder is as it was
     before.
-
-    ``policy`` decides the blocks of an exact request; None believes every token. Without ``dynamic`` the
-    prompt brings no rows.
     """
 
-    decoder: Decoder[Any]
-    sampler: Sampler
-    max_tokens: int
-    eos_ids: Collection[int]
-    policy: BlockPolicy | None = None
-    clock: Clock = time.perf_counter
-    dynamic: bool = True
-    checks: Checks = field(default_factory=Checks)
+    decoder: Decoder[Any]  #: model body and head
+    sampler: Sampler  #: chooses tokens; belongs to this request
+    max_tokens: int  #: most tokens to generate
+    eos_ids: Collection[int]  #: full ids that end the answer
+    policy: BlockPolicy | None = None  #: block lengths of an exact request; None skips verification
+    clock: Clock = time.perf_counter  #: clock of the measurements
+    dynamic: bool = True  #: whether the rows of the prompt's tokens join the head
+    checks: Checks = field(default_factory=Checks)  #: what verification did so far
 
     def run(self, prompt: Ids) -> Generator[int, None, None]:
-        """Generate up to ``max_tokens`` full ids; an id of ``eos_ids`` is the last one yielded.
+        """Yield up to ``max_tokens`` full ids. An id of ``eos_ids`` is yielded and ends the answer.
 
-        The ids of the prompt are made active for this request, where that is wanted.
+        Args:
+            prompt: full ids, int64 ``[n]``.
         """
         self.sampler.extend(prompt)
         self.decoder.begin(confidence=self.policy is not None)
@@ -84,7 +82,7 @@ class Request:
 
 
 class _Block:
-    """Tokens that were decoded on the reduced head since the last check, and the steps that chose them."""
+    """Tokens that were decoded on the reduced head and are not verified yet, with their steps."""
 
     def __init__(self, request: Request, done: int) -> None:
         self._request = request
@@ -95,18 +93,23 @@ class _Block:
         self._tokens: list[int] = []
         self._ahead: Step[Any] | None = None
         self._accepted = 0
-        self._step_s = 0.0  #: of a block behind the first
+        self._step_s = 0.0  #: seconds per step; measured from the second block on
         self._course: Block | None = None if request.policy is None else request.policy.block()
 
     def draft(self, step: Step[Any], started: float | None) -> None:
-        """Decode from ``step`` until the policy wants a check or the text ends."""
+        """Decode from ``step`` on until the policy asks for verification or the answer ends.
+
+        Args:
+            step: the step that chooses the block's first token.
+            started: when the block began, in seconds of the clock; None for the first block.
+        """
         request, decoder = self._request, self._decoder
         while True:
             more = self._done + len(self._tokens) + 1 < request.max_tokens
             follows = decoder.can_follow and request.sampler.settings.plain_greedy
             if self._course is not None and not decoder.can_rewind:
                 follows = False
-            # Queued before this token is known, so that the device does not wait for the host.
+            # Queue the next step before this token is known, so that the device does not wait for the host.
             self._ahead = decoder.follow(step) if follows and more else None
             token = self._choose(step)
             ended = not more or token in request.eos_ids
@@ -120,7 +123,11 @@ class _Block:
             request.policy.costs.add_step(self._step_s)
 
     def check(self) -> tuple[list[int], int | None]:
-        """The ids that stand, a rescue included, and the rescue."""
+        """Verify the block.
+
+        Returns:
+            The verified ids, ending with the rescued id if there is one; and the rescued id or None.
+        """
         request = self._request
         if request.policy is None or self._course is None:
             return self._tokens, None
@@ -145,14 +152,14 @@ class _Block:
         return [*self._tokens[:accepted], rescue], rescue
 
     def resume(self, rescue: int | None) -> Step[Any]:
-        """The step after the ids that stand."""
+        """Return the step after the verified ids. After a rescue, first undo what followed the wrong token."""
         decoder = self._decoder
         read = len(self._tokens) - 1 + (self._ahead is not None)
         if rescue is None:
             decoder.rewind(0)
             return decoder.step(self._tokens[-1]) if self._ahead is None else self._ahead
         started = self._request.clock()
-        # Dropped first: a step in flight holds the head's buffer, and writing into that would copy it whole.
+        # Drop steps in flight first: they hold the head's buffer, and writing to a held buffer copies it.
         self._ahead = None
         self._steps.clear()
         decoder.rewind(read - self._accepted)
@@ -161,6 +168,7 @@ class _Block:
         return decoder.step(rescue)
 
     def _choose(self, step: Step[Any]) -> int:
+        """Choose the token of a step on the reduced head and add it to the block."""
         request, decoder = self._request, self._decoder
         position = self._done + len(self._tokens)
         pending = tuple(self._tokens)

@@ -1,3 +1,5 @@
+"""The generation loop on the numpy fake backend, with every head and with arbitrary blocks."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -36,7 +38,7 @@ def run(head, static, prompt, *, can_follow=False, **options):
     prompt=st.lists(st.integers(0, len(TABLE) - 1), min_size=1, max_size=8),
     others=st.sets(st.integers(0, len(TABLE) - 1)),
 )
-def test_a_vocabulary_that_holds_the_full_output_gives_the_full_output(
+def test_head_with_all_tokens_of_the_full_output_gives_that_output(
     head, can_follow, sampling, prompt, others
 ):
     full = run(FullHead, [], prompt, can_follow=can_follow, **sampling)
@@ -44,14 +46,14 @@ def test_a_vocabulary_that_holds_the_full_output_gives_the_full_output(
 
 
 @pytest.mark.parametrize("sampling", [{}, {"temperature": 1.5, "seed": 3}])
-def test_only_active_ids_come_out_and_the_prompt_is_active(sampling):
+def test_approximate_ids_are_static_or_from_the_prompt(sampling):
     static = set(range(0, 200, 20))
     out = run(HEADS["prealloc"], static, [3, 77, 150], max_tokens=40, **sampling)
     assert set(out) <= static | {3, 77, 150}
 
 
 @pytest.mark.parametrize("can_follow", [False, True])
-def test_it_stops_at_any_eos_id_and_at_the_limit(can_follow):
+def test_stops_at_any_eos_id_and_at_the_limit(can_follow):
     free = run(FullHead, [], [1, 2], max_tokens=30, can_follow=can_follow)
     assert len(free) == 30
     eos = free[4]
@@ -62,7 +64,7 @@ def test_it_stops_at_any_eos_id_and_at_the_limit(can_follow):
     assert run(FullHead, [], [1, 2], max_tokens=1, can_follow=can_follow) == free[:1]
 
 
-def test_no_step_is_run_beyond_the_last_token():
+def test_no_step_is_run_after_the_last_token():
     decoder = FakeDecoder(TABLE, FullHead)
     decoder.head.set_static([])
     list(request(decoder, max_tokens=5).run(np.array([1])))
@@ -71,7 +73,7 @@ def test_no_step_is_run_beyond_the_last_token():
 
 @pytest.mark.parametrize("exact", [False, True])
 @pytest.mark.parametrize("how", ["closed", "failed", "finished"])
-def test_a_request_leaves_only_static_rows_however_it_ends(how, exact):
+def test_ended_request_leaves_only_static_rows(how, exact):
     decoder = FakeDecoder(TABLE, HEADS["prealloc"])
     decoder.head.set_static([1, 2, 3])
     decoder.fail_at = 4 if how == "failed" else None
@@ -115,7 +117,7 @@ def test_only_a_policy_costs_a_softmax_per_step():
 
 
 class Blocks:
-    """A policy of fixed, arbitrary block lengths."""
+    """A policy with given block lengths."""
 
     def __init__(self, lengths):
         self.lengths = list(lengths)
@@ -196,7 +198,7 @@ def test_rescues_join_the_dynamic_rows_and_are_counted():
 
 
 @pytest.mark.parametrize("can_follow", [False, True])
-def test_without_rewinding_every_token_is_checked_alone(can_follow):
+def test_every_token_is_verified_alone_without_rewinding(can_follow):
     decoder = FakeDecoder(TABLE, HEADS["prealloc"], can_follow)
     decoder.can_rewind = False
     decoder.head.set_static([1, 2, 3])

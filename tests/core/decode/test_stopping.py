@@ -1,3 +1,5 @@
+"""Stop strings in streamed text."""
+
 from __future__ import annotations
 
 from itertools import pairwise
@@ -13,7 +15,7 @@ letters = st.text("ab", max_size=12)
 
 
 @given(letters, st.lists(st.text("ab", min_size=1, max_size=3), max_size=3), st.lists(st.integers(0, 12)))
-def test_shown_text_ends_before_the_first_stop_however_it_is_cut(text, stops, cuts):
+def test_shown_text_ends_before_the_first_stop_string_for_any_pieces(text, stops, cuts):
     bounds = sorted({min(cut, len(text)) for cut in cuts} | {0, len(text)})
     matcher = StopMatcher(stops)
     shown = ""
@@ -31,7 +33,7 @@ def test_shown_text_ends_before_the_first_stop_however_it_is_cut(text, stops, cu
         assert text.startswith(shown) and not any(stop in shown for stop in stops)
 
 
-def test_text_that_cannot_begin_a_stop_is_shown_at_once():
+def test_text_that_cannot_start_a_stop_string_is_shown_at_once():
     matcher = StopMatcher(["\n\nQ:"])
     assert matcher.push("one\n") == "one"
     assert matcher.push("two") == "\ntwo"
@@ -40,6 +42,6 @@ def test_text_that_cannot_begin_a_stop_is_shown_at_once():
     assert matcher.stopped
 
 
-def test_an_empty_stop_is_refused():
+def test_empty_stop_string_is_refused():
     with pytest.raises(OptionError, match="stop string is empty"):
         StopMatcher(["x", ""])
