@@ -152,7 +152,7 @@ class _Block:
         return [*self._tokens[:accepted], rescue], rescue
 
     def resume(self, rescue: int | None) -> Step[Any]:
-        """Return the step after the verified ids. After a rescue, first undo what followed the wrong token."""
+        """Return the step after the verified ids. After a rescue, take back the wrong steps first."""
         decoder = self._decoder
         read = len(self._tokens) - 1 + (self._ahead is not None)
         if rescue is None:
