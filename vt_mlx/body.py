@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_map_with_path
+from mlx.utils import tree_flatten, tree_map_with_path
 from mlx_lm.utils import _get_classes, load_model
 
 from vt_core.errors import ModelError
 from vt_core.files.architectures import EMBEDDING_MODULES, HEAD_MODULES, PER_LAYER_MODULE
 from vt_core.files.model_dir import ModelDirectory
+from vt_core.files.tensor_names import check_tensor_names
 from vt_core.vocab.heads import Head
 from vt_mlx.rows import PackedMatrix
 
@@ -139,9 +138,7 @@ def load_body(directory: ModelDirectory, dtype: mx.Dtype) -> Body:
         model, _ = load_model(
             path,
             lazy=True,
-            get_model_classes=lambda config: _tableless(
-                config, directory.weight_paths, embedding, head, factors
-            ),
+            get_model_classes=lambda config: _tableless(config, directory, embedding, head, factors),
         )
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
         # The first line: a list of all tensors may follow. Values of config.json raise what they happen to.
@@ -165,7 +162,7 @@ def load_body(directory: ModelDirectory, dtype: mx.Dtype) -> Body:
 
 def _tableless(
     config: dict[str, Any],
-    files: Sequence[Path],
+    directory: ModelDirectory,
     embedding: RowEmbedding,
     head: RowHead,
     factors: dict[str, float],
@@ -189,7 +186,9 @@ def _tableless(
         def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
             # mlx-lm has read every model*.safetensors; only the files of the manifest count. Arrays are lazy.
             weights = {
-                name: array for file in files for name, array in cast(dict, mx.load(str(file))).items()
+                name: array
+                for file in directory.weight_paths
+                for name, array in cast(dict, mx.load(str(file))).items()
             }
             if not hasattr(base, "sanitize"):
                 return weights
@@ -200,6 +199,18 @@ def _tableless(
             for table, path in self._probes.items():
                 factors[table] = _factor(weights, path, rows, base)
             return weights
+
+        def load_weights(self, weights: Any, strict: bool = True) -> Any:
+            # mlx-lm calls this once, after it has put in layers of quantized weights.
+            declared = {name for name, _ in tree_flatten(self.parameters())}
+            stored = {name for name, _ in weights}
+            check_tensor_names(
+                directory.path,
+                f"mlx-lm's {base.__module__}",
+                missing=declared - stored,
+                unused=stored - declared,
+            )
+            return super().load_weights([each for each in weights if each[0] in declared], strict=strict)
 
     return Tableless, arguments
 

@@ -20,6 +20,7 @@ from transformers.utils import logging as transformers_logging
 from vt_core.errors import ModelError
 from vt_core.files.architectures import TEXT_PREFIXES
 from vt_core.files.model_dir import ModelDirectory
+from vt_core.files.tensor_names import check_tensor_names
 from vt_core.vocab.heads import Head
 from vt_torch.packed import dequantized
 from vt_torch.prequantized import check_packages, declare, find_layout, finish
@@ -164,12 +165,12 @@ def load_body(
             f"{path} does not fit transformers' {base.__name__}: {name} has the shape {list(stored)}, and by "
             f"config.json it should have {list(declared)}; convert it again"
         )
-    missing = sorted(report["missing_keys"]) + sorted(report["unexpected_keys"])
-    if missing:
-        raise ModelError(
-            f"{path} does not fit transformers' {base.__name__}: {missing[0]} is missing or unknown; "
-            "convert it again"
-        )
+    check_tensor_names(
+        path,
+        f"transformers' {base.__name__}",
+        missing=report["missing_keys"],
+        unused=report["unexpected_keys"],
+    )
     finish(model)
     if bits is not None and not any(isinstance(part, (Int8Linear, Int4Linear)) for part in model.modules()):
         raise ModelError(

@@ -22,6 +22,7 @@ from vt_core.vocab.active import Ids
 from vt_core.vocab.heads import Head, head_class
 from vt_torch.adapters import adapt
 from vt_torch.body import layer_table, load_body
+from vt_torch.caches import RotaryLog
 from vt_torch.device import peak_memory, pick_device, pick_dtype, reset_peak
 from vt_torch.prequantized import find_layout
 from vt_torch.quantized import pick_bits
@@ -47,6 +48,7 @@ class TorchDecoder(Decoder[torch.Tensor]):
         # (embeddings stay floats) or where the layers need rows that no head holds.
         tied = tied and not rows.quantized and rows.per_layer is None
         self._border = _cache_border(model)
+        self._scaled_beyond = _scaling_start(model)
         # Following indexes one matrix before the choice is known. A CPU has nothing to overlap.
         can_follow = tied and head.name != "split" and device.type != "cpu" and self._border is None
         super().__init__(
@@ -64,6 +66,7 @@ class TorchDecoder(Decoder[torch.Tensor]):
         self._output = model.get_output_embeddings()
         self._output.head = head
         self._cache: DynamicCache | None = None
+        self._rotary = RotaryLog(model)
         self._cache_argument = _cache_argument(model)
         # Tokens that were read at once: a sliding window holds only the last of them.
         self._prefilled = 0
@@ -89,6 +92,7 @@ class TorchDecoder(Decoder[torch.Tensor]):
 
     def _open_caches(self) -> None:
         self._cache = DynamicCache(config=self._model.config)
+        self._rotary.begin()
 
     def _close_caches(self) -> None:
         self._cache = self._embedding.table = None
@@ -98,6 +102,7 @@ class TorchDecoder(Decoder[torch.Tensor]):
 
     def _rewind_caches(self, count: int) -> None:
         assert self._cache is not None
+        self._rotary.rewind(count)
         if not self._cache.is_croppable:
             return
         if self._border is not None and len(self._text) < self._prefilled:
@@ -108,6 +113,7 @@ class TorchDecoder(Decoder[torch.Tensor]):
     def _allow_rewind(self) -> None:
         # Not before the prompt was read: recording keeps what slides out of a window.
         assert self._cache is not None
+        self._rotary.rewind(0)
         if self._cache.is_croppable:
             self._cache.activate_past_recording()
 
@@ -118,9 +124,10 @@ class TorchDecoder(Decoder[torch.Tensor]):
         return self._border is not None and length > self._border
 
     def _piece_tokens(self, length: int) -> int:
-        # Mamba continues from a state with single tokens only.
-        whole = self._cache_argument == "cache_params" or self._is_beyond_border(length)
-        return length if whole else PREFILL_TOKENS
+        # Mamba continues from a state with single tokens only. Scaling that depends on the length rotates all
+        # keys of a prompt alike only if they are read together.
+        scaled = self._scaled_beyond is not None and length > self._scaled_beyond
+        return length if scaled or self._cache_argument == "cache_params" else PREFILL_TOKENS
 
     # Running the body.
 
@@ -130,6 +137,10 @@ class TorchDecoder(Decoder[torch.Tensor]):
             self._layers.rows = inputs.per_layer[index]
         cache = {self._cache_argument: self._cache}
         return self._model(input_ids=index, use_cache=True, **cache).logits[0]
+
+    def _run_step(self, inputs: Inputs, index: torch.Tensor) -> torch.Tensor:
+        self._rotary.record()
+        return self._run(inputs, index)
 
     def _copy_states(self, start: int, end: int) -> torch.Tensor:
         return self._output.states[start:end].clone()
@@ -178,10 +189,22 @@ def _cache_border(model: PreTrainedModel) -> int | None:
     """Length at which longrope switches its factors, for models whose caches are invalid on the other side
     (Phi 3). None for others, also those whose caches transformers keeps across the border.
     """
+    return _scaling_start(model) if architecture(model.config.model_type).rebuilds_cache else None
+
+
+def _scaling_start(model: PreTrainedModel) -> int | None:
+    """Length after which the rotation of keys depends on the length of the text (longrope, dynamic NTK); None
+    where it never does.
+    """
     rope = getattr(model.config, "rope_parameters", None) or {}
-    if not architecture(model.config.model_type).rebuilds_cache or rope.get("rope_type") != "longrope":
-        return None
-    return rope.get("original_max_position_embeddings")
+    # One for the model, or one for each kind of layer.
+    settings = [rope] if "rope_type" in rope else [part for part in rope.values() if isinstance(part, dict)]
+    starts = [
+        part.get("original_max_position_embeddings") or model.config.max_position_embeddings
+        for part in settings
+        if part.get("rope_type") in ("longrope", "dynamic")
+    ]
+    return min(starts, default=None)
 
 
 def _cache_argument(model: PreTrainedModel) -> str:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import gc
 import json
 import logging
+import re
+import shutil
 import sys
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from converters import convert
 from tests.conftest import backend_params
@@ -106,3 +110,41 @@ def test_two_models_of_one_directory_share_its_store(backend, tiny):
     del first
     gc.collect()
     assert len(second.generate([5, 6], max_tokens=3).token_ids) == 3
+
+
+def rewrite_weights(source, change):
+    """Apply ``change`` to a dictionary of the weights of a Hugging Face directory."""
+    file = source / "model.safetensors"
+    tensors = load_file(file)
+    change(tensors)
+    save_file(tensors, file, {"format": "pt"})
+
+
+@pytest.mark.parametrize("backend", backend_params())
+def test_tensors_that_the_model_does_not_have_are_passed_over_and_logged(backend, tiny, tmp_path, caplog):
+    source, directory = tiny("llama")
+    expected = load(directory, backend=backend, device="cpu").generate([5, 6, 7], max_tokens=8).token_ids
+    beside = {
+        "v_head.summary.weight": np.ones((1, 32), np.float32),
+        "model.layers.9.mlp.up_proj.weight": np.ones((64, 32), np.float32),
+        "model.layers.0.self_attn.masked_bias": np.ones((), np.float32),
+    }
+    source = shutil.copytree(source, tmp_path / "source")
+    rewrite_weights(source, lambda tensors: tensors.update(beside))
+    directory = convert(source, tmp_path / "vt", progress=False)
+    with caplog.at_level(logging.INFO, "vt"):
+        model = load(directory, backend=backend, device="cpu")
+    (record,) = [record for record in caplog.records if record.name == "vt"]
+    assert all(name in record.getMessage() for name in beside) and str(directory) in record.getMessage()
+    assert model.generate([5, 6, 7], max_tokens=8).token_ids == expected
+
+
+@pytest.mark.parametrize("backend", backend_params())
+@pytest.mark.parametrize("kind", ["llama", "llama-4bit"])
+def test_missing_tensors_are_all_named(backend, kind, tiny, tmp_path):
+    source = shutil.copytree(tiny(kind)[0], tmp_path / "source")
+    gone = [f"model.layers.{layer}.self_attn.o_proj.weight" for layer in (0, 1)]
+    rewrite_weights(source, lambda tensors: [tensors.pop(name) for name in gone])
+    directory = convert(source, tmp_path / "vt", progress=False)
+    with pytest.raises(ModelError, match=re.escape(", ".join(gone)) if kind == "llama" else "o_proj"):
+        load(directory, backend=backend, device="cpu")

@@ -1,5 +1,5 @@
-"""Phi 3 turns all keys of a long text otherwise than those of a short one: a text that grows is read anew,
-and a long one is not read in pieces.
+"""Rotary embeddings that depend on the length of the text: across the border, the text is the stock
+framework's, also after tokens were taken back, and in a short request after a long one.
 """
 
 from __future__ import annotations
@@ -15,28 +15,41 @@ from tests.conftest import backend_params
 from tests.tiny import write_model
 from vt_core import load
 
-RANGE = 48  #: tokens of a short text
+BORDER = 48  #: tokens of the longest text that is not scaled
 TEXT = np.random.default_rng(0).integers(3, 900, 60).tolist()
+LONGROPE = {"original_max_position_embeddings": BORDER}
+DYNAMIC = {"rope_type": "dynamic", "factor": 4.0}
+CASES = {
+    "longrope": ("phi3", {}, LONGROPE, {}),
+    "longrope, window": ("phi3", {"sliding_window": 16}, LONGROPE, {}),
+    "dynamic": ("llama", {}, DYNAMIC, {"max_position_embeddings": BORDER}),
+}
 pytestmark = pytest.mark.parametrize("backend", backend_params())
 
 
-@pytest.fixture(scope="module", params=[None, 16], ids=["all", "window"])
-def source(request, tmp_path_factory):
-    source = write_model(tmp_path_factory.mktemp("long") / "source", "phi3", sliding_window=request.param)
+@pytest.fixture(scope="module", params=CASES.values(), ids=CASES)
+def directories(request, tmp_path_factory):
+    """Source and model directory."""
+    kind, changes, scaling, more = request.param
+    root = tmp_path_factory.mktemp("long")
+    source = write_model(root / "source", kind, **changes)
     file = source / "config.json"
     config = json.loads(file.read_text())
-    for part in (config, config["rope_parameters"], config["rope_scaling"]):
-        part["original_max_position_embeddings"] = RANGE
-    file.write_text(json.dumps(config))
-    return source
+    for name in ("rope_parameters", "rope_scaling"):
+        config[name] = (config.get(name) or {}) | scaling
+    file.write_text(json.dumps(config | more | (scaling if scaling is LONGROPE else {})))
+    return source, convert(source, root / "vt", progress=False)
 
 
-def test_texts_are_the_stock_frameworks_on_both_sides_and_across(backend, source, tmp_path, monkeypatch):
-    monkeypatch.setattr("vt_core.decode.decoder.PREFILL_TOKENS", 13)
-    original = stock.LOAD[backend](source, "float32")
-    directory = convert(source, tmp_path / "vt", progress=False)
+def test_texts_are_the_stock_frameworks_on_both_sides_and_across(backend, directories, monkeypatch):
+    source, directory = directories
+    if backend == "torch":  # mlx-lm reads long prompts in pieces too, of another size
+        monkeypatch.setattr("vt_core.decode.decoder.PREFILL_TOKENS", 13)
     model = load(directory, backend=backend, device="cpu", dtype="float32")
-    for length in (20, RANGE - 6, len(TEXT)):
+    # The longest first: what it leaves must not change the others.
+    for length in (len(TEXT), BORDER - 6, 20):
+        # Stock models remember the longest text as well.
+        original = stock.LOAD[backend](source, "float32")
         expected = stock.GENERATE[backend](original, TEXT[:length], 16, eos=[0, 2])[0]
         assert len(expected) == 16
         # Blocks with a miss are taken back across the border, too.
@@ -44,8 +57,9 @@ def test_texts_are_the_stock_frameworks_on_both_sides_and_across(backend, source
         model.decoder.head.set_static(sorted(expected)[::2])
         result = model.generate(TEXT[:length], max_tokens=16)
         assert list(result.token_ids) == expected and result.stats.rescued > 0
-    for start in (5, RANGE + 1):
+    for start in (5, BORDER + 1):
         (score,) = model.score_each([(TEXT[:start], TEXT[start:])])
+        original = stock.LOAD[backend](source, "float32")
         logits = stock.text_logits(backend, original, TEXT[:start], TEXT[start:])
         wanted = stock.log_softmax(logits)[range(len(logits)), TEXT[start:]]
         np.testing.assert_allclose(score.log_probs, wanted, rtol=1e-4, atol=1e-4)

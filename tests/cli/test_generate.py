@@ -9,7 +9,9 @@ from dataclasses import fields
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
+from converters import convert
 from tests.commands import error_of, json_of, run_cli
 from tests.conftest import backend_params
 from tests.manifests import update_manifest
@@ -33,6 +35,17 @@ def run(backend, model):
         return run_cli(backend, "generate", "--device", "cpu", "--model", model, *arguments, input=stdin)
 
     return run
+
+
+def test_verbose_names_tensors_that_are_not_used(run, tiny, tmp_path):
+    source = shutil.copytree(tiny("llama")[0], tmp_path / "source")
+    file = source / "model.safetensors"
+    save_file(load_file(file) | {"v_head.bias": np.ones(1, np.float32)}, file, {"format": "pt"})
+    directory = convert(source, tmp_path / "vt", progress=False)
+    for options, lines in (["-v"], 1), ([], 0):
+        done = run("--raw", "--max-tokens", 2, *options, "abc", model=directory)
+        assert done.exit_code == 0, done.stderr
+        assert sum("v_head.bias" in line for line in done.stderr.splitlines()) == lines
 
 
 def test_text_goes_to_stdout_and_summary_to_stderr(run):

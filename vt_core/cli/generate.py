@@ -23,7 +23,7 @@ from vt_core.cli.options import (
     system_option,
     task_option,
 )
-from vt_core.cli.streams import write_json, write_text
+from vt_core.cli.streams import log_shown, write_json, write_text
 from vt_core.errors import OptionError, PromptError, shorten
 from vt_core.files.json_files import decode_text, parse_object, read_json, read_text
 from vt_core.files.tables import STORES
@@ -138,7 +138,8 @@ def generate(
     loading["tile_bytes"] = None if tile is None else max(1, int(tile * 1e6))
     path = options.pop("model")
     request_options(**options)  # refuses wrong ones before the model is loaded
-    model = load(path, backend=backend, progress=sys.stderr.isatty() or verbose, **loading)
+    with log_shown(verbose):
+        model = load(path, backend=backend, progress=sys.stderr.isatty() or verbose, **loading)
     if verbose and model.tokenizer.chat_template is None and not options["raw"]:
         click.echo("the model has no chat template: the prompt is used as it is", err=True)
     for chunk in model.stream(text, **options):

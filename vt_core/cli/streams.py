@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import os
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
+
+import click
 
 from vt_core.errors import OutputError
 
@@ -95,3 +100,23 @@ def write_json(value: Any) -> None:
 def escape_text(text: str) -> str:
     """Text with its control characters shown as ``\\x1b`` and the like; tabs and line feeds are kept."""
     return _CONTROLS.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
+
+
+class _EchoHandler(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        click.echo(escape_text(self.format(record)), err=True)
+
+
+@contextmanager
+def log_shown(shown: bool) -> Iterator[None]:
+    """While entered, show the package's log messages on stderr, one line each, if ``shown``."""
+    logger, handler = logging.getLogger("vt"), _EchoHandler()
+    level = logger.level
+    if shown:
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
