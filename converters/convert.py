@@ -20,7 +20,7 @@ from converters.source import Source, TensorInfo, reading
 from converters.tables import Tables, find_tables
 from vt_core.errors import ModelError, OptionError, StoreError
 from vt_core.files.manifest import MANIFEST_NAME, Manifest, SourceInfo, TableInfo, describe_files
-from vt_core.files.model_dir import STORE_NAME, ModelDirectory, is_model_directory
+from vt_core.files.model_dir import STORE_NAME, ModelDirectory, check_path, is_model_directory
 from vt_core.files.quantization import Quantization
 
 if TYPE_CHECKING:
@@ -60,6 +60,8 @@ def convert(
     if quantize is not None:
         check_quantization(quantize, group_size)
     out = Path(out).expanduser().resolve()
+    for path in (source, out):
+        check_path(path)
     refuse_existing(out, force=force)
     opened = open_source(source, revision)
     if (method := carried_method(opened.config)) and (dtype is not None or quantize is not None):

@@ -135,6 +135,7 @@ class ModelDirectory:
         """Open the row store and compare its tables with the manifest. Raises StoreError if they differ."""
         from vt_core.store import Store
 
+        check_path(self.path)
         store = Store.open(self.store_path)
         try:
             self._check_store(store)
@@ -175,6 +176,20 @@ class ModelDirectory:
                         f"{self.store_path}: table {name!r} has changed since it was written: its checksum "
                         "differs. Convert the model again."
                     )
+
+
+def check_path(path: str | Path) -> None:
+    """Check that a path is UTF-8: LMDB, safetensors and MLX open no other.
+
+    Raises:
+        ModelError: it is not.
+    """
+    try:
+        str(path).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ModelError(
+            f"{path}: the path of a model must be UTF-8; rename it, or make a link to it."
+        ) from error
 
 
 def is_model_directory(path: str | Path) -> bool:
