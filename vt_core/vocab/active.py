@@ -12,21 +12,24 @@ from vt_core.types import Ids
 
 
 class ActiveVocabulary:
-    """Ordered full ids ``[static | learned | dynamic]``, none twice; the local id of a full id is its
-    position.
+    """Ordered full ids ``[static | learned | dynamic]`` without duplicates.
 
-    Static ids are sorted; learned and dynamic ids keep the order in which they came. A request adds dynamic
-    ids and :meth:`truncate` takes them back.
+    The local id of a full id is its position. Static ids are sorted; learned and dynamic ids keep the order
+    in which they were added. A request adds dynamic ids, and `truncate` removes them.
     """
 
     def __init__(self, rows: int) -> None:
-        """``rows``: V, the rows of the model's table; only ids below it can be active."""
-        self.rows = rows
+        """An empty vocabulary.
+
+        Args:
+            rows: V, the rows of the model's table. Only ids below it can be active.
+        """
+        self.rows = rows  #: V
+        self.static_size = 0  #: static ids
+        self.learned_size = 0  #: learned ids
+        self.size = 0  #: active ids
         self._local = np.full(rows, -1, dtype=np.int32)
         self._ids = np.empty(0, dtype=np.int64)
-        self.static_size = 0
-        self.learned_size = 0
-        self.size = 0
 
     @property
     def ids(self) -> Ids:
@@ -35,15 +38,19 @@ class ActiveVocabulary:
 
     @property
     def kept_size(self) -> int:
-        """Rows that outlive a request: static and learned ones."""
+        """Number of ids that outlive a request: static and learned ones."""
         return self.static_size + self.learned_size
 
     @property
     def dynamic_size(self) -> int:
+        """Number of ids of the current request."""
         return self.size - self.kept_size
 
     def set_static(self, ids: Iterable[int]) -> Ids:
-        """Replace everything by a new static set; returns it, sorted.
+        """Replace all ids by a new static set.
+
+        Returns:
+            The static ids, sorted.
 
         Raises:
             VocabularyError: an id is negative or has no row.
@@ -58,8 +65,13 @@ class ActiveVocabulary:
         return static
 
     def add(self, ids: Iterable[int]) -> Ids:
-        """Append the ids that are not active yet to the dynamic part; returns those, each once, in their
-        order.
+        """Append the ids that are not active yet to the dynamic part.
+
+        Returns:
+            The appended ids in their order.
+
+        Raises:
+            VocabularyError: an id is negative or has no row; nothing is appended.
         """
         wanted = _as_ids(ids)
         self._check(wanted)
@@ -73,16 +85,16 @@ class ActiveVocabulary:
         return new
 
     def keep_dynamic(self) -> None:
-        """The dynamic ids become learned ones."""
+        """Turn the dynamic ids into learned ones."""
         self.learned_size = self.size - self.static_size
 
     def forget_learned(self) -> None:
-        """Forget the learned and the dynamic ids."""
+        """Remove the learned and the dynamic ids."""
         self.learned_size = 0
         self.truncate()
 
     def truncate(self) -> None:
-        """Forget the dynamic ids."""
+        """Remove the dynamic ids."""
         self._local[self._ids[self.kept_size : self.size]] = -1
         self.size = self.kept_size
 

@@ -1,8 +1,8 @@
-"""How the reduced head is held: four strategies over the row operations of a backend.
+"""Layouts of the reduced head in device memory: four strategies over the row operations of a backend.
 
-A strategy decides which rows stand in which device matrix and when they are read; :class:`RowOps` does it on
-the device. Every strategy gives the same logits. ``prealloc`` is the paper's final form (VocabTailor,
-appendix A), ``split`` and ``rebuild`` are its alternatives, ``full`` is the original head.
+A strategy decides which rows each device matrix has and when they are read. `RowOps` moves them. All
+strategies give the same logits. ``prealloc`` is the paper's final form (VocabTailor, appendix A), ``split``
+and ``rebuild`` are its alternatives, and ``full`` is the original head.
 """
 
 from __future__ import annotations
@@ -22,44 +22,41 @@ Array = TypeVar("Array")  #: an array of the backend
 
 
 class RowOps(Protocol[Rows, Array]):
-    """Device operations on bundles of rows; each backend has one implementation, in its ``rows.py``."""
+    """Device operations on bundles of rows. Each backend implements them in its ``rows.py``."""
 
     def read(self, ids: Ids) -> Rows:
         """Rows of the head table for full ids, on the device, in the run's dtype."""
 
     def reserve(self, rows: Rows, capacity: int) -> Rows:
-        """A new bundle with room for ``capacity`` rows that begins with ``rows``; the rest is never looked
-        at.
-        """
+        """A new bundle of ``capacity`` rows that begins with ``rows``. The other rows may have any values."""
 
     def write(self, buffer: Rows, start: int, rows: Rows) -> Rows:
-        """``buffer`` with ``rows`` at ``start``, in place where the device can."""
+        """``buffer`` with ``rows`` at ``start``; written in place if the device can."""
 
     def first(self, rows: Rows, count: int) -> Rows:
         """The first ``count`` rows, without a copy."""
 
     def concatenate(self, first: Rows, second: Rows) -> Rows:
-        """A new bundle: ``first`` and then ``second``."""
+        """A new bundle: ``first``, then ``second``."""
 
     def product(self, hidden: Array, rows: Rows) -> Array:
-        """Logits ``[k, n]`` of ``hidden [k, hidden]``, rounded to the run's dtype as the stock framework's
-        head does.
-        """
+        """Logits ``[k, n]`` of ``hidden [k, hidden]``, rounded to the run's dtype as by the stock head."""
 
     def join(self, logits: list[Array]) -> Array:
         """Logits of several pieces side by side."""
 
     def nbytes(self, rows: Rows) -> int:
-        """Bytes that a bundle takes on the device."""
+        """Bytes of a bundle on the device."""
 
 
 class Head(ABC, Generic[Rows, Array]):
-    """The rows of an :class:`ActiveVocabulary` on the device.
+    """The rows of an `ActiveVocabulary` on the device.
 
-    After every public method the pieces, in order, hold exactly the rows of ``vocabulary.ids``; also after
-    one that raised.
+    After every public method, even one that raised, the pieces hold exactly the rows of ``vocabulary.ids``,
+    in order.
     """
 
+    #: Name of the strategy in options and results.
     name: str
 
     def __init__(self, ops: RowOps[Rows, Array], rows: int) -> None:
@@ -77,8 +74,9 @@ class Head(ABC, Generic[Rows, Array]):
         """Bytes held on the device, spare capacity included."""
 
     def set_static(self, ids: Iterable[int]) -> None:
-        """Replace the static set; reads its rows once for all requests. Fails with what was there before, or
-        with no row.
+        """Replace the static set. Its rows are read once for all requests.
+
+        A failed read changes nothing. If the device has no room for the rows, the head is empty afterwards.
         """
         static = np.unique(np.fromiter(ids, dtype=np.int64))
         rows = self.ops.read(static)
@@ -91,7 +89,11 @@ class Head(ABC, Generic[Rows, Array]):
             raise
 
     def add(self, ids: Iterable[int]) -> int:
-        """Make ``ids`` active for this request; returns how many rows had to be read."""
+        """Make ``ids`` active for this request.
+
+        Returns:
+            How many rows were read. If that fails, only static and learned rows stay.
+        """
         size = self.vocabulary.size
         new = self.vocabulary.add(ids)
         if len(new) == 0:
@@ -104,19 +106,23 @@ class Head(ABC, Generic[Rows, Array]):
         return len(new)
 
     def set_learned(self, ids: Iterable[int]) -> None:
-        """Keep ``ids`` behind the static rows for all requests, in place of those learned before."""
+        """Replace the learned ids: keep ``ids`` after the static rows for all requests."""
         self.vocabulary.forget_learned()
         self._cut()
         self.add(ids)
         self.vocabulary.keep_dynamic()
 
     def truncate(self) -> None:
-        """End a request: only static and learned rows stay. Reads nothing."""
+        """End a request: keep only static and learned rows. Reads nothing."""
         self.vocabulary.truncate()
         self._cut()
 
     def locate(self, local: int) -> tuple[Rows, int]:
-        """The piece that holds a local id, and the row within it."""
+        """The piece with a local id, and the row within it.
+
+        Raises:
+            IndexError: the id is not active.
+        """
         for piece, count in zip(self.pieces, self._counts(), strict=True):
             if local < count:
                 return piece, local
@@ -142,13 +148,14 @@ class Head(ABC, Generic[Rows, Array]):
 
 
 class PreallocHead(Head[Rows, Array]):
-    """One buffer: static rows stay, dynamic rows are written behind them; it grows geometrically.
+    """One buffer: static rows stay, and dynamic rows are written after them. It grows geometrically.
 
-    Spare rows lie behind the slice that is multiplied, so that nothing can choose them.
+    Only the slice of active rows is multiplied, so that no spare row can be chosen.
     """
 
     name = "prealloc"
-    SPARE = 256  #: first spare rows; the prompts of the five tasks bring 14 to 105 (paper, table 7)
+    #: Spare rows at first. Prompts of the paper's five tasks need 14 to 105 (table 7).
+    SPARE = 256
 
     _buffer: Rows
     _capacity = 0
@@ -178,7 +185,7 @@ class PreallocHead(Head[Rows, Array]):
 
 
 class SplitHead(Head[Rows, Array]):
-    """The static matrix stays, another is made of learned and dynamic rows; two products, joined."""
+    """A static matrix that stays, and another of learned and dynamic rows. Their products are joined."""
 
     name = "split"
 
@@ -209,7 +216,7 @@ class SplitHead(Head[Rows, Array]):
 
 
 class RebuildHead(Head[Rows, Array]):
-    """A new matrix of all active rows whenever some are added: the paper's naive form, for comparison."""
+    """A new matrix of all active rows whenever some are added. The paper's naive form, for comparison."""
 
     name = "rebuild"
 
@@ -234,7 +241,7 @@ class RebuildHead(Head[Rows, Array]):
 
 
 class FullHead(Head[Rows, Array]):
-    """The original head, whole: every row is static, local and full ids are the same. The reference."""
+    """The original head, the reference: every row is static, and local ids equal full ids."""
 
     name = "full"
 
@@ -249,7 +256,7 @@ class FullHead(Head[Rows, Array]):
         return self.ops.nbytes(self._whole)
 
     def set_static(self, ids: Iterable[int]) -> None:
-        """Load every row, whatever ``ids`` says; later calls do nothing."""
+        """Load every row, whatever ``ids`` are. Later calls do nothing."""
         if self.vocabulary.size == 0:
             super().set_static(range(self.vocabulary.rows))
 
@@ -263,6 +270,7 @@ class FullHead(Head[Rows, Array]):
         pass
 
 
+#: The strategies by name.
 HEADS: dict[str, type[Head[Any, Any]]] = {
     head.name: head for head in (PreallocHead, SplitHead, RebuildHead, FullHead)
 }
@@ -272,7 +280,7 @@ def head_class(name: str) -> type[Head[Any, Any]]:
     """The strategy of that name.
 
     Raises:
-        OptionError: there is none.
+        OptionError: the name is unknown.
     """
     if name not in HEADS:
         raise OptionError(f"unknown head {name!r}: choose one of {', '.join(HEADS)}")

@@ -1,4 +1,4 @@
-"""Rescued ids that later requests begin with, in this session and, where asked for, in later ones."""
+"""Learned ids: rescues that later requests of this session begin with, and of later sessions if saved."""
 
 from __future__ import annotations
 
@@ -11,25 +11,41 @@ from filelock import FileLock
 from vt_core.errors import OutputError, VocabularyError
 from vt_core.files.json_files import is_whole, read_object, write_atomically
 
-LIMIT = 1024  #: learned rows; an eighth of the rank prior's
+#: Most learned ids: an eighth of the rank prior.
+LIMIT = 1024
+#: Version of the file's format.
 FORMAT = 1
+#: Largest file to read, in bytes; `LIMIT` ids take about 10,000.
+MAX_BYTES = 1 << 20
 
 
 class Learned:
-    """Ids that the full head had to put in, the least recently used first; never more than ``limit``."""
+    """Ids that verification had to put in, least recently used first."""
 
     def __init__(self, ids: Iterable[int] = (), limit: int = LIMIT) -> None:
+        """Start with some ids.
+
+        Args:
+            limit: most ids to keep. The least recently used ones go first.
+        """
         self._limit = limit
         self._ids: dict[int, None] = {}
         self.update(ids, ())
 
     @property
     def ids(self) -> list[int]:
+        """Full ids, least recently used first."""
         return list(self._ids)
 
     def update(self, rescued: Iterable[int], used: Iterable[int]) -> bool:
-        """A request has used some ids and had others rescued; True when the set of learned ids has
-        changed.
+        """Take over what a request needed.
+
+        Args:
+            rescued: ids that its verification put in.
+            used: ids of its prompt and its text.
+
+        Returns:
+            Whether the set of learned ids has changed.
         """
         before = set(self._ids)
         for token in [*(token for token in used if token in self._ids), *rescued]:
@@ -41,26 +57,31 @@ class Learned:
 
 
 class LearnedFile:
-    """Learned ids on disk. Many processes may add to one file: each adds to what is there by then."""
+    """Learned ids on disk. Several processes may add to one file at once."""
 
     def __init__(self, path: Path, tokenizer_digest: str, rows: int) -> None:
-        """``rows``: V of the model; ids in the file must be below it."""
-        self.path = path
+        """Name a file, which need not exist.
+
+        Args:
+            tokenizer_digest: digest of the model's tokenizer; the file must have the same.
+            rows: V of the model. Ids in the file must be below it.
+        """
+        self.path = path  #: the file
         self._digest, self._rows = tokenizer_digest, rows
 
     def load(self) -> list[int]:
-        """The ids, least recently used first; none where there is no file.
+        """The ids, least recently used first; none if there is no file.
 
         Raises:
             VocabularyError: the file is damaged or belongs to another tokenizer.
         """
         if not self.path.exists():
             return []
-        data = read_object(self.path, "file of learned ids", VocabularyError)
+        data = read_object(self.path, "file of learned ids", VocabularyError, limit=MAX_BYTES)
         ids = data.get("ids") if data.get("format") == FORMAT else None
         if not isinstance(ids, list) or not all(is_whole(token, self._rows - 1) for token in ids):
             raise VocabularyError(
-                f"{self.path} holds no learned ids of a model with {self._rows} rows; delete it"
+                f"{self.path} does not hold learned ids of a model with {self._rows} rows; delete it"
             )
         if data.get("tokenizer_digest") != self._digest:
             raise VocabularyError(
@@ -70,7 +91,7 @@ class LearnedFile:
         return ids
 
     def add(self, learned: Learned) -> None:
-        """Write the ids of this process behind those that others have written meanwhile.
+        """Write the ids of this process after those that others have written meanwhile.
 
         Raises:
             VocabularyError: the file is damaged or belongs to another tokenizer.
@@ -90,7 +111,7 @@ class LearnedFile:
 
 
 def learned_path(tasks: Iterable[Path], cache: Path, tokenizer_digest: str) -> Path:
-    """Where learned ids are kept: beside the first task file, else in the cache, by tokenizer."""
+    """The file of learned ids: beside the first task file, else in the cache, named by the tokenizer."""
     for task in tasks:
         return task.with_name(task.name.removesuffix(".json").removesuffix(".vt") + ".learned.json")
     return cache / "learned" / f"{tokenizer_digest.rpartition(':')[2][:32]}.json"

@@ -1,4 +1,4 @@
-"""Which rows a model's head keeps for all requests."""
+"""The rows that a model's head keeps for all requests."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from vt_core.vocab.tokenizer import Tokenizer
 
 
 def static_ids(directory: ModelDirectory, tokenizer: Tokenizer, tasks: Sequence[TaskVocabulary]) -> Ids:
-    """Sorted full ids: the union of the task vocabularies, or the rank prior without one; special and EOS ids
-    always.
+    """Full ids of the static set, sorted int64 ``[n]``.
+
+    It is the union of the task vocabularies, or the rank prior without one, and always special and EOS ids.
 
     Raises:
         VocabularyError: a task vocabulary belongs to another tokenizer.
@@ -24,7 +25,7 @@ def static_ids(directory: ModelDirectory, tokenizer: Tokenizer, tasks: Sequence[
     rows = directory.manifest.vocab_rows
     for task in tasks:
         task.check(directory.manifest.tokenizer_digest, rows)
-    # Reading all tokens takes a while, and memory: only the prior needs them.
+    # Only the prior needs all tokens; reading them takes time and memory.
     chosen = [np.asarray(task.ids) for task in tasks] or [rank_prior(TokenTable.load(tokenizer.path))]
     always = np.fromiter(tokenizer.added_ids() | tokenizer.eos_ids(rows), dtype=np.int64)
     ids: Ids = np.unique(np.concatenate([*chosen, always]).astype(np.int64))

@@ -1,8 +1,9 @@
-"""Task vocabularies: the static ids of a task, where they come from, and their file (`*.vt.json`)."""
+"""Task vocabularies: the static ids of a task, their provenance, and their file (`*.vt.json`)."""
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,13 +11,16 @@ from typing import Any
 
 import numpy as np
 
-from vt_core.errors import VocabularyError
+from vt_core.errors import VocabularyError, shorten
 from vt_core.files.json_files import Fields, is_whole, read_json, write_atomically, write_json
 from vt_core.types import Ids
 from vt_core.vocab.added_tokens import MAX_TOKENS
 from vt_core.vocab.token_bytes import TokenTable
 
+#: Version of the file's format.
 FORMAT = "vt-task/1"
+#: Largest file to read, in bytes; all ids of the largest tokenizers take 5 million.
+MAX_BYTES = 1 << 26
 
 Stages = Mapping[str, int]
 HeldOut = Mapping[str, Any]
@@ -24,50 +28,57 @@ HeldOut = Mapping[str, Any]
 
 @dataclass(frozen=True, eq=False)
 class TaskVocabulary:
-    """The static vocabulary of a task.
+    """The static vocabulary of a task."""
 
-    `ids` are full ids, sorted int64 [n], none twice, all below `vocab_size`; `counts` [n] is the number of
-    profiled examples that needed each id (0 for an id that only the rank prior brought), out of `examples`.
-    """
-
+    #: Name of the task.
     name: str
+    #: Digest of the tokenizer that the ids belong to.
     tokenizer_digest: str
+    #: Rows of the table of the model that the task was profiled for.
     vocab_size: int
-    """Rows of the table of the model that the task was profiled for."""
+    #: Full ids below `vocab_size`, sorted int64 ``[n]`` without duplicates.
     ids: Ids
+    #: Profiled examples that needed each id, int64 ``[n]``; 0 for an id that only the rank prior added.
     counts: Ids
+    #: Profiled examples.
     examples: int = 0
+    #: Ordinary ids that the rank prior took; 0 without one.
     prior: int = 0
-    """How many ordinary ids the rank prior took; 0 without one."""
+    #: Languages of the language filter; empty without one.
     languages: tuple[str, ...] = ()
-    """Names of the language filter's languages; empty where nothing was filtered."""
+    #: Share of the examples that may lose a token; None if the number of rows was given instead.
     tolerance: float | None = None
-    """Share of the examples that may lose a token; None where a number of rows was asked for instead."""
+    #: Number of ids after each stage of profiling, in order.
     stages: Stages = field(default_factory=dict)
-    """Ids after each stage of profiling, in order."""
+    #: One `{"file": name, "rows": count}` for each profiled file.
     source: tuple[Mapping[str, Any], ...] = ()
-    """One `{"file": name, "rows": count}` for each file that was read."""
+    #: Coverage of a held-out file, if it was measured.
     held_out: HeldOut | None = None
-    """Coverage of a held-out file, where it was measured."""
+    #: Name of the model that the task was profiled for, for messages.
     model: str = ""
-    """Name of the model that the task was profiled for, for messages."""
 
     @classmethod
     def load(cls, path: str | Path, tokenizer_json: str | Path | None = None) -> TaskVocabulary:
-        """Reads a task vocabulary of ours, or one of the published code's forms.
+        """Read a task vocabulary, in this package's format or in one of the published code's.
 
-        The published forms, `{token string: id}` and `[id, ...]`, do not say which tokenizer they belong to:
-        the model's `tokenizer_json` is read for them only, and every string must be that tokenizer's.
-        Raises VocabularyError, or TokenizerError.
+        Args:
+            tokenizer_json: the model's tokenizer. Only the published formats, `{token string: id}` and
+                `[id, ...]`, need it: they do not name a tokenizer, so each string is compared with it.
+
+        Raises:
+            VocabularyError: the file cannot be read, or does not belong to the tokenizer.
+            TokenizerError: `tokenizer_json` cannot be read.
         """
-        data = read_json(path, "task vocabulary", VocabularyError)
+        if not isinstance(path, str | os.PathLike):
+            raise VocabularyError(f"a task is a file or a TaskVocabulary, not {shorten(path)}")
+        data = read_json(path, "task vocabulary", VocabularyError, limit=MAX_BYTES)
         if isinstance(data, dict) and "format" in data and not isinstance(data["format"], int):
             return _parse(Fields(str(path), data, VocabularyError, "profile the task again"))
         if not isinstance(data, dict | list):
             raise VocabularyError(f"{path}: not a task vocabulary; it holds neither an object nor a list.")
         if tokenizer_json is None:
             raise VocabularyError(
-                f"{path}: a list of ids without its tokenizer's digest; give the model that it belongs to."
+                f"{path}: a list of ids without a tokenizer's digest; give the model that it belongs to."
             )
         return _parse_published(data, TokenTable.load(tokenizer_json), path)
 
@@ -92,9 +103,11 @@ class TaskVocabulary:
         write_json(path, values)
 
     def save_published(self, path: str | Path, table: TokenTable) -> None:
-        """Writes the published code's `{token string: id}`, most frequent first.
+        """Write the published code's format, `{token string: id}`, most frequent first.
 
-        Raises VocabularyError for another tokenizer, OutputError where the file cannot be written.
+        Raises:
+            VocabularyError: `table` is another tokenizer's.
+            OutputError: the file cannot be written.
         """
         self.check(table.digest(), self.vocab_size)
         ids = self.ids[np.lexsort((self.ids, -self.counts))].tolist()
@@ -102,7 +115,15 @@ class TaskVocabulary:
         write_atomically(path, json.dumps(tokens, ensure_ascii=False))
 
     def check(self, tokenizer_digest: str, vocab_size: int, model: str = "") -> None:
-        """Raises VocabularyError unless the ids are of this tokenizer and have rows in `vocab_size` rows."""
+        """Check that the ids belong to a model.
+
+        Args:
+            vocab_size: rows of the model's table.
+            model: its name, for messages.
+
+        Raises:
+            VocabularyError: the model has another tokenizer, or an id has no row.
+        """
         if tokenizer_digest != self.tokenizer_digest:
             made_for = _tokenizer(self.model, self.tokenizer_digest)
             raise VocabularyError(
@@ -117,7 +138,11 @@ class TaskVocabulary:
 
     @staticmethod
     def union(tasks: Iterable[TaskVocabulary]) -> TaskVocabulary:
-        """All ids of several tasks of one tokenizer, counts and examples added; raises VocabularyError."""
+        """All ids of several tasks; their counts and examples are added.
+
+        Raises:
+            VocabularyError: their tokenizers differ.
+        """
         first, *rest = tasks
         for other in rest:
             first = _unite(first, other)
@@ -157,7 +182,8 @@ def _unite(a: TaskVocabulary, b: TaskVocabulary) -> TaskVocabulary:
 def _parse(fields: Fields) -> TaskVocabulary:
     if fields.values["format"] != FORMAT:
         raise VocabularyError(
-            f"{fields.where}: format {fields.values['format']!r} is unknown; this version reads {FORMAT!r}."
+            f"{fields.where}: format {shorten(fields.values['format'])} is unknown; this version reads "
+            f"{FORMAT!r}."
         )
     vocab_size = fields.whole("vocab_size", MAX_TOKENS)
     examples = fields.whole("examples")
@@ -189,7 +215,7 @@ def _tolerance(fields: Fields) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
-        raise fields.fault("tolerance", f"is {value!r}, not from 0 up to 1")
+        raise fields.fault("tolerance", f"is {shorten(value)}, not at least 0 and below 1")
     return float(value)
 
 
@@ -211,13 +237,15 @@ def _parse_published(data: Any, table: TokenTable, path: str | Path) -> TaskVoca
     values = data.values() if isinstance(data, dict) else data
     for value in values:
         if not is_whole(value, table.size - 1) or table.tokens[value] is None:
-            raise VocabularyError(f"{path}: {value!r} is no id of the model's tokenizer ({table.size} ids).")
+            raise VocabularyError(
+                f"{path}: {shorten(value)} is not an id of the model's tokenizer ({table.size} ids)."
+            )
     if isinstance(data, dict):
         for token, id in data.items():
             if token not in (table.tokens[id], table.text(id)):
                 raise VocabularyError(
-                    f"{path}: id {id} is {token!r} there, but {table.tokens[id]!r} in the model's tokenizer; "
-                    "the vocabulary was made for another one."
+                    f"{path}: id {id} is {shorten(token)}, but {shorten(table.tokens[id])} in the model's "
+                    "tokenizer; the vocabulary was made for another one."
                 )
     ids = np.unique(np.array(list(values), np.int64))
     name = Path(path).name.removesuffix(".json").removesuffix(".vt")

@@ -26,6 +26,7 @@ from vt_core.files.json_files import parse_object, read_bytes
 from vt_core.vocab.active import Ids
 from vt_core.vocab.added_tokens import TokenizerFiles, checked_id, merge_added_tokens, parse_added_tokens
 
+#: SentencePiece's spelling of a space.
 SPACE_MARK = "\u2581"
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
@@ -109,16 +110,16 @@ class TokenTable:
         return len(self.bytes)
 
     def special_ids(self, vocab_rows: int) -> Ids:
-        """Ids that are always active, sorted int64: special and added tokens below `vocab_rows`."""
+        """Ids that are always active: special and added tokens below `vocab_rows`, sorted int64 ``[n]``."""
         ids = np.flatnonzero((self.kinds == Kind.SPECIAL) | (self.kinds == Kind.ADDED))
         return ids[ids < vocab_rows].astype(np.int64)
 
     def ordinary_ids(self) -> Ids:
-        """Ids of ordinary tokens, sorted int64."""
+        """Ids of ordinary tokens, sorted int64 ``[n]``."""
         return np.flatnonzero(self.kinds == Kind.ORDINARY).astype(np.int64)
 
     def byte_ids(self) -> Ids:
-        """Ids of byte tokens, sorted int64."""
+        """Ids of byte tokens, sorted int64 ``[n]``."""
         return np.flatnonzero(self.kinds == Kind.BYTE).astype(np.int64)
 
     def text(self, id: int) -> str:

@@ -13,7 +13,7 @@ id_lists = st.lists(st.integers(0, ROWS - 1))
 
 
 @given(id_lists, st.lists(id_lists))
-def test_local_and_full_ids_are_inverse_and_no_id_stands_twice(static, batches):
+def test_local_and_full_ids_are_inverse(static, batches):
     vocabulary = ActiveVocabulary(ROWS)
     vocabulary.set_static(static)
     for batch in batches:
@@ -27,7 +27,7 @@ def test_local_and_full_ids_are_inverse_and_no_id_stands_twice(static, batches):
 
 
 @given(id_lists, id_lists, id_lists)
-def test_truncate_leaves_exactly_the_static_ids_sorted(static, first, second):
+def test_truncate_leaves_sorted_static_ids(static, first, second):
     vocabulary = ActiveVocabulary(ROWS)
     vocabulary.set_static(static)
     vocabulary.add(first)
@@ -36,7 +36,7 @@ def test_truncate_leaves_exactly_the_static_ids_sorted(static, first, second):
     assert vocabulary.add(second).tolist() == list(dict.fromkeys(i for i in second if i not in static))
 
 
-def test_dynamic_ids_keep_the_order_in_which_they_came():
+def test_dynamic_ids_keep_their_order():
     vocabulary = ActiveVocabulary(ROWS)
     vocabulary.set_static([5, 3])
     assert vocabulary.add([9, 3, 7, 9]).tolist() == [9, 7]
@@ -45,7 +45,7 @@ def test_dynamic_ids_keep_the_order_in_which_they_came():
     assert 7 in vocabulary and 8 not in vocabulary and -1 not in vocabulary and ROWS not in vocabulary
 
 
-def test_a_second_static_set_replaces_the_first():
+def test_second_static_set_replaces_the_first():
     vocabulary = ActiveVocabulary(ROWS)
     vocabulary.set_static([1, 2])
     vocabulary.add([9])
@@ -55,7 +55,7 @@ def test_a_second_static_set_replaces_the_first():
 
 
 @pytest.mark.parametrize("bad", [-1, ROWS, ROWS + 7])
-def test_ids_without_a_row_are_refused_and_change_nothing(bad):
+def test_id_without_a_row_changes_nothing(bad):
     vocabulary = ActiveVocabulary(ROWS)
     vocabulary.set_static([1])
     with pytest.raises(VocabularyError, match=f"token id {bad} has no row .* {ROWS} rows"):
@@ -65,7 +65,7 @@ def test_ids_without_a_row_are_refused_and_change_nothing(bad):
     assert vocabulary.ids.tolist() == [1]
 
 
-def test_ids_survive_growth_of_the_array():
+def test_growth_keeps_ids():
     vocabulary = ActiveVocabulary(2000)
     vocabulary.set_static(range(100))
     for start in range(100, 2000, 37):

@@ -10,7 +10,7 @@ import pytest
 
 from tests.tiny import write_tokenizer
 from vt_core.errors import PromptError, TokenizerError
-from vt_core.vocab import chat_template
+from vt_core.vocab import template_sandbox
 from vt_core.vocab.chat_template import render
 from vt_core.vocab.tokenizer import Tokenizer
 
@@ -180,6 +180,8 @@ HOSTILE = {
     "format": "{{ '{:>10000000000}'.format(1) }}",
     "replacement": "{{ ('a' * 1000000).replace('a', 'b' * 1000000) }}",
     "join": "{{ (['a'] * 100000) | join('b' * 1000000) }}",
+    "join method": "{{ ('b' * 1000000).join(['a'] * 100000) }}",
+    "indent lines": "{{ ('\n' * 1000000) | indent(1000000, true, true) }}",
     "map": "{{ ([range(99999)] * 100000) | map('list') | list | length }}",
     "output": "{% set x = 'a' * 10000000 %}{% for i in range(99999) %}{{ x }}{% endfor %}",
     "parentheses": "{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}",
@@ -187,9 +189,19 @@ HOSTILE = {
 }  # fmt: skip
 
 
+def test_large_conversation_is_rendered():
+    text = "a line of text with <think> in it\n" * 30_000
+    template = (
+        "{% for m in messages %}{% set text = m.content | replace('<think>', '') | trim %}"
+        "{{ '%s: %s' | format(m.role, text) + '.' }}{{ m.content.split('</think>') | join(' ') }}{% endfor %}"
+    )
+    messages = [{"role": "user", "content": text}] * 3
+    assert len(render(template, messages)) > 2 * len(text)
+
+
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_template_is_stopped(tmp_path, monkeypatch, name):
-    monkeypatch.setattr(chat_template, "MAX_SECONDS", 0.3)
+    monkeypatch.setattr(template_sandbox, "MAX_SECONDS", 0.3)
     tokenizer = tokenizer_with(tmp_path, HOSTILE[name])
     start = time.monotonic()
     with pytest.raises(PromptError, match="chat template"):

@@ -19,7 +19,7 @@ batches = st.lists(st.lists(st.integers(0, len(TABLE) - 1), max_size=40), max_si
 @pytest.mark.parametrize("kind", REDUCED)
 @settings(max_examples=30, deadline=None)
 @given(static=st.sets(st.integers(0, len(TABLE) - 1), max_size=60), requests=st.lists(batches, max_size=3))
-def test_logits_are_the_gathered_columns_of_the_full_ones(kind, static, requests):
+def test_logits_equal_gathered_columns_of_full_logits(kind, static, requests):
     head = kind(FakeRows(TABLE), len(TABLE))
     head.set_static(static)
     for request in requests:
@@ -43,7 +43,7 @@ def test_static_rows_are_read_once_for_all_requests(kind):
 
 
 @pytest.mark.parametrize("kind", REDUCED)
-def test_every_active_id_is_located_at_its_row(kind):
+def test_locate_finds_the_row_of_every_active_id(kind):
     head = kind(FakeRows(TABLE), len(TABLE))
     head.set_static(range(0, 50, 2))
     head.add([7, 900, 3])
@@ -55,7 +55,7 @@ def test_every_active_id_is_located_at_its_row(kind):
 
 
 @pytest.mark.parametrize("kind", REDUCED)
-def test_a_failed_read_leaves_only_static_rows(kind):
+def test_failed_read_leaves_only_static_rows(kind):
     rows = FakeRows(TABLE)
     head = kind(rows, len(TABLE))
     head.set_static([1, 2, 3])
@@ -70,7 +70,7 @@ def test_a_failed_read_leaves_only_static_rows(kind):
 
 
 @pytest.mark.parametrize("kind", REDUCED)
-def test_a_new_static_set_replaces_the_old_one_and_a_refused_one_does_not(kind):
+def test_only_a_valid_static_set_replaces_the_old_one(kind):
     head = kind(FakeRows(TABLE), len(TABLE))
     head.set_static([1, 2])
     head.set_static([9, 4])
@@ -80,7 +80,7 @@ def test_a_new_static_set_replaces_the_old_one_and_a_refused_one_does_not(kind):
     assert np.array_equal(head.logits(HIDDEN), HIDDEN @ TABLE[[4, 9]].T)
 
 
-def test_a_static_set_that_does_not_fit_leaves_an_empty_head_that_works():
+def test_static_set_too_large_for_the_device_leaves_an_empty_head():
     rows = FakeRows(TABLE)
     head = PreallocHead(rows, len(TABLE))
     head.set_static([1, 2])
@@ -101,7 +101,7 @@ def test_a_static_set_that_does_not_fit_leaves_an_empty_head_that_works():
     assert np.array_equal(head.logits(HIDDEN), HIDDEN @ TABLE[[20]].T)
 
 
-def test_spare_rows_of_the_buffer_are_never_multiplied():
+def test_spare_rows_are_not_multiplied():
     head = PreallocHead(FakeRows(TABLE), len(TABLE))
     head.set_static([1, 2])
     head.add([5])
@@ -110,7 +110,7 @@ def test_spare_rows_of_the_buffer_are_never_multiplied():
     assert np.abs(head.logits(HIDDEN)).max() < 999
 
 
-def test_the_buffer_grows_geometrically_and_keeps_its_rows():
+def test_buffer_grows_geometrically():
     rows = FakeRows(TABLE)
     head = PreallocHead(rows, len(TABLE))
     head.set_static([0])
@@ -122,7 +122,7 @@ def test_the_buffer_grows_geometrically_and_keeps_its_rows():
     assert np.array_equal(head.logits(HIDDEN), HIDDEN @ TABLE[:1400].T)
 
 
-def test_the_full_head_holds_every_row_and_reads_them_once():
+def test_full_head_reads_every_row_once():
     rows = FakeRows(TABLE)
     head = FullHead(rows, len(TABLE))
     head.set_static([3])
@@ -133,7 +133,7 @@ def test_the_full_head_holds_every_row_and_reads_them_once():
     assert np.array_equal(head.logits(HIDDEN), HIDDEN @ TABLE.T)
 
 
-def test_an_unknown_head_is_refused_with_the_known_ones():
+def test_unknown_head_is_refused():
     with pytest.raises(
         OptionError, match="unknown head 'huge': choose one of prealloc, split, rebuild, full"
     ):

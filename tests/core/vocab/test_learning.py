@@ -10,15 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vt_core.errors import VocabularyError
-from vt_core.files.json_files import MAX_BYTES
-from vt_core.vocab.learning import Learned, LearnedFile, learned_path
+from vt_core.vocab.learning import MAX_BYTES, Learned, LearnedFile, learned_path
 
 DIGEST = "sha256:" + "a" * 64
 ids = st.lists(st.integers(0, 30), max_size=20)
 
 
 @given(st.lists(st.tuples(ids, ids)), st.integers(1, 8))
-def test_the_most_recently_used_ids_stay(requests, limit):
+def test_most_recently_used_ids_stay(requests, limit):
     learned = Learned(limit=limit)
     order: list[int] = []
     for rescued, used in requests:
@@ -33,7 +32,7 @@ def test_the_most_recently_used_ids_stay(requests, limit):
         assert changed == (set(order) != before)
 
 
-def test_files_are_merged_and_hold_no_more_than_the_limit(tmp_path):
+def test_file_merges_up_to_the_limit(tmp_path):
     file = LearnedFile(tmp_path / "sub" / "math.learned.json", DIGEST, 5000)
     assert file.load() == []
     file.add(Learned([1, 2, 3]))
@@ -43,7 +42,7 @@ def test_files_are_merged_and_hold_no_more_than_the_limit(tmp_path):
     assert file.load() == list(range(4000 - 1024, 4000))
 
 
-def test_processes_that_write_at_once_lose_nothing(tmp_path):
+def test_concurrent_writers_lose_nothing(tmp_path):
     path = tmp_path / "x.learned.json"
     code = (
         "import sys; from pathlib import Path; from vt_core.vocab.learning import *; "
@@ -61,23 +60,23 @@ def test_processes_that_write_at_once_lose_nothing(tmp_path):
         ("{", "not valid JSON"),
         ("[" * 100_000, "levels deep"),
         ("[1]", "not a JSON object"),
-        (json.dumps({"format": 2, "ids": [], "tokenizer_digest": DIGEST}), "holds no learned ids"),
+        (json.dumps({"format": 2, "ids": [], "tokenizer_digest": DIGEST}), "does not hold learned ids"),
         (json.dumps({"format": 1, "ids": [5000], "tokenizer_digest": DIGEST}), "with 5000 rows"),
-        (json.dumps({"format": 1, "ids": [True], "tokenizer_digest": DIGEST}), "holds no learned ids"),
+        (json.dumps({"format": 1, "ids": [True], "tokenizer_digest": DIGEST}), "does not hold learned ids"),
         (
             json.dumps({"format": 1, "ids": [1], "tokenizer_digest": "sha256:b"}),
             "learned with tokenizer sha256:b",
         ),
     ],
 )
-def test_damaged_and_foreign_files_are_refused(tmp_path, content, sentence):
+def test_damaged_or_foreign_file_is_refused(tmp_path, content, sentence):
     path = tmp_path / "x.learned.json"
     path.write_text(content)
     with pytest.raises(VocabularyError, match=sentence):
         LearnedFile(path, DIGEST, 5000).load()
 
 
-def test_a_file_of_another_size_than_ours_is_not_read(tmp_path):
+def test_large_file_is_refused(tmp_path):
     path = tmp_path / "x.learned.json"
     with open(path, "wb") as file:
         file.truncate(MAX_BYTES + 1)
@@ -85,7 +84,7 @@ def test_a_file_of_another_size_than_ours_is_not_read(tmp_path):
         LearnedFile(path, DIGEST, 5000).load()
 
 
-def test_ids_are_kept_beside_the_task_or_in_the_cache():
+def test_path_is_beside_the_task_or_in_the_cache():
     cache = Path("cache")
     assert learned_path([Path("a/math.vt.json"), Path("b.vt.json")], cache, DIGEST) == Path(
         "a/math.learned.json"

@@ -10,7 +10,7 @@ from vt_core.vocab.token_bytes import TokenTable
 WORDS = [" the", " of", "ab"]
 
 
-def test_prior_holds_characters_that_stand_last_in_the_file() -> None:
+def test_prior_has_characters_that_come_last_in_the_file() -> None:
     table = TokenTable.from_json(sentencepiece(WORDS, "xyzé中"))
     prior = {table.bytes[id] for id in rank_prior(table, 2)}
     assert prior >= {character.encode() for character in "theofabxyzé "}
@@ -25,7 +25,7 @@ def test_prior_takes_the_first_ordinary_ids() -> None:
         assert {value for value in found if len(value or b"") > 1} == words
 
 
-def test_bytes_without_a_character_do_not_use_up_the_first_ordinary_ids() -> None:
+def test_byte_tokens_do_not_count_as_ordinary() -> None:
     table = TokenTable.from_json(byte_level(WORDS))
     assert table.ordinary_ids()[:128].tolist() == list(range(128))
     assert rank_prior(table, 128 + 1).tolist() == list(range(257))
@@ -37,7 +37,7 @@ def test_special_and_unused_ids_are_not_ordinary() -> None:
 
 
 @pytest.mark.parametrize("data", [byte_level(WORDS), sentencepiece(WORDS, "中")])
-def test_language_filter_decides_before_ids_are_counted(data: dict) -> None:
+def test_language_filter_applies_before_counting(data: dict) -> None:
     table = TokenTable.from_json(data)
     allowed = np.array([value is not None and not value.startswith(b" t") for value in table.bytes])
     prior = rank_prior(table, 10**6, allowed)
@@ -46,7 +46,7 @@ def test_language_filter_decides_before_ids_are_counted(data: dict) -> None:
     assert set(first) <= set(rank_prior(table, 130, allowed))
 
 
-def test_prior_is_sorted_and_holds_no_id_twice() -> None:
+def test_prior_is_sorted_without_duplicates() -> None:
     prior = rank_prior(TokenTable.from_json(byte_level(WORDS)), 200)
     assert prior.dtype == np.int64
     assert np.all(np.diff(prior) > 0)

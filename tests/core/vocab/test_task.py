@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from tests.core.profile.small_tokenizers import added, byte_level, write
 from vt_core.errors import OutputError, VocabularyError
-from vt_core.files.json_files import write_atomically
 from vt_core.vocab.task import TaskVocabulary
 from vt_core.vocab.token_bytes import TokenTable
 
@@ -36,7 +35,7 @@ def plain(vocabulary: TaskVocabulary) -> dict[str, Any]:
     return {key: value.tolist() if isinstance(value, np.ndarray) else value for key, value in values.items()}
 
 
-def test_saved_vocabulary_loads_as_it_was(tmp_path: Path) -> None:
+def test_save_and_load_round_trip(tmp_path: Path) -> None:
     saved = task(
         [3, 5, 99],
         [10, 0, 2],
@@ -52,7 +51,7 @@ def test_saved_vocabulary_loads_as_it_was(tmp_path: Path) -> None:
     assert plain(TaskVocabulary.load(tmp_path / "math.vt.json")) == plain(saved)
 
 
-def test_vocabulary_made_for_a_budget_has_no_tolerance(tmp_path: Path) -> None:
+def test_tolerance_may_be_absent(tmp_path: Path) -> None:
     task([1], tolerance=None).save(tmp_path / "t.vt.json")
     assert TaskVocabulary.load(tmp_path / "t.vt.json").tolerance is None
 
@@ -76,13 +75,13 @@ def test_vocabulary_made_for_a_budget_has_no_tolerance(tmp_path: Path) -> None:
         ("examples", 1.5, "field 'examples' is 1.5, not a whole number"),
         ("prior", True, "field 'prior' is True, not a whole number"),
         ("languages", ["en", 3], "field 'languages' is not a list of names"),
-        ("tolerance", 1, "field 'tolerance' is 1, not from 0 up to 1"),
+        ("tolerance", 1, "field 'tolerance' is 1, not at least 0 and below 1"),
         ("stages", {"vocabulary": -3}, "field 'stages' is not a table of sizes"),
         ("source", [{"file": "x"}], "field 'source' holds"),
         ("held_out", [1], "field 'held_out' is not a table of figures"),
     ],
 )
-def test_faulty_field_is_named(tmp_path: Path, field: str, value: Any, message: str) -> None:
+def test_wrong_field_is_named(tmp_path: Path, field: str, value: Any, message: str) -> None:
     path = tmp_path / "math.vt.json"
     task([3, 5]).save(path)
     path.write_text(json.dumps({**json.loads(path.read_text()), field: value}))
@@ -91,7 +90,7 @@ def test_faulty_field_is_named(tmp_path: Path, field: str, value: Any, message: 
     assert str(path) in str(caught.value)
 
 
-def test_every_field_but_the_model_must_be_there(tmp_path: Path) -> None:
+def test_missing_field_is_named(tmp_path: Path) -> None:
     path = tmp_path / "math.vt.json"
     task([3, 5], tolerance=0.1, held_out={"tokens": 3}).save(path)
     whole = json.loads(path.read_text())
@@ -110,18 +109,30 @@ def test_every_field_but_the_model_must_be_there(tmp_path: Path) -> None:
         ("[NaN]", "NaN"),
     ],
 )
-def test_file_that_is_no_vocabulary_is_refused(tmp_path: Path, content: str, message: str) -> None:
+def test_other_file_is_refused(tmp_path: Path, content: str, message: str) -> None:
     path = tmp_path / "x.json"
     path.write_text(content)
     with pytest.raises(VocabularyError, match=message):
         TaskVocabulary.load(path)
 
 
-def test_file_far_too_large_is_not_read(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("vt_core.files.json_files.MAX_BYTES", 10)
+def test_large_file_is_refused(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("vt_core.vocab.task.MAX_BYTES", 10)
     (tmp_path / "x.json").write_text("[" + " " * 20 + "]")
     with pytest.raises(VocabularyError, match=r"x\.json: not a task vocabulary; 22 bytes are more than"):
         TaskVocabulary.load(tmp_path / "x.json")
+
+
+@pytest.mark.parametrize("path", [3, None, b"x.json", ["x.json"]])
+def test_wrong_type_of_path_is_refused(path: Any) -> None:
+    with pytest.raises(VocabularyError, match="a task is a file or a TaskVocabulary"):
+        TaskVocabulary.load(path)
+
+
+def test_endless_device_is_refused(monkeypatch) -> None:
+    monkeypatch.setattr("vt_core.vocab.task.MAX_BYTES", 1000)
+    with pytest.raises(VocabularyError, match="more than the limit of 1000 bytes"):
+        TaskVocabulary.load("/dev/zero")
 
 
 def test_missing_file_is_named(tmp_path: Path) -> None:
@@ -137,7 +148,7 @@ def tokenizer_json(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     "published", [{"\u0120the": 258, "a": 97}, {" the": 258, "a": 97}, [258, 97], {"a": 97, "\u0120the": 258}]
 )
-def test_published_forms_are_read(tmp_path: Path, tokenizer_json: Path, published: Any) -> None:
+def test_published_formats_are_read(tmp_path: Path, tokenizer_json: Path, published: Any) -> None:
     path = tmp_path / "Model_math_tol_0.01.json"
     path.write_text(json.dumps(published))
     read = TaskVocabulary.load(path, tokenizer_json)
@@ -149,12 +160,12 @@ def test_published_forms_are_read(tmp_path: Path, tokenizer_json: Path, publishe
 @pytest.mark.parametrize(
     ("published", "message"),
     [
-        ({"\u0120the": 97}, "id 97 is 'Ġthe' there, but 'a' in the model's tokenizer"),
-        ({"a": 301}, "301 is no id"),
-        ({"a": "b"}, "'b' is no id"),
-        ([270], "270 is no id"),
-        ([-1], "-1 is no id"),
-        ([True], "True is no id"),
+        ({"\u0120the": 97}, "id 97 is 'Ġthe', but 'a' in the model's tokenizer"),
+        ({"a": 301}, "301 is not an id"),
+        ({"a": "b"}, "'b' is not an id"),
+        ([270], "270 is not an id"),
+        ([-1], "-1 is not an id"),
+        ([True], "True is not an id"),
     ],
 )
 def test_published_vocabulary_of_another_tokenizer_is_refused(
@@ -173,14 +184,14 @@ def test_published_vocabulary_needs_a_tokenizer(tmp_path: Path) -> None:
         TaskVocabulary.load(path)
 
 
-def test_token_called_format_does_not_make_a_published_file_ours(tmp_path: Path) -> None:
+def test_published_vocabulary_may_have_a_token_format(tmp_path: Path) -> None:
     tokenizer_json = write(tmp_path / "model", byte_level(["format"]))
     path = tmp_path / "x.json"
     path.write_text(json.dumps({"format": 260}))
     assert TaskVocabulary.load(path, tokenizer_json).ids.tolist() == [260]
 
 
-def test_published_form_is_written_most_frequent_first(tmp_path: Path, tokenizer_json: Path) -> None:
+def test_published_format_is_written_by_frequency(tmp_path: Path, tokenizer_json: Path) -> None:
     table = TokenTable.load(tokenizer_json)
     path = tmp_path / "out.json"
     saved = task([97, 98, 258], [2, 5, 5], tokenizer_digest=table.digest(), vocab_size=table.size)
@@ -198,7 +209,7 @@ def test_check_names_both_tokenizers() -> None:
         task([3], model="qwen").check(OTHER, 100, "gemma")
 
 
-def test_check_names_an_id_without_a_row() -> None:
+def test_check_names_id_without_a_row() -> None:
     with pytest.raises(VocabularyError, match=r"holds id 99, .* only 99 rows"):
         task([3, 99]).check(DIGEST, 99)
 
@@ -212,7 +223,7 @@ def vocabulary(id_counts: dict[int, int], **changes: Any) -> TaskVocabulary:
 
 
 @given(st.lists(ID_COUNTS, min_size=1, max_size=4))
-def test_union_holds_every_id_once_and_adds_counts(parts: list[dict[int, int]]) -> None:
+def test_union_adds_counts(parts: list[dict[int, int]]) -> None:
     union = TaskVocabulary.union([vocabulary(part) for part in parts])
     expected = {id: sum(part.get(id, 0) for part in parts) for part in parts for id in part}
     assert dict(zip(union.ids.tolist(), union.counts.tolist(), strict=True)) == expected
@@ -220,7 +231,7 @@ def test_union_holds_every_id_once_and_adds_counts(parts: list[dict[int, int]]) 
     assert union.examples == 10 * len(parts)
 
 
-def test_union_keeps_where_its_parts_come_from(tmp_path: Path) -> None:
+def test_union_combines_provenance(tmp_path: Path) -> None:
     a = task(
         [1], name="a", languages=("en", "it"), tolerance=0.01, prior=5, source=({"file": "a", "rows": 1},)
     )
@@ -237,7 +248,7 @@ def test_union_of_two_tokenizers_is_refused() -> None:
         TaskVocabulary.union([task([1], name="a"), task([1], name="b", tokenizer_digest=OTHER)])
 
 
-def test_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch) -> None:
+def test_interrupted_save_keeps_the_old_file(tmp_path: Path, monkeypatch) -> None:
     path = tmp_path / "math.vt.json"
     task([1]).save(path)
     before = path.read_bytes()
@@ -252,6 +263,6 @@ def test_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, 
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_directory_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_save_into_a_missing_directory_is_refused(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=r"absent.*x\.json: cannot be written"):
-        write_atomically(tmp_path / "absent" / "x.json", b"")
+        task([1]).save(tmp_path / "absent" / "x.json")

@@ -21,13 +21,13 @@ SPECIAL = [
 ]
 
 
-def test_byte_level_tokens_are_the_bytes_they_spell() -> None:
+def test_bytes_of_byte_level_tokens() -> None:
     table = TokenTable.from_json(byte_level([" the", "é", "\n\n"]))
     assert [table.bytes[id] for id in range(256)] == [bytes([byte]) for byte in range(256)]
     assert table.bytes[256:] == [b" t", b" th", b" the", "é".encode(), b"\n\n"]
 
 
-def test_sentencepiece_tokens_are_text_with_spaces_and_fallback_bytes() -> None:
+def test_bytes_of_sentencepiece_tokens() -> None:
     table = TokenTable.from_json(sentencepiece([" the"], "Wé"))
     assert table.bytes[1 + 0x0A] == b"\n"
     assert table.bytes[1 + 0xE4] == b"\xe4"
@@ -37,14 +37,14 @@ def test_sentencepiece_tokens_are_text_with_spaces_and_fallback_bytes() -> None:
 
 @pytest.mark.parametrize("data", [byte_level([" the", "hé"]), sentencepiece([" the", "hé"], "o")])
 @given(text=st.text(st.characters(exclude_categories=["Cs"]), max_size=20))
-def test_bytes_of_an_encoded_text_spell_the_text(data: dict, text: str) -> None:
-    text = text.replace("\u2581", "")  # SentencePiece spells the space so
+def test_bytes_of_encoded_ids_join_to_the_text(data: dict, text: str) -> None:
+    text = text.replace("\u2581", "")  # SentencePiece's mark of a space
     table = TokenTable.from_json(data)
     ids = Tokenizer.from_str(json.dumps(data)).encode(text, add_special_tokens=False).ids
     assert b"".join(table.bytes[id] or b"" for id in ids) == text.encode()
 
 
-def test_unigram_vocabulary_is_a_list_of_pieces() -> None:
+def test_unigram_vocabulary() -> None:
     data = sentencepiece(["ab"], fallback=False)
     data["model"]["vocab"] = [["<unk>", 0.0], ["\u2581ab", -1.5], ["b", -2.0]]
     table = TokenTable.from_json(data)
@@ -87,30 +87,30 @@ def test_unused_tokens_are_neither_special_nor_ordinary(token: str) -> None:
 
 
 @pytest.mark.parametrize("token", ["<pad>", "[PAD]", "<unk>", "<|vision_pad|>", "<mask>", "[INST]"])
-def test_control_tokens_are_not_taken_for_unused(token: str) -> None:
+def test_control_tokens_are_not_unused(token: str) -> None:
     assert TokenTable.from_json(byte_level((), [added(256, token)])).kinds[256] == Kind.SPECIAL
 
 
-def test_special_ids_are_special_and_added_ones_with_a_row() -> None:
+def test_special_ids_include_added_tokens_below_v() -> None:
     table = TokenTable.from_json(byte_level((), SPECIAL))
     assert table.special_ids(302).tolist() == [300, 301]
     assert table.special_ids(301).tolist() == [300]
 
 
-def test_digest_is_that_of_a_padded_file_with_other_opinions_on_special_tokens() -> None:
+def test_digest_ignores_padding_and_special_token_flags() -> None:
     hugging_face = byte_level([" the"], [added(259, "<|end|>"), added(260, "<think>", special=False)])
     gguf = copy.deepcopy(hugging_face)
     gguf["added_tokens"] = [added(259, "<|end|>"), added(260, "[PAD260]"), added(261, "[PAD261]")]
     assert TokenTable.from_json(gguf).digest() == TokenTable.from_json(hugging_face).digest()
 
 
-def test_digest_is_that_of_a_vocabulary_that_lists_its_unused_ids() -> None:
+def test_digest_ignores_unused_ids() -> None:
     listed = byte_level([" the"])
     listed["model"]["vocab"]["<unused0>"] = 259
     assert TokenTable.from_json(listed).digest() == TokenTable.from_json(byte_level([" the"])).digest()
 
 
-def test_digest_tells_apart_other_tokens_and_other_ids() -> None:
+def test_digest_depends_on_tokens_and_ids() -> None:
     digests = {
         TokenTable.from_json(data).digest()
         for data in (
@@ -132,7 +132,7 @@ def test_digest_of_a_file(tmp_path: Path) -> None:
     assert tokenizer_digest(path) == TokenTable.load(path).digest()
 
 
-def test_text_shows_pieces_of_characters_escaped() -> None:
+def test_text_escapes_partial_characters() -> None:
     table = TokenTable.from_json(byte_level(["é"]))
     assert table.text(256) == "é"
     assert table.text(0xE9) == "\\xe9"
@@ -150,7 +150,7 @@ def test_text_shows_pieces_of_characters_escaped() -> None:
         (lambda d: d.update(decoder={"type": "WordPiece"}, pre_tokenizer=None), "neither byte-level BPE nor"),
     ],
 )
-def test_faulty_tokenizer_is_refused_with_a_sentence(change, message: str) -> None:
+def test_wrong_content_is_refused(change, message: str) -> None:
     data = byte_level()
     change(data)
     with pytest.raises(TokenizerError, match=message):
@@ -161,13 +161,13 @@ def test_faulty_tokenizer_is_refused_with_a_sentence(change, message: str) -> No
     ("content", "message"),
     [("{", "not valid JSON"), ("[]", "not a JSON object"), ('{"model": 3}', "no 'model'")],
 )
-def test_file_that_is_no_tokenizer_is_refused_by_name(tmp_path: Path, content: str, message: str) -> None:
+def test_other_file_is_refused(tmp_path: Path, content: str, message: str) -> None:
     path = tmp_path / "tokenizer.json"
     path.write_text(content)
     with pytest.raises(TokenizerError, match=f"{path}.*{message}"):
         TokenTable.load(path)
 
 
-def test_missing_file_is_refused_by_name(tmp_path: Path) -> None:
+def test_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(TokenizerError, match=r"absent\.json: the tokenizer cannot be read"):
         TokenTable.load(tmp_path / "absent.json")
