@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
+import signal
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +15,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from tests.commands import start_python
 from tests.core.profile.small_tokenizers import added, byte_level, sentencepiece, write
 from vt_core.cli.profile import profile
 from vt_core.errors import VtError
@@ -148,12 +153,58 @@ def test_the_model_s_own_outputs_are_counted(
     assert both.needed[ord("a")] == 19
 
 
+@pytest.mark.parametrize(
+    ("what", "change"),
+    [
+        ("manifest", "another model, revision or chat template"),
+        ("backend", "mlx"),
+        ("--device", "cuda"),
+        ("--max-tokens", 3),
+        ("--limit", 4),
+        ("tokenizer files", "eos"),
+    ],
+)
+def test_own_outputs_resume_only_what_the_same_model_wrote(
+    tmp_path: Path,
+    tokenizer_json: Path,
+    data: Path,
+    model: FakeModel,
+    monkeypatch: Any,
+    what: str,
+    change: Any,
+) -> None:
+    out = tmp_path / "own.vt.json"
+    options = {"--model": tokenizer_json, "--data": data, "--limit": 5, "--max-tokens": 2, "--out": out}
+
+    def interrupted(with_options: dict[str, Any]) -> int:
+        """Prompts of a run that is interrupted after counting."""
+        asked = len(model.prompts)
+        with monkeypatch.context() as patched:
+            patched.setattr("vt_core.profile.profiler.select", interrupt)
+            result = run(*[part for pair in with_options.items() for part in pair], "--self")
+        assert not out.exists() and "run the same command again" in result.stderr
+        return len(model.prompts) - asked
+
+    assert interrupted(options) == 5
+    assert interrupted(options) == 0
+    if what.startswith("--"):
+        options[what] = change
+    elif what == "manifest":
+        monkeypatch.setattr(model, "directory", SimpleNamespace(manifest=change))
+    elif what == "backend":
+        monkeypatch.setattr(model, "backend", change)
+    else:
+        (tokenizer_json.parent / "added_tokens.json").write_text('{"<|new|>": 281}')
+    assert interrupted(options) == options["--limit"]
+
+
+def interrupt(*_: Any, **__: Any) -> None:
+    raise KeyboardInterrupt
+
+
 def test_interrupted_run_goes_on_and_leaves_no_checkpoint(
     tmp_path: Path, tokenizer_json: Path, data: Path, monkeypatch
 ) -> None:
-    def interrupt(*_: Any, **__: Any) -> None:
-        raise KeyboardInterrupt
-
     out = tmp_path / "pets.vt.json"
     arguments = ("--model", tokenizer_json, "--data", data, "--out", out)
     with monkeypatch.context() as patched:
@@ -235,3 +286,52 @@ def test_counts_of_another_tokenizer_are_refused(tmp_path: Path, tokenizer_json:
     assert (
         TokenTable.load(other).digest()[:12] in said and TokenTable.load(tokenizer_json).digest()[:12] in said
     )
+
+
+def test_file_names_that_are_not_utf8_work(tmp_path: Path, tokenizer_json: Path, data: Path) -> None:
+    folder = Path(os.fsdecode(bytes(tmp_path) + b"/\xff"))
+    try:
+        folder.mkdir()
+    except OSError:
+        pytest.skip("the file system takes UTF-8 names only")
+    files = {name: folder / os.fsdecode(name.encode() + b"\xfe") for name in ("counts", "report", "plot")}
+    corpus, out, model = (folder / os.fsdecode(b"\xfe" + name) for name in (b".jsonl", b".vt.json", b""))
+    corpus.write_bytes(data.read_bytes())
+    shutil.copytree(tokenizer_json.parent, model)
+    result = run("--model", model, "--data", corpus, "--held-out", corpus, "--save-counts", files["counts"],
+                 "--report", files["report"], "--plot", files["plot"], "--json", "--out", out)  # fmt: skip
+    assert result.exception is None
+    assert json.loads(result.stdout) == json.loads(files["report"].read_text())
+    assert TaskVocabulary.load(out).examples == Counts.load(files["counts"]).examples == 20
+    assert files["plot"].read_bytes().startswith(b"\x89PNG")
+    assert "\\udcff/absent" in refused("--model", model, "--data", folder / "absent.jsonl", "--out", out)
+
+
+@pytest.mark.parametrize("option", ["--out", "--report", "--plot", "--save-counts"])
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no full device here")
+def test_full_disk_is_one_sentence(tmp_path: Path, tokenizer_json: Path, data: Path, option: str) -> None:
+    options = {"--out": tmp_path / "x.vt.json", option: "/dev/full"}
+    said = refused("--model", tokenizer_json, "--data", data, "--held-out", data,
+                   *(part for pair in options.items() for part in pair))  # fmt: skip
+    assert said == "/dev/full: cannot be written (No space left on device)."
+    assert not [path for path in Path("/dev").iterdir() if path.name.endswith(".checkpoint")]
+
+
+def test_interrupt_while_counting_leaves_a_checkpoint_and_no_other_file(
+    tmp_path: Path, tokenizer_json: Path
+) -> None:
+    path, saved = tmp_path / "big.jsonl", tmp_path / ".x.vt.json.count.checkpoint"
+    path.write_text("".join(f'{{"input": "{i}", "output": "cat {i * i}"}}\n' for i in range(200_000)))
+    code = "from vt_core.profile import checkpoint; checkpoint.INTERVAL = 0\n"
+    code += "from vt_core.cli import torch; torch()"
+    arguments = ("profile", "--model", tokenizer_json, "--data", path, "--out", tmp_path / "x.vt.json")
+    process = start_python(code, *arguments, "--processes", 2)
+    deadline = time.monotonic() + 60
+    while not saved.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130 and b"Traceback" not in said, said
+    assert b"run the same command again to resume" in said
+    assert {name for name in os.listdir(tmp_path) if name.startswith((".", "x"))} == {saved.name}
+    assert 0 < Counts.load(saved).examples < 200_000

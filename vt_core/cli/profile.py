@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vt_core import __version__
+from vt_core.cli import streams
 from vt_core.cli.options import (
     FILE,
     data_option,
@@ -157,7 +157,10 @@ def profile(backend: str, **options: Any) -> None:
             write_json(options["report"], report)
         if options["plot"]:
             plot_coverage(report, options["plot"])
-    click.echo(json.dumps(report, ensure_ascii=False) if options["as_json"] else _text(report))
+    if options["as_json"]:
+        streams.write_json(report)
+    else:
+        click.echo(_text(report))
 
 
 def _check(options: dict[str, Any]) -> None:
@@ -199,17 +202,22 @@ def _stages(options: dict[str, Any]) -> Stages:
 
 
 #: Makes a checkpoint from its kind, the corpus files, and the settings of `run_signature`.
-MakeCheckpoint = Callable[..., "Checkpoint"]
+MakeCheckpoint = Callable[..., "Checkpoint | None"]
 
 
 @contextmanager
 def _checkpoints(out: Path) -> Iterator[MakeCheckpoint]:
-    """Makes checkpoints next to `out`, and removes them when the block ends without an exception."""
+    """Makes checkpoints next to `out`, and removes them when the block ends without an exception.
+
+    There are none for a device or a pipe.
+    """
     from vt_core.profile.checkpoint import Checkpoint, run_signature
 
     made: list[Checkpoint] = []
 
-    def make(kind: str, files: list[Path], *settings: object) -> Checkpoint:
+    def make(kind: str, files: list[Path], *settings: object) -> Checkpoint | None:
+        if out.exists() and not out.is_file():
+            return None
         path = out.with_name(f".{out.name}.{kind}.checkpoint")
         made.append(Checkpoint(path, run_signature(files, kind, *settings)))
         if made[-1].load() is not None:
@@ -232,11 +240,13 @@ def _counts(
     """The counts of all files that the options name, merged."""
     from vt_core.profile import merge_all
     from vt_core.profile.counting import default_processes
+    from vt_core.vocab.added_tokens import TokenizerFiles
 
     files = list(options["data"])
     # The digest of a tokenizer covers its tokens only, so its file counts as an input too.
     inputs = [profiler.tokenizer_json, *files]
-    settings = (profiler.digest, profiler.row_format, profiler.skip_bad)
+    tokenizer_files = TokenizerFiles.beside(profiler.tokenizer_json)
+    settings = (profiler.digest, tokenizer_files, profiler.row_format, profiler.skip_bad)
     parts = [profiler.load_counts(path) for path in (*options["merge"], *options["more_counts"])]
     if files and (not options["own"] or options["self_weight"]):
         with _progress() as on_rows:

@@ -56,7 +56,7 @@ def read_prompts(
     """
     found: list[tuple[int, ...]] = []
     too_long = 0
-    for text in each_row(files, layout.prompt_text):
+    for text in each_row(files, layout.prompt_text, layout.input_columns):
         ids = tuple(encode(tokenizer, text, raw=raw))
         if max_tokens is not None and len(ids) > max_tokens:
             too_long += 1

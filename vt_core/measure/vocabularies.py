@@ -88,7 +88,7 @@ class Pruned:
         """Prune to the prompts, encoded as the model gets them, and the outputs of the data."""
         prompts, outputs = Tokenizer(directory.path), load_tokenizer(directory.tokenizer_path)
         found: set[int] = set()
-        for prompt, output in each_row(data, layout.texts):
+        for prompt, output in each_row(data, layout.texts, layout.columns):
             found.update(encode(prompts, prompt, raw=raw, system=system))
             found.update(outputs.encode(output, add_special_tokens=False).ids)
         pruning = Pruning(directory.tokenizer_path, directory.manifest.vocab_rows, found)

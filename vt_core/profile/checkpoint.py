@@ -28,11 +28,11 @@ class Position:
 class Checkpoint:
     """A counts file with a position. It is valid only for the run whose signature it holds."""
 
-    def __init__(self, path: str | Path, signature: str, interval: float = INTERVAL) -> None:
-        """`signature` comes from `run_signature`; `interval` is in seconds."""
+    def __init__(self, path: str | Path, signature: str, interval: float | None = None) -> None:
+        """`signature` comes from `run_signature`; `interval` is in seconds, `INTERVAL` by default."""
         self.path = Path(path)
         self._signature = signature
-        self._interval = interval
+        self._interval = INTERVAL if interval is None else interval
         self._saved = time.monotonic()
 
     def load(self) -> tuple[Counts, Position] | None:

@@ -52,24 +52,24 @@ def read_parquet(
 
 
 def _paths(schema: Any, names: Sequence[str]) -> list[str]:
-    """Paths of columns, as Parquet writes them, of the fields or dotted paths `names` that a schema has."""
+    """Paths of columns, as Parquet writes them, for those of `names` (or dotted paths) that a schema has."""
     found: dict[str, None] = {}
     for name in names:
-        if name in schema.names:
-            found[name] = None
-            continue
-        head, *rest = name.split(".")
-        if head not in schema.names:
-            continue
-        path, kind = head, schema.field(schema.names.index(head)).type
-        for part in rest:
-            children = [kind.field(index) for index in range(kind.num_fields)] if _is_struct(kind) else []
-            child = next((child for child in children if child.name == part), None)
-            if child is None:
-                break
-            path, kind = f"{path}.{part}", child.type
-        found[path] = None
+        head, *rest = (name,) if name in schema.names else name.split(".")
+        if head in schema.names and (path := _path(head, schema.field(head).type, rest)):
+            found[path] = None
     return list(found)
+
+
+def _path(path: str, kind: Any, parts: Sequence[str]) -> str | None:
+    """`path` extended by `parts` as far as `kind` is a struct; None if it is one without such a field."""
+    for part in parts:
+        if not _is_struct(kind):
+            break  # a list: its entries are read whole
+        if (index := kind.get_field_index(part)) < 0:
+            return None
+        path, kind = f"{path}.{part}", kind.field(index).type
+    return path
 
 
 def _is_struct(kind: Any) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vt_core.errors import OptionError
+from vt_core.errors import OptionError, escape_controls
 from vt_core.files.json_files import write_atomically
 
 
@@ -43,7 +43,7 @@ def plot_coverage(report: Mapping[str, Any], path: str | Path) -> None:
     axes.set(
         xlabel="static rows",
         ylabel="output tokens missing, %",
-        title=f"{report['task']}, held out",
+        title=f"{escape_controls(report['task'])}, held out",
         ylim=(0, None),
     )
     axes.legend()

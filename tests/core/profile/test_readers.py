@@ -228,3 +228,98 @@ def test_damaged_parquet_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "x.parquet").write_bytes(b"PAR1 and no more")
     with pytest.raises(DataError, match=r"x\.parquet: not a Parquet file that can be read"):
         read(tmp_path / "x.parquet")
+
+
+def odd_columns() -> dict[str, Any]:
+    """Values that have no Python object: a date and a time beyond year 9999, an unknown time zone."""
+    pyarrow = pytest.importorskip("pyarrow")
+    return {
+        "far date": pyarrow.array([2**30], pyarrow.int32()).cast(pyarrow.date32()),
+        "far time": pyarrow.array([2**62], pyarrow.int64()).cast(pyarrow.timestamp("us")),
+        "time zone": pyarrow.array([0], pyarrow.int64()).cast(pyarrow.timestamp("s", "Mars/Olympus")),
+        "duration": pyarrow.array([2**62], pyarrow.int64()).cast(pyarrow.duration("s")),
+    }
+
+
+@pytest.mark.parametrize("column", ["far date", "far time", "time zone", "duration"])
+def test_parquet_columns_that_are_not_asked_for_are_not_read(tmp_path: Path, column: str) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    path = tmp_path / "x.parquet"
+    table = pyarrow.table({"input": ["a"], "output": ["b"], column: odd_columns()[column]})
+    importlib.import_module("pyarrow.parquet").write_table(table, path)
+    (chunk,) = read_chunks(path, columns=("input", "output"))
+    assert chunk.rows == [{"input": "a", "output": "b"}]
+    with pytest.raises(
+        DataError, match=rf"x\.parquet: a value cannot be read \(.*\); columns read: {column}"
+    ):
+        list(read_chunks(path, columns=(column,)))
+
+
+@pytest.mark.parametrize(
+    ("columns", "row"),
+    [
+        (("a.text.0",), {"a": {"text": ["x"]}}),
+        (("a.text", "a.none.b"), {"a": {"text": ["x"]}}),
+        (("c.d",), {"c.d": 1}),
+        (("absent", "absent.b"), {}),
+        (("c.d", "a.at"), {"c.d": 1, "a": {"at": 2}}),
+        (None, {"a": {"text": ["x"], "at": 2}, "c.d": 1}),
+    ],
+)
+def test_parquet_paths_read_only_their_nested_field(
+    tmp_path: Path, columns: tuple[str, ...] | None, row: dict[str, Any]
+) -> None:
+    path = tmp_path / "x.parquet"
+    write_parquet(path, [{"a": {"text": ["x"], "at": 2}, "c.d": 1}])
+    (chunk,) = read_chunks(path, columns=columns)
+    assert chunk.rows == [row]
+
+
+def test_parquet_columns_that_are_not_asked_for_take_no_memory(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    path = tmp_path / "x.parquet"
+    image = bytes(range(256)) * 400
+    table = pyarrow.table({"input": ["a"] * 200, "image": [image + bytes([i]) for i in range(200)]})
+    importlib.import_module("pyarrow.parquet").write_table(
+        table, path, compression=None, use_dictionary=False
+    )
+    del table
+    before = pyarrow.total_allocated_bytes()
+    for chunk in read_chunks(path, columns=("input",)):
+        assert pyarrow.total_allocated_bytes() - before < 1 << 20 < path.stat().st_size
+        assert chunk.rows[0] == {"input": "a"}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("x.jsonl", '{"a": 1}'.encode("utf-16"), "is UTF-16, not UTF-8; save it as UTF-8"),
+        ("x.json", b"\xfe\xff" + "[]".encode("utf-16-be"), "is UTF-16"),
+        ("x.csv", "a,b\n".encode("utf-16"), "is UTF-16"),
+        ("x.jsonl", '{"a": 1}'.encode("utf-32"), "is UTF-32"),
+        ("x.jsonl", gzip.compress(b'{"a": 1}'), r"is compressed with gzip; add \.gz to its name"),
+        ("x.jsonl", b"\x28\xb5\x2f\xfd\x00", r"is compressed with Zstandard; add \.zst to its name"),
+        ("x.csv", b"PK\x03\x04", "is a ZIP archive; extract it"),
+        ("x.jsonl", b"PAR1....PAR1", r"is a Parquet file; its name must end in \.parquet"),
+        ("x.parquet", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS pointer"),
+        ("x.jsonl.gz", gzip.compress(b"version https://git-lfs.github.com/spec/v1\n"), "Git LFS pointer"),
+        ("x.json", b'{\n "a": 1\n}', "holds a JSON object over several lines; give a list of objects"),
+        ("x.jsonl", b'\r\n{"data": [\r\n  {"a": 1}]\r\n}', "holds a JSON object over several lines"),
+        ("x.jsonl", b'[\n{"a": 1},\n{"a": 2}\n]', r"holds a JSON list, not one object per line; .*\.json"),
+    ],
+)
+def test_file_of_another_kind_is_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=message) as caught:
+        read(tmp_path / name)
+    assert str(tmp_path / name) in str(caught.value)
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv"])
+def test_windows_line_ends_are_read(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"x{suffix}"
+    rows = [{"input": "a", "output": "b"}, {"input": "c", "output": "d"}]
+    WRITERS[suffix](path, rows)
+    text = path.read_bytes().replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
+    path.write_bytes(text + b"\r\n")
+    assert read(path) == rows

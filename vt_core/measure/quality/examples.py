@@ -108,7 +108,8 @@ def _examples(files: Sequence[str | Path], layout: RowFormat, fields: TestFields
             tests=None if fields is None else fields.program(row),
         )
 
-    return each_row(files, example)
+    columns = (*layout.columns, *(() if fields is None else (fields.tests, fields.entry_point)))
+    return each_row(files, example, columns)
 
 
 assert PROMPTS.keys() == PRESETS.keys(), "every task has a prompt"
