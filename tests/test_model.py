@@ -153,6 +153,26 @@ def test_wrong_continuations_raise(model, continuation):
 
 
 @pytest.mark.parametrize(
+    "pairs", [None, 3, [3], [[1, 2, 3]], ["ab"], [([1],)], [([1], 2)], [([1], [2], [3])]], ids=repr
+)
+def test_wrong_pairs_raise(model, pairs):
+    with pytest.raises(PromptError):
+        list(model.score_each(pairs))
+
+
+@pytest.mark.parametrize("ids", [None, 3, "ab", [1.5], [-1], np.array([0.5])], ids=repr)
+def test_wrong_static_rows_raise(model, ids):
+    with pytest.raises(PromptError):
+        model.set_static(ids)
+
+
+@pytest.mark.parametrize("task", [None, "math.vt.json", [1, 2]], ids=repr)
+def test_wrong_tasks_raise(model, task):
+    with pytest.raises(VocabularyError, match="is not a TaskVocabulary"):
+        model.set_task(task)
+
+
+@pytest.mark.parametrize(
     "options",
     [
         {"path": 5},
@@ -173,6 +193,8 @@ def test_wrong_continuations_raise(model, continuation):
         {"quantize": "int3"},
         {"adapter": 3},
         {"revision": 3},
+        {"learn": "no"},
+        {"progress": None},
     ],
     ids=str,
 )

@@ -108,6 +108,8 @@ def load(
         quantize=quantize,
         adapter=adapter,
         revision=revision,
+        learn=learn,
+        progress=progress,
     )
     layers = [] if adapter is None else read_adapter(adapter)
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from vt_core.decode import prompts
 from vt_core.decode.answer import Answer
 from vt_core.decode.backend import backend as import_backend
 from vt_core.decode.decoder import Decoder
@@ -18,13 +19,12 @@ from vt_core.decode.exclusive import Exclusive
 from vt_core.decode.metrics import Clock, ProcessMemory
 from vt_core.decode.options import RequestOptions, request_options
 from vt_core.decode.policy import BlockPolicy
-from vt_core.decode.prompts import check_prompt, check_scored, encode_prompt, token_ids
 from vt_core.decode.request import Request
 from vt_core.decode.results import Chunk, Generation, Score, Stats
 from vt_core.decode.sampling import Sampler
 from vt_core.decode.scoring import score
 from vt_core.decode.stopping import StopMatcher
-from vt_core.errors import BackendError, VtError
+from vt_core.errors import BackendError, PromptError, VocabularyError, VtError, shorten
 from vt_core.files.model_dir import ModelDirectory
 from vt_core.host import trim_heap
 from vt_core.vocab.active import Ids
@@ -119,21 +119,28 @@ class Model:
         """Replace the static rows by those of task vocabularies (their union), or of the rank prior if none.
 
         Raises:
-            VocabularyError: a vocabulary belongs to another tokenizer.
+            VocabularyError: a vocabulary belongs to another tokenizer, or is not a TaskVocabulary.
             BackendError: a request of this model is running, or the model is closed.
         """
         from vt_core.vocab.static import static_ids
 
+        for task in tasks:
+            if not isinstance(task, TaskVocabulary):
+                raise VocabularyError(f"{shorten(task)} is not a TaskVocabulary; load it first")
         self.set_static(static_ids(self.directory, self.tokenizer, tasks))
 
-    def set_static(self, ids: Ids) -> None:
+    def set_static(self, ids: Iterable[int]) -> None:
         """Replace the static rows by those of full ids; ids of padding rows are ignored.
 
         Raises:
+            PromptError: an id is not a whole number, or is negative.
             BackendError: a request of this model is running, or the model is closed.
         """
+        chosen = prompts.token_ids(ids, "static set")
+        chosen = chosen[chosen < self.rows]
+        prompts.check_ids(chosen, self.rows)
         with self._use.hold():
-            self.decoder.head.set_static(ids[ids < self.rows])
+            self.decoder.head.set_static(chosen)
             self.decoder.head.set_learned(self._learned.ids)
         self._memory.sample()
 
@@ -267,7 +274,7 @@ class Model:
         ids = self.encode(
             prompt, system=options.system, raw=options.raw, template_arguments=options.template_arguments
         )
-        check_prompt(ids, options.max_tokens, self.rows, self.context)
+        prompts.check_prompt(ids, options.max_tokens, self.rows, self.context)
         return self._use.track(self._run(self._request(options), ids, StopMatcher(options.stop)))
 
     def score(
@@ -304,6 +311,8 @@ class Model:
             PromptError: as :meth:`score`.
             BackendError: another request of this model is running, or the model is closed.
         """
+        if not isinstance(pairs, Iterable):
+            raise PromptError(f"score_each takes pairs of token ids; {shorten(pairs)} is not iterable")
         return self._use.track(self._score_each(pairs))
 
     def encode(
@@ -314,14 +323,13 @@ class Model:
         raw: bool = False,
         template_arguments: Mapping[str, Any] | None = None,
     ) -> Ids:
-        """Token ids of a prompt, int64 ``[n]``, as :meth:`stream` runs them. Arguments are those of
-        :meth:`stream`.
+        """Token ids of a prompt, int64 ``[n]``. Arguments are those of :meth:`stream`.
 
         Raises:
             PromptError: the prompt is empty or of the wrong type.
         """
         options = request_options(system=system, raw=raw, template_arguments=template_arguments)
-        return encode_prompt(
+        return prompts.encode_prompt(
             self.tokenizer,
             prompt,
             system=options.system,
@@ -360,21 +368,16 @@ class Model:
 
         def texts() -> Iterator[tuple[Ids, int]]:
             for pair in pairs:
-                prompt, continuation = (
-                    token_ids(part, name) for part, name in zip(pair, ("prompt", "continuation"), strict=True)
-                )
-                check_scored(prompt, continuation, self.rows, self.context)
+                prompt, continuation = prompts.token_id_pair(pair)
+                prompts.check_scored(prompt, continuation, self.rows, self.context)
                 continuations.append(continuation)
                 yield np.concatenate([prompt, continuation]), len(prompt)
 
         with self._use.hold(), closing(score(self.decoder, texts())) as scores:
             for scored in scores:
                 ids = continuations.popleft()
-                yield Score(
-                    tuple(ids.tolist()),
-                    tuple(scored.log_probs.tolist()),
-                    tuple((scored.choices == ids).tolist()),
-                )
+                greedy = (scored.choices == ids).tolist()
+                yield Score(tuple(ids.tolist()), tuple(scored.log_probs.tolist()), tuple(greedy))
 
     def _learn(self, rescued: Sequence[int], used: Sequence[int]) -> bool:
         """Keep the rows of rescued tokens for later requests, unless they are static. Returns whether the

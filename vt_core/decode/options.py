@@ -40,6 +40,8 @@ def load_options(
     quantize: object,
     adapter: object,
     revision: object,
+    learn: object,
+    progress: object,
 ) -> LoadOptions:
     """Check the arguments of :func:`vt_core.load`; nothing is imported, read or downloaded.
 
@@ -54,6 +56,8 @@ def load_options(
     for name, value in (("device", device), ("revision", revision)):
         if value is not None:
             arguments.text(name, value)
+    for name, value in (("learn", learn), ("progress", progress)):
+        arguments.flag(name, value)
     arguments.choice("head", head, HEADS)
     arguments.choice("store", store, STORES)
     if dtype is not None:

@@ -53,6 +53,20 @@ def token_ids(items: Iterable[object], what: str) -> Ids:
     return np.array(found, dtype=np.int64)
 
 
+def token_id_pair(pair: object) -> tuple[Ids, Ids]:
+    """Full ids of a prompt and its continuation.
+
+    Raises:
+        PromptError: the value is not a pair of lists of token ids.
+    """
+    wanted = "what is scored is a pair of prompt and continuation, both lists of token ids"
+    parts = _items(pair, wanted)
+    if len(parts) != 2:
+        raise PromptError(f"{wanted}; {shorten(pair)} has {len(parts)} parts")
+    prompt, continuation = (_items(part, wanted) for part in parts)
+    return token_ids(prompt, "prompt"), token_ids(continuation, "continuation")
+
+
 def check_ids(ids: Ids, rows: int) -> None:
     """Check that every id has a row.
 
