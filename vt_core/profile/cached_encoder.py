@@ -14,6 +14,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from vt_core.vocab.token_bytes import SPACE_MARK
+from vt_core.vocab.tokenizer import library_errors
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -71,7 +72,8 @@ class CachedEncoder:
         return ids
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
-        encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        with library_errors("the tokenizer fails to encode a row"):
+            encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
 
 

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.core.profile.small_tokenizers import added, byte_level, sentencepiece, write
+from vt_core.errors import TokenizerError
 from vt_core.profile import cached_encoder
 from vt_core.profile.cached_encoder import CachedEncoder, splits_at_words
 from vt_core.vocab.tokenizer import load_tokenizer
@@ -133,3 +134,10 @@ def test_what_is_remembered_has_a_limit(tmp_path: Path, monkeypatch: pytest.Monk
     assert list(encode._cache) == ["the"]
     encode(["a b"])
     assert not encode._cache
+
+
+def test_panic_of_the_library_is_an_error(tmp_path: Path) -> None:
+    slow = changed(BYTE_LEVEL, pre_tokenizer=split({"Regex": "(a+)+$"}))
+    encode = CachedEncoder(load_tokenizer(write(tmp_path, slow)))
+    with pytest.raises(TokenizerError, match="fails to encode a row"):
+        encode(["a" * 40 + "b"])
