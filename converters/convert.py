@@ -111,8 +111,6 @@ def write_model(source: Source, out: Path, *, dtype: str | None, progress: bool)
     """Write the model directory of a source to `out`, which it replaces. Call it under `locked(out)`."""
     from tqdm import tqdm
 
-    from converters.tokenizer_json import digest
-
     plan = Plan(source, dtype)
     check_free_space(out.parent, plan.output_bytes + TOKENIZER_BYTES)
     bar = tqdm(
@@ -124,8 +122,7 @@ def write_model(source: Source, out: Path, *, dtype: str | None, progress: bool)
         leave=False,
     )
     with new_directory(out) as partial, bar:
-        source.write_tokenizer(partial)
-        tokenizer_digest = digest(partial / "tokenizer.json")
+        tokenizer_digest = source.write_tokenizer(partial)
         _write_json(partial / "config.json", plan.config)
         if source.generation_config is not None:
             _write_json(partial / "generation_config.json", source.generation_config)

@@ -13,7 +13,8 @@ import numpy as np
 from converters import gguf_tensors, gguf_tokenizer
 from converters.gguf_config import Hyperparameters, build_config, build_generation_config
 from converters.gguf_file import GGUFFile, StringArray
-from converters.source import TensorInfo
+from converters.source import TensorInfo, utf8
+from converters.tokenizer_json import digest
 from vt_core.errors import ModelError
 
 _STORED_AS = {"F32": "float32", "F16": "float16"}
@@ -30,7 +31,7 @@ class GGUFSource:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.file = GGUFFile(path)
-        self.name = self.file.path.name
+        self.name = utf8(self.file.path.name)
         layout = gguf_tensors.layout_of(self.file)
         _check_whole(self.file)
         hyper = Hyperparameters(self.file)
@@ -56,12 +57,16 @@ class GGUFSource:
         """The rows of the tensor `name`, in order, as the storage dtype `dtype`. Raises ModelError."""
         return gguf_tensors.read_chunks(self.file, self._plans[name], dtype)
 
-    def write_tokenizer(self, out: Path) -> None:
-        """Writes tokenizer.json, tokenizer_config.json and the chat template, where there is one, into `out`.
+    def write_tokenizer(self, out: Path) -> str:
+        """Write tokenizer.json, tokenizer_config.json and the chat template, where there is one, into `out`.
 
-        Raises TokenizerError for a vocabulary that cannot be used.
+        Returns the digest of the tokenizer.
+
+        Raises:
+            TokenizerError: the vocabulary cannot be used.
         """
         gguf_tokenizer.write_tokenizer(self.file, out)
+        return digest(out / "tokenizer.json")
 
 
 def _check_whole(file: GGUFFile) -> None:

@@ -106,7 +106,7 @@ def build_config(file: GGUFFile, vocab_size: int, tied: bool, dtype: str) -> dic
 
 
 def token_ids(file: GGUFFile) -> dict[str, int | None]:
-    """`bos_token_id`, `eos_token_id`, `pad_token_id`; None where the file names none."""
+    """`bos_token_id`, `eos_token_id`, `pad_token_id`; None where the file names no token."""
     names = {"bos_token_id": "bos", "eos_token_id": "eos", "pad_token_id": "padding"}
     return {ours: _token_id(file, theirs) for ours, theirs in names.items()}
 
@@ -115,7 +115,8 @@ def _token_id(file: GGUFFile, role: str) -> int | None:
     id = file.metadata.get(f"tokenizer.ggml.{role}_token_id")
     if id is not None and not isinstance(id, int):
         raise ModelError(f"{file.path}: tokenizer.ggml.{role}_token_id is {id!r}, not a token id.")
-    return id
+    rows = file.tensors["token_embd.weight"].shape[0]
+    return id if id is not None and 0 <= id < rows else None
 
 
 def build_generation_config(file: GGUFFile) -> dict[str, Any]:

@@ -93,16 +93,23 @@ class Vocabulary:
                 ids.setdefault(token, id)
         return ids
 
-    def token(self, key: str, default: int | None = None) -> str | None:
-        """The token that `tokenizer.ggml.{key}` names by its id."""
+    def token(self, key: str, default: int | None = None, *, used: bool = False) -> str | None:
+        """The token that `tokenizer.ggml.{key}` names by its id; None where it names none.
+
+        As in llama.cpp, an id outside the table (-1, the number of tokens) stands for the default, unless the
+        token is `used` in every text.
+        """
         id = self.get(key, default)
         if id is None:
             return None
-        if not isinstance(id, int) or not 0 <= id < len(self.tokens) or self.tokens[id] not in self.ids:
+        if not isinstance(id, int) or (used and not self._names_token(id)):
             raise self.fail(
                 f"tokenizer.ggml.{key} is {id!r}, which is none of the {len(self.tokens)} tokens."
             )
-        return self.tokens[id]
+        return next((self.tokens[id] for id in (id, default) if self._names_token(id)), None)
+
+    def _names_token(self, id: int | None) -> bool:
+        return id is not None and 0 <= id < len(self.tokens) and self.tokens[id] in self.ids
 
     def added(self) -> list[dict[str, Any]]:
         """Tokens that are cut out of the text before it is split, in the form of tokenizer.json."""
@@ -187,10 +194,11 @@ def write_tokenizer(file: GGUFFile, out: Path) -> None:
     vocabulary = Vocabulary(file)
     parts = _byte_level(vocabulary) if vocabulary.kind == "gpt2" else _sentence_piece(vocabulary)
     add_bos = vocabulary.flag("add_bos_token", parts.add_bos)
-    bos = vocabulary.token("bos_token_id", 1 if vocabulary.kind == "llama" else None)
-    eos = vocabulary.token("eos_token_id", 2 if vocabulary.kind == "llama" else None)
+    add_eos = vocabulary.flag("add_eos_token", False)
+    bos = vocabulary.token("bos_token_id", 1 if vocabulary.kind == "llama" else None, used=add_bos)
+    eos = vocabulary.token("eos_token_id", 2 if vocabulary.kind == "llama" else None, used=add_eos)
     before = [bos] if add_bos and bos is not None else []
-    after = [eos] if vocabulary.flag("add_eos_token", False) and eos is not None else []
+    after = [eos] if add_eos and eos is not None else []
     with open(out / "tokenizer.json", "w", encoding="utf-8") as target:
         _write_json(target, vocabulary, parts, _template(vocabulary, before, after))
     config = {

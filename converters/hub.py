@@ -12,6 +12,7 @@ from pathlib import Path
 
 from converters.huggingface import (
     INDEX_NAME,
+    SHARD_PATTERN,
     SMALL_NAMES,
     TEMPLATES_PATTERN,
     WEIGHTS_NAME,
@@ -66,11 +67,25 @@ def download(repo_id: str, commit: str) -> Path:
     """
     small = [*SMALL_NAMES, TEMPLATES_PATTERN]
     path = _snapshot(repo_id, commit, small)
+    if not (path / "config.json").is_file():
+        raise ModelError(_no_config(repo_id, commit))
     read_config(path)
-    weights = [WEIGHTS_NAME]
+    weights = [WEIGHTS_NAME, SHARD_PATTERN]
     if (path / INDEX_NAME).is_file():
         weights = list(index_files(path / INDEX_NAME))
     return _snapshot(repo_id, commit, [*small, *weights])
+
+
+def _no_config(repo_id: str, commit: str) -> str:
+    from huggingface_hub import HfApi
+
+    try:
+        names = HfApi().list_repo_files(repo_id, revision=commit)
+    except Exception:  # only the hint is lost
+        names = []
+    if files := sorted(name for name in names if name.endswith(".gguf")):
+        return f"{repo_id} holds GGUF files and no config.json; download one and give its path: {files[0]}."
+    return f"{repo_id} is not a model in the layout of transformers: it holds no config.json."
 
 
 def _snapshot(repo_id: str, commit: str, names: list[str]) -> Path:

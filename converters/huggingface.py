@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path, PurePath
@@ -10,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from converters.packed import refuse_foreign_quantization
 from converters.safetensors_io import ITEM_BYTES, Entry, read_chunks, read_header
-from converters.source import CHUNK_BYTES, TensorInfo, fingerprint_files
-from vt_core.errors import ConfigError, ModelError, TokenizerError
+from converters.source import CHUNK_BYTES, TensorInfo, fingerprint_files, utf8
+from converters.tokenizer_json import digest
+from vt_core.errors import ConfigError, ModelError, TokenizerError, shorten
 from vt_core.files.config_checks import check_config
 from vt_core.files.json_files import read_object
 
@@ -33,6 +35,8 @@ TEMPLATES_PATTERN = "additional_chat_templates/*.jinja"
 SMALL_NAMES = ("config.json", "generation_config.json", INDEX_NAME, *TOKENIZER_NAMES)
 """Every file that a conversion may read besides the weights."""
 
+SHARD_PATTERN = "model-*-of-*.safetensors"
+_SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 _CARRIER = {"bfloat16": "uint16"}
 """numpy has no bfloat16."""
 
@@ -51,7 +55,7 @@ class HuggingFaceSource:
         a format that vt does not read.
         """
         self.path = path
-        self.name = name or path.resolve().name
+        self.name = name or utf8(path.resolve().name)
         self._fingerprint = fingerprint
         self.config = read_config(path)
         self.generation_config = _optional_json(path / "generation_config.json")
@@ -70,24 +74,34 @@ class HuggingFaceSource:
         file, entry = self._entries[name]
         return _convert_chunks(file, entry, dtype)
 
-    def write_tokenizer(self, out: Path) -> None:
+    def write_tokenizer(self, out: Path) -> str:
         if not (self.path / "tokenizer.json").is_file():
             raise TokenizerError(
                 f"{self.path} has no tokenizer.json. Write one with transformers: "
                 "AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)."
             )
+        # Checked here and not in the copies, so that messages name the user's files.
+        tokenizer_digest = digest(self.path / "tokenizer.json")
         for name in (*TOKENIZER_NAMES, *_template_names(self.path)):
-            if (self.path / name).is_file():
-                (out / name).parent.mkdir(exist_ok=True)
-                shutil.copyfile(self.path / name, out / name)
+            if not (self.path / name).is_file():
+                continue
+            if name.endswith(".json") and name != "tokenizer.json":
+                read_object(self.path / name, "tokenizer file", TokenizerError, strict=False)
+            (out / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(self.path / name, out / name)
+        return tokenizer_digest
 
 
 def read_config(path: Path) -> dict[str, Any]:
     """config.json of a model directory. Raises ModelError where it is missing or describes weights in a
     quantized format that vt does not read."""
     if not (path / "config.json").is_file():
+        if files := sorted(path.glob("*.gguf")):
+            raise ModelError(f"{path} holds no config.json; give the GGUF file itself: {files[0]}.")
         raise ModelError(f"{path} is not a Hugging Face model: it holds no config.json.")
+    check_links(path)
     config = read_object(path / "config.json", "model configuration", ConfigError, strict=False)
+    check_config(config, path / "config.json")
     check_config(config, path / "config.json")
     refuse_foreign_quantization(path, config)
     return config
@@ -95,7 +109,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 def fingerprint(path: Path) -> str:
     """Fingerprint of a model directory: changes when one of its files does."""
-    names = {*SMALL_NAMES, *_template_names(path), WEIGHTS_NAME}
+    names = {*SMALL_NAMES, *_template_names(path), WEIGHTS_NAME, *_shards(path)}
     if (path / INDEX_NAME).is_file():
         names |= set(index_files(path / INDEX_NAME))
     return fingerprint_files(path / name for name in sorted(names) if (path / name).is_file())
@@ -103,6 +117,23 @@ def fingerprint(path: Path) -> str:
 
 def _template_names(path: Path) -> list[str]:
     return [file.relative_to(path).as_posix() for file in path.glob(TEMPLATES_PATTERN)]
+
+
+def check_links(path: Path) -> None:
+    """Raise ModelError where a file that a conversion reads is a symbolic link out of the directory.
+
+    In the hub's cache, files are links to `blobs` beside `snapshots`.
+    """
+    root = path.resolve()
+    allowed = [root]
+    if root.parent.name == "snapshots":
+        allowed.append(root.parent.parent / "blobs")
+    names = (*SMALL_NAMES, TEMPLATES_PATTERN.partition("/")[0], *_template_names(path))
+    for file in (*(path / name for name in names), *path.glob("*.safetensors")):
+        if file.is_symlink() and not any(file.resolve().is_relative_to(place) for place in allowed):
+            raise ModelError(
+                f"{file} is a link out of the directory, to {file.resolve()}. Put the file itself there."
+            )
 
 
 def index_files(index: Path) -> dict[str, list[str]]:
@@ -113,11 +144,13 @@ def index_files(index: Path) -> dict[str, list[str]]:
         raise ModelError(f"{index} has no weight_map.")
     files: dict[str, list[str]] = {}
     for tensor, file in weight_map.items():
-        if not isinstance(file, str) or PurePath(file).name != file or not file.endswith(".safetensors"):
+        plain = str(PurePath(file)) if isinstance(file, str) else ""  # without a leading ./
+        if PurePath(plain).name != plain or not plain.endswith(".safetensors"):
             raise ModelError(
-                f"{index} places {tensor!r} in {file!r}, which is no safetensors file beside it."
+                f"{index} places {shorten(tensor)} in {shorten(file)}, which is not a safetensors file "
+                "in its directory."
             )
-        files.setdefault(file, []).append(tensor)
+        files.setdefault(plain, []).append(tensor)
     return files
 
 
@@ -126,7 +159,7 @@ def _weights(path: Path) -> dict[Path, dict[str, Entry]]:
     if (path / WEIGHTS_NAME).is_file():
         return {path / WEIGHTS_NAME: read_header(path / WEIGHTS_NAME)}
     if not (path / INDEX_NAME).is_file():
-        raise ModelError(_no_weights(path))
+        return _weights_without_index(path)
     weights = {}
     for file, tensors in sorted(index_files(path / INDEX_NAME).items()):
         if not (path / file).is_file():
@@ -140,6 +173,31 @@ def _weights(path: Path) -> dict[Path, dict[str, Entry]]:
         chosen = set(tensors)
         weights[path / file] = {name: entry for name, entry in header.items() if name in chosen}
     return weights
+
+
+def _weights_without_index(path: Path) -> dict[Path, dict[str, Entry]]:
+    """The shards of a directory without an index, as mlx-lm reads them."""
+    names = _shards(path)
+    if not names:
+        raise ModelError(_no_weights(path))
+    count = int(names[0].removesuffix(".safetensors").rpartition("-")[2])
+    if names != [f"model-{number:05}-of-{count:05}.safetensors" for number in range(1, count + 1)]:
+        raise ModelError(
+            f"{path} is incomplete: of the {count} files of its weights it holds {len(names)}. Download it "
+            "again."
+        )
+    weights = {path / name: read_header(path / name) for name in names}
+    seen: set[str] = set()
+    for file, header in weights.items():
+        if twice := seen & header.keys():
+            raise ModelError(f"{file} holds {min(twice)}, which another file of the model holds too.")
+        seen |= header.keys()
+    return weights
+
+
+def _shards(path: Path) -> list[str]:
+    """Names of weight files that are numbered, in order."""
+    return sorted(file.name for file in path.glob(SHARD_PATTERN) if _SHARD.fullmatch(file.name))
 
 
 def _no_weights(path: Path) -> str:

@@ -9,11 +9,12 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING
 
-from vt_core.errors import ModelError
+from vt_core.errors import ModelError, shorten
 from vt_core.files.model_dir import is_model_directory
 
 if TYPE_CHECKING:
@@ -22,6 +23,19 @@ if TYPE_CHECKING:
 PARTIAL_SUFFIX = ".vt-partial"
 REPLACED_SUFFIX = ".vt-replaced"
 LOCK_SUFFIX = ".vt-lock"
+#: What a conversion writes, of any format version.
+_WRITTEN = (
+    *(
+        "config.json",
+        "generation_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "vocab.lmdb",
+        "vt.json",
+    ),
+    *("special_tokens_map.json", "added_tokens.json", "chat_template.json*", "*.jinja", "model.safetensors"),
+    *("model.safetensors.index.json", "model-*-of-*.safetensors", "additional_chat_templates"),
+)
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -101,9 +115,24 @@ def refuse_existing(out: Path, *, force: bool) -> None:
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if not is_model_directory(out):
-        raise ModelError(f"{out} exists and is no model directory of vt. Give the path of a new directory.")
+        raise ModelError(
+            f"{out} exists and is not a model directory of vt. Give the path of a new directory."
+        )
     if not force:
         raise ModelError(f"{out} exists. Give another path, or --force to replace it.")
+    if foreign := _foreign_file(out):
+        raise ModelError(
+            f"{out} would be deleted, and it holds {foreign}, which no conversion writes. Move that away, or "
+            "give the path of a new directory."
+        )
+
+
+def _foreign_file(directory: Path) -> str | None:
+    """Name of something in a model directory that no conversion wrote."""
+    names = sorted(path.name for path in directory.iterdir())
+    return next(
+        (shorten(name) for name in names if not any(fnmatchcase(name, known) for known in _WRITTEN)), None
+    )
 
 
 def check_free_space(directory: Path, needed: int) -> None:

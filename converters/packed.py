@@ -91,9 +91,10 @@ def find_packed(
     biases = tensors.get(f"{module}.biases")
     settings = config.get("quantization")
     settings = settings if isinstance(settings, dict) else {}
-    particular = settings.get(module)
-    particular = particular if isinstance(particular, dict) else {}
-    mode = particular.get("mode") or settings.get("mode") or "affine"
+    own = settings.get(module)
+    # mlx-lm takes a layer's own settings whole: one that names no mode is affine, whatever the others are.
+    settings = own if isinstance(own, dict) else settings
+    mode = settings.get("mode") or "affine"
     if mode != "affine" or biases is None:
         raise ModelError(
             f"{weight} is quantized in the mode {mode!r}{'' if biases else ', without biases'}; vt reads "
@@ -104,7 +105,7 @@ def find_packed(
         raise _unfit(weight, "their shapes do not belong together")
     if words.dtype != "uint32" or scales.dtype != biases.dtype:
         raise _unfit(weight, f"they hold {words.dtype}, {scales.dtype} and {biases.dtype}")
-    how = _how(particular or settings, words, scales, columns or _hidden(config))
+    how = _how(settings, words, scales, columns or _hidden(config))
     return Packed(words, scales, biases, how)
 
 

@@ -97,8 +97,8 @@ class QuantizedSource:
             return self._source.chunks(name, dtype)
         return self._packed(self._pieces[name], dtype)
 
-    def write_tokenizer(self, out: Path) -> None:
-        self._source.write_tokenizer(out)
+    def write_tokenizer(self, out: Path) -> str:
+        return self._source.write_tokenizer(out)
 
     def _packed(self, piece: _Piece, dtype: str) -> Iterator[np.ndarray]:
         """One part of a matrix. Each is made from the whole of it: to keep the others would take memory."""

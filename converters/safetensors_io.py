@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from converters.source import TensorInfo
 from vt_core.errors import ModelError
-from vt_core.files.json_files import parse_object
+from vt_core.files.json_files import lfs_pointer, parse_object
 
 if TYPE_CHECKING:
     import numpy as np
@@ -67,6 +67,9 @@ def read_header(path: Path) -> dict[str, Entry]:
     sound."""
     size = path.stat().st_size
     with path.open("rb") as file:
+        if sentence := lfs_pointer(file.read(64)):
+            raise ModelError(f"{path} {sentence}.")
+        file.seek(0)
         prefix = file.read(8)
         if len(prefix) < 8:
             raise ModelError(f"{path} is not a safetensors file: it has {size} bytes.")

@@ -60,8 +60,11 @@ class Source(Protocol):
         the next.
         """
 
-    def write_tokenizer(self, out: Path) -> None:
-        """Write tokenizer.json and what belongs to it (tokenizer_config.json, chat template) into `out`."""
+    def write_tokenizer(self, out: Path) -> str:
+        """Write tokenizer.json and what belongs to it (tokenizer_config.json, chat template) into `out`.
+
+        Returns the digest of the tokenizer.
+        """
 
 
 @contextmanager
@@ -74,6 +77,11 @@ def reading(source: str | Path) -> Iterator[None]:
         raise ModelError(f"{shorten(str(source), 300)} cannot be read: {error.strerror}{file}.") from error
 
 
+def utf8(name: str) -> str:
+    """A file name that can be written as UTF-8: other bytes appear as escapes."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
 def fingerprint_files(paths: Iterable[Path]) -> str:
     """Fingerprint of some files, from each one's name, length, time of change, first bytes and last bytes.
 
@@ -82,7 +90,7 @@ def fingerprint_files(paths: Iterable[Path]) -> str:
     digest = hashlib.sha256()
     for path in paths:
         status = path.stat()
-        digest.update(f"{path.name}\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
+        digest.update(f"{utf8(path.name)}\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
         with path.open("rb") as file:
             digest.update(file.read(SAMPLE_BYTES))
             file.seek(max(0, status.st_size - SAMPLE_BYTES))

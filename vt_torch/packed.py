@@ -52,7 +52,7 @@ def dequantized(directory: ModelDirectory, tensors: dict[str, Any]) -> dict[str,
     if not settings:
         return tensors
     kind = directory.manifest.model_type
-    if not architecture(kind).same_weights_in_mlx or (settings.get("mode") or "affine") != "affine":
+    if not architecture(kind).same_weights_in_mlx:
         raise ModelError(
             f"{directory.path} holds quantized weights of a {kind} model in a layout that only MLX reads; "
             "run it with vt-mlx, or convert the original weights"
@@ -65,6 +65,11 @@ def dequantized(directory: ModelDirectory, tensors: dict[str, Any]) -> dict[str,
         parts = [weights.pop(f"{module}.{part}", None) for part in ("weight", "scales", "biases")]
         own = settings.get(module)
         own = own if isinstance(own, dict) else settings
+        if (mode := own.get("mode") or "affine") != "affine":
+            raise ModelError(
+                f"{directory.path}: {module} is quantized in the mode {mode!r}, which only MLX reads; run "
+                "the model with vt-mlx, or convert the original weights"
+            )
         bits, group_size = own.get("bits", 0), own.get("group_size", 0)
         if None in parts or not _fits(parts, bits, group_size):
             raise ModelError(
