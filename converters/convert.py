@@ -18,7 +18,7 @@ from converters.quantize import FLOAT_DTYPES, QuantizedSource, check_quantizatio
 from converters.safetensors_io import tensor_bytes, write_file
 from converters.source import Source, TensorInfo, reading
 from converters.tables import Tables, find_tables
-from vt_core.errors import ModelError, OptionError, StoreError
+from vt_core.errors import ConfigError, ModelError, OptionError, StoreError
 from vt_core.files.manifest import MANIFEST_NAME, Manifest, SourceInfo, TableInfo, describe_files
 from vt_core.files.model_dir import STORE_NAME, ModelDirectory, check_path, is_model_directory
 from vt_core.files.quantization import Quantization
@@ -295,6 +295,8 @@ def _manifest(
 def _verify(path: Path, out: Path) -> None:
     try:
         ModelDirectory.open(path).verify_tables()
+    except ConfigError as error:
+        raise ConfigError(str(error).replace(str(path), str(out))) from error
     except StoreError as error:
         raise ModelError(
             f"{out} was not written: what came back from the disk is not what was sent to it."

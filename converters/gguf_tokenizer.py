@@ -102,14 +102,16 @@ class Vocabulary:
         id = self.get(key, default)
         if id is None:
             return None
-        if not isinstance(id, int) or (used and not self._names_token(id)):
+        for candidate in (id, default):
+            if isinstance(candidate, int) and 0 <= candidate < len(self.tokens):
+                token = self.tokens[candidate]
+                if token in self.ids:
+                    return token
+        if used or not isinstance(id, int):
             raise self.fail(
                 f"tokenizer.ggml.{key} is {id!r}, which is none of the {len(self.tokens)} tokens."
             )
-        return next((self.tokens[id] for id in (id, default) if self._names_token(id)), None)
-
-    def _names_token(self, id: int | None) -> bool:
-        return id is not None and 0 <= id < len(self.tokens) and self.tokens[id] in self.ids
+        return None
 
     def added(self) -> list[dict[str, Any]]:
         """Tokens that are cut out of the text before it is split, in the form of tokenizer.json."""

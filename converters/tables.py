@@ -8,7 +8,7 @@ from typing import Any
 
 from converters.packed import Packed, find_packed
 from converters.source import TensorInfo
-from vt_core.errors import ModelError
+from vt_core.errors import ConfigError, ModelError, shorten
 from vt_core.files.architectures import PER_LAYER_MODULE, UNKNOWN, architecture_of
 from vt_core.files.model_config import per_layer_shape, text_config
 
@@ -137,11 +137,13 @@ def _check_table(config: dict[str, Any], embedding: TensorInfo) -> None:
         raise ModelError(
             f"The embedding {embedding.name} has the shape {list(embedding.shape)}, which is not a table."
         )
-    expected = text_config(config).get("vocab_size", config.get("vocab_size"))
-    if isinstance(expected, int) and expected != embedding.shape[0]:
+    rows = embedding.shape[0]
+    expected = text_config(config).get("vocab_size", config.get("vocab_size", rows))
+    if isinstance(expected, bool) or not isinstance(expected, int):
+        raise ConfigError(f"config.json says vocab_size {shorten(expected)}, which is not a number.")
+    if expected != rows:
         raise ModelError(
-            f"The embedding {embedding.name} has {embedding.shape[0]} rows and config.json says "
-            f"vocab_size {expected}."
+            f"The embedding {embedding.name} has {rows} rows and config.json says vocab_size {expected}."
         )
 
 

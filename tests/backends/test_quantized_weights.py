@@ -125,7 +125,9 @@ def test_what_mlx_lm_wrote_gives_mlx_lms_ids(kind, tmp_path):
     result = model.generate(PROMPT, max_tokens=16)
     assert list(result.token_ids) == expected and result.stats.rescued > 0
     assert result.stats.quantization in ("4-bit affine", "8-bit affine")
-    with pytest.raises(ModelError, match="in a layout that only MLX reads; run it with vt-mlx"):
+    with pytest.raises(
+        ModelError, match="in the mode 'mxfp4', which only MLX reads; run the model with vt-mlx"
+    ):
         load(directory, backend="torch", device="cpu")
 
 
@@ -149,7 +151,7 @@ def test_transformers_is_not_given_what_it_would_misread(kind, tiny):
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"mode": "mxfp4"}, "in a layout that only MLX reads; run it with vt-mlx"),
+        ({"mode": "mxfp4"}, "in the mode 'mxfp4', which only MLX reads; run the model with vt-mlx"),
         ({"bits": 6}, r"is not packed as config.json says \(6 bits in groups of 32\)"),
         ({"group_size": None}, r"is not packed as config.json says \(4 bits in groups of None\)"),
     ],

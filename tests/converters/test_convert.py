@@ -205,10 +205,10 @@ def test_foreign_directory_is_never_touched(tmp_path: Path, source: Path, force:
     out.mkdir()
     (out / "thesis.txt").write_text("years of work")
     with pytest.raises(
-        ModelError, match=r"exists and is no model directory of vt. Give the path of a new directory"
+        ModelError, match=r"exists and is not a model directory of vt. Give the path of a new directory"
     ):
         convert(source, out, force=force, progress=False)
-    with pytest.raises(ModelError, match="exists and is no model directory"):
+    with pytest.raises(ModelError, match="exists and is not a model directory"):
         convert(source, source, force=force, progress=False)
     assert (out / "thesis.txt").read_text() == "years of work"
     assert hidden_files(tmp_path) == []

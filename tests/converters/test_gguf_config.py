@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from converters.gguf_config import Hyperparameters, build_config, build_generation_config
+from converters.gguf_config import Hyperparameters, build_config, build_generation_config, token_ids
 from tests.converters.gguf_tiny import (
     HEAD_DIM,
     HEADS,
@@ -314,6 +314,14 @@ def test_generation_config_has_every_end(tmp_path, ends, expected):
     assert config == (
         {"bos_token_id": 1} if expected is None else {"bos_token_id": 1, "eos_token_id": expected}
     )
+
+
+@pytest.mark.parametrize("id", [ROWS, 2**32 - 1])
+def test_token_ids_outside_the_table_are_ignored(tmp_path, id):
+    keys = {f"tokenizer.ggml.{role}_token_id": id for role in ("bos", "eos", "padding", "eot")}
+    file = open_model(tmp_path, "llama", keys=keys)
+    assert build_generation_config(file) == {}
+    assert token_ids(file) == dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
 
 
 def test_a_token_id_that_is_no_number_is_refused(tmp_path):

@@ -304,7 +304,10 @@ def test_derived_merges_are_the_splits_in_hugging_faces_order(tmp_path_factory, 
         ({"merges": ["a"]}, "the merge 'a' is not"),
         ({"token_type": np.array([1, 1])}, "token_type has not one value for each of the 256 tokens"),
         ({"token_type": "x"}, "token_type has not one value"),
-        ({"bos_token_id": 256}, "bos_token_id is 256, which is none of the 256 tokens"),
+        (
+            {"bos_token_id": 256, "add_bos_token": True},
+            "bos_token_id is 256, which is none of the 256 tokens",
+        ),
         ({"eos_token_id": -1.5}, "eos_token_id is -1.5"),
         ({"pre": "klingon"}, "'klingon', which is not supported"),
     ],
@@ -313,6 +316,20 @@ def test_unusable_vocabularies_are_refused(tmp_path, changes, words):
     with pytest.raises(TokenizerError, match=words) as caught:
         convert(tmp_path, **{**byte_level(), "pre": "gpt-2", **changes})
     assert "model.gguf" in str(caught.value)
+
+
+@pytest.mark.parametrize("id", [256, 2**32 - 1])
+def test_unused_special_ids_outside_the_table_are_ignored(tmp_path, id):
+    roles = ("bos_token_id", "eos_token_id", "padding_token_id", "unknown_token_id")
+    convert(tmp_path, **byte_level(), pre="gpt-2", add_bos_token=False, **dict.fromkeys(roles, id))
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    assert not config.keys() & {"bos_token", "eos_token", "pad_token", "unk_token"}
+
+
+def test_special_ids_outside_the_table_stand_for_the_default(tmp_path):
+    convert(tmp_path, **sentencepiece(WORDS), bos_token_id=10**6, eos_token_id=10**6)
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    assert (config["bos_token"], config["eos_token"]) == ("<s>", "</s>")
 
 
 def test_scores_that_do_not_fit_are_refused(tmp_path):

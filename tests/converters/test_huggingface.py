@@ -173,7 +173,7 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "index names a pickle": (
         _index({"weight_map": {"a": "x.bin"}}),
-        "places 'a' in 'x.bin', which is no safetensors",
+        "places 'a' in 'x.bin', which is not a safetensors",
     ),
     "index names a number": (_index({"weight_map": {"a": 3}}), "places 'a' in 3"),
     "shard missing": (

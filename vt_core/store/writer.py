@@ -65,7 +65,7 @@ class StoreWriter:
         with _written(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             self._environment = lmdb.open(
-                str(self.path), map_size=_MAP_SLACK, sync=False, metasync=False, **engine_options()
+                os.fsencode(self.path), map_size=_MAP_SLACK, sync=False, metasync=False, **engine_options()
             )
             self._descriptor = os.open(self.path / DATA_FILE, os.O_RDWR)
         return self
