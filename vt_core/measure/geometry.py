@@ -163,11 +163,14 @@ class RandomSource:
                 values *= np.float32(_SPREAD)
             yield from_float32(values, dtype)
 
-    def write_tokenizer(self, out: Path) -> None:
+    def write_tokenizer(self, out: Path) -> str:
+        from converters.tokenizer_json import digest
+
         size = int(self.config["vocab_size"])
         (out / "tokenizer.json").write_text(json.dumps(tokenizer_json(size)), encoding="utf-8")
         config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": _END}
         (out / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+        return digest(out / "tokenizer.json")
 
 
 def tensor_shapes(config: Mapping[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
