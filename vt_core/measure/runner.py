@@ -10,7 +10,6 @@ import gc
 import json
 import os
 import queue
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -231,16 +230,20 @@ def serve(lines: Iterator[str], answers: IO[str]) -> None:
         answer({"error": str(error)})
 
 
-def lines_until_closed(stream: IO[str]) -> Iterator[str]:
-    """Lines of a stream whose writer must stay alive: the process ends when the stream does.
+def lines_until_closed(descriptor: int) -> Iterator[str]:
+    """Lines of a pipe whose writer must stay alive: the process ends when the pipe does.
 
     A thread waits for the end, because a parent that was killed must not leave a busy orphan.
     """
     lines: queue.SimpleQueue[str] = queue.SimpleQueue()
 
     def read() -> None:
-        for line in stream:
-            lines.put(line)
+        # Not through sys.stdin: a thread that waits in it can abort the interpreter's shutdown.
+        rest = b""
+        while content := os.read(descriptor, 1 << 16):
+            *complete, rest = (rest + content).split(b"\n")
+            for line in complete:
+                lines.put(line.decode())
         os._exit(0)
 
     threading.Thread(target=read, daemon=True).start()
@@ -252,4 +255,4 @@ if __name__ == "__main__":
     # Answers use the original standard output; whatever a library prints goes to standard error.
     with os.fdopen(os.dup(1), "w") as own_output:
         os.dup2(2, 1)
-        serve(lines_until_closed(sys.stdin), own_output)
+        serve(lines_until_closed(0), own_output)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -145,8 +146,11 @@ class Worker:
 def exit_on_termination() -> Iterator[None]:
     """Turn SIGTERM and SIGHUP into SystemExit, so that workers, control groups and scratch files are removed.
 
-    Works in the main thread only, as signal handlers do.
+    Does nothing outside the main thread, where Python allows no signal handlers.
     """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
 
     def leave(number: int, frame: FrameType | None) -> None:
         raise SystemExit(128 + number)
