@@ -1,4 +1,4 @@
-"""The `profile` command, end to end."""
+"""The `profile` command."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ from tests.core.profile.small_tokenizers import added, byte_level, sentencepiece
 from vt_core.cli.profile import profile
 from vt_core.errors import VtError
 from vt_core.profile.counts import Counts
-from vt_core.profile.languages import KNOWN
 from vt_core.vocab.task import TaskVocabulary
 from vt_core.vocab.token_bytes import TokenTable
 
@@ -49,7 +48,7 @@ def refused(*arguments: Any) -> str:
     return str(result.exception)
 
 
-def test_vocabulary_is_written_and_its_stages_are_told(
+def test_vocabulary_is_written_and_its_stages_are_printed(
     tmp_path: Path, tokenizer_json: Path, data: Path
 ) -> None:
     out = tmp_path / "pets.vt.json"
@@ -66,7 +65,7 @@ def test_vocabulary_is_written_and_its_stages_are_told(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data.jsonl", "pets.vt.json", "tiny-model"]
 
 
-def test_held_out_report(tmp_path: Path, tokenizer_json: Path, data: Path) -> None:
+def test_held_out_report_is_written_and_printed(tmp_path: Path, tokenizer_json: Path, data: Path) -> None:
     out, report = tmp_path / "pets.vt.json", tmp_path / "report.json"
     result = run("--model", tokenizer_json, "--data", data, "--held-out", data, "--miss-rate", 0.33,
                  "--report", report, "--json", "--tolerance", 0, "--prior", 3, "--out", out)  # fmt: skip
@@ -79,9 +78,7 @@ def test_held_out_report(tmp_path: Path, tokenizer_json: Path, data: Path) -> No
     assert TaskVocabulary.load(out).held_out == written["held_out"]
 
 
-def test_counts_are_saved_and_merged_to_the_same_vocabulary(
-    tmp_path: Path, tokenizer_json: Path, data: Path
-) -> None:
+def test_saved_counts_merge_to_the_same_vocabulary(tmp_path: Path, tokenizer_json: Path, data: Path) -> None:
     lines = data.read_text().splitlines(keepends=True)
     model = ("--model", tokenizer_json)
     parts = {"a": lines[:7], "b": lines[7:]}
@@ -97,7 +94,7 @@ def test_counts_are_saved_and_merged_to_the_same_vocabulary(
     assert {**merged, "name": ""} == {**whole, "name": ""}
 
 
-def test_published_form_is_written(tmp_path: Path, tokenizer_json: Path, data: Path) -> None:
+def test_published_format_is_written(tmp_path: Path, tokenizer_json: Path, data: Path) -> None:
     out = tmp_path / "p.json"
     run("--model", tokenizer_json, "--data", data, "--prior", 0, "--rows", 2, "--published", "--out", out)
     published = json.loads(out.read_text())
@@ -106,7 +103,7 @@ def test_published_form_is_written(tmp_path: Path, tokenizer_json: Path, data: P
 
 
 class FakeModel:
-    """Writes `x` and the last character of the prompt, and ends."""
+    """Generates `x`, the last character of the prompt, and the end of text."""
 
     backend = "torch"
     directory = SimpleNamespace(manifest="m")
@@ -137,7 +134,7 @@ def model(monkeypatch: pytest.MonkeyPatch) -> FakeModel:
     return loaded
 
 
-def test_the_model_s_own_outputs_are_counted(
+def test_self_counts_the_outputs_of_the_model(
     tmp_path: Path, tokenizer_json: Path, data: Path, model: FakeModel
 ) -> None:
     inputs = ("--model", tokenizer_json, "--data", data, "--self", "--limit", 5, "--max-tokens", 2)
@@ -164,7 +161,7 @@ def test_the_model_s_own_outputs_are_counted(
         ("tokenizer files", "eos"),
     ],
 )
-def test_own_outputs_resume_only_what_the_same_model_wrote(
+def test_self_resumes_only_for_the_same_model_and_settings(
     tmp_path: Path,
     tokenizer_json: Path,
     data: Path,
@@ -202,7 +199,7 @@ def interrupt(*_: Any, **__: Any) -> None:
     raise KeyboardInterrupt
 
 
-def test_interrupted_run_goes_on_and_leaves_no_checkpoint(
+def test_resumed_run_removes_its_checkpoint(
     tmp_path: Path, tokenizer_json: Path, data: Path, monkeypatch
 ) -> None:
     out = tmp_path / "pets.vt.json"
@@ -252,13 +249,6 @@ def test_bad_input_is_one_sentence(
     assert not out.exists()
 
 
-def test_known_languages_are_listed(tmp_path: Path, tokenizer_json: Path, data: Path) -> None:
-    said = refused(
-        "--model", tokenizer_json, "--data", data, "--language", "?", "--out", tmp_path / "x.vt.json"
-    )
-    assert all(f" {name}" in said for name in KNOWN)
-
-
 @pytest.mark.parametrize("rows", [[], [{"input": "a", "output": ""}]])
 def test_corpus_without_outputs_is_refused(tmp_path: Path, tokenizer_json: Path, rows: list[Any]) -> None:
     path = tmp_path / "empty.jsonl"
@@ -288,7 +278,7 @@ def test_counts_of_another_tokenizer_are_refused(tmp_path: Path, tokenizer_json:
     )
 
 
-def test_file_names_that_are_not_utf8_work(tmp_path: Path, tokenizer_json: Path, data: Path) -> None:
+def test_file_names_need_not_be_utf8(tmp_path: Path, tokenizer_json: Path, data: Path) -> None:
     folder = Path(os.fsdecode(bytes(tmp_path) + b"/\xff"))
     try:
         folder.mkdir()
@@ -305,6 +295,19 @@ def test_file_names_that_are_not_utf8_work(tmp_path: Path, tokenizer_json: Path,
     assert TaskVocabulary.load(out).examples == Counts.load(files["counts"]).examples == 20
     assert files["plot"].read_bytes().startswith(b"\x89PNG")
     assert "\\udcff/absent" in refused("--model", model, "--data", folder / "absent.jsonl", "--out", out)
+
+
+def test_tokens_named_only_beside_tokenizer_json_are_counted(tmp_path: Path) -> None:
+    tokenizer = write(tmp_path / "m", byte_level(["cat"]))
+    (tokenizer.parent / "tokenizer_config.json").write_text('{"eos_token": "<|done|>"}')
+    corpus, out = tmp_path / "a.jsonl", tmp_path / "a.vt.json"
+    corpus.write_text('{"input": "x", "output": "cat<|done|>"}\n')
+    result = run("--model", tokenizer.parent, "--data", corpus, "--prior", 0, "--tolerance", 0,
+                 "--save-counts", tmp_path / "c", "--out", out)  # fmt: skip
+    assert result.exception is None
+    counts, table = Counts.load(tmp_path / "c"), TokenTable.load(tokenizer)
+    assert counts.tokens == 2
+    assert [table.tokens[id] for id in counts.written.nonzero()[0]] == ["cat", "<|done|>"]
 
 
 @pytest.mark.parametrize("option", ["--out", "--report", "--plot", "--save-counts"])

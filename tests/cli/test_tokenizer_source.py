@@ -10,7 +10,7 @@ from vt_core.cli.tokenizer_source import find_tokenizer
 from vt_core.errors import ModelError
 
 
-def test_tokenizer_file_alone(tmp_path: Path) -> None:
+def test_tokenizer_file_without_model(tmp_path: Path) -> None:
     path = write(tmp_path / "qwen", byte_level())
     found = find_tokenizer(path)
     assert (found.tokenizer_json, found.vocab_rows, found.name) == (path, None, "qwen")
@@ -21,7 +21,7 @@ def test_tokenizer_file_alone(tmp_path: Path) -> None:
     ("config", "rows"),
     [(None, None), ({}, None), ({"vocab_size": 320}, 320), ({"text_config": {"vocab_size": 320}}, 320)],
 )
-def test_rows_are_those_of_the_config(tmp_path: Path, config: dict | None, rows: int | None) -> None:
+def test_rows_come_from_the_config(tmp_path: Path, config: dict | None, rows: int | None) -> None:
     write(tmp_path, byte_level())
     if config is not None:
         (tmp_path / "config.json").write_text(json.dumps(config))
@@ -29,6 +29,6 @@ def test_rows_are_those_of_the_config(tmp_path: Path, config: dict | None, rows:
     assert find_tokenizer(tmp_path, vocab_rows=999).vocab_rows == 999
 
 
-def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
+def test_missing_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError):
         find_tokenizer(tmp_path / "absent" / "model" / "x")

@@ -287,8 +287,9 @@ def _replace(target: Path, content: bytes) -> None:
     temporary = target.with_name(f".{target.name[:40]}.{secrets.token_hex(8)}")
     # Created by open() and not by mkstemp(), so that the kernel applies the umask. Reading the umask means
     # setting it, for every thread of the process.
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
+        # In the try block: Python raises an interrupt that came during the call right after it.
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         with open(descriptor, "wb") as file:
             file.write(content)
             file.flush()

@@ -16,7 +16,7 @@ SPELLING.update({byte: chr(0x100 + i) for i, byte in enumerate(_unprintable)})
 
 
 def spelled(value: bytes) -> str:
-    """Bytes in GPT-2's alphabet."""
+    """Bytes in the alphabet of GPT-2's tokenizer."""
     return "".join(SPELLING[byte] for byte in value)
 
 
@@ -35,7 +35,7 @@ def added(id: int, content: str, special: bool = True) -> dict[str, Any]:
 def byte_level(
     words: Sequence[str | bytes] = (), extra: Sequence[dict[str, Any]] = (), normalizer: Any = None
 ) -> dict[str, Any]:
-    """All 256 bytes by value (ids 0-255), then every word with its prefixes, merged from the left."""
+    """A byte-level BPE: ids 0 to 255 are the bytes, then all prefixes of each word, merged from the left."""
     vocab = {SPELLING[byte]: byte for byte in range(256)}
     merges: list[list[str]] = []
     for word in words:
@@ -55,7 +55,7 @@ def sentencepiece(
     extra: Sequence[dict[str, Any]] = (),
     fallback: bool = True,
 ) -> dict[str, Any]:
-    """`<unk>` (0), 256 byte tokens (1-256), merged words with their prefixes, then the single characters."""
+    """A SentencePiece BPE: `<unk>` (0), bytes (1 to 256), prefixes of the words, then single characters."""
     vocab = {"<unk>": 0}
     if fallback:
         vocab.update({f"<0x{byte:02X}>": byte + 1 for byte in range(256)})
@@ -104,7 +104,7 @@ def _file(
 
 
 def write(directory: Path, data: dict[str, Any]) -> Path:
-    """Writes `tokenizer.json` into a directory; its path."""
+    """Write `tokenizer.json` into a directory. Returns its path."""
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / "tokenizer.json"
     path.write_text(json.dumps(data, ensure_ascii=False), encoding="utf-8")

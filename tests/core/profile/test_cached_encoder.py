@@ -41,7 +41,7 @@ BYTE_LEVEL = byte_level(WORDS)
 PIECES = sentencepiece([word for word in WORDS if word != ", "], "abcdefghijklmnopqrstuvwxyz .,")
 REGEX = sequence(split({"Regex": LETTERS_FIRST}), BYTES)
 
-WITH_SEAMS = {
+SPLIT = {
     "GPT-2": BYTE_LEVEL,
     "Qwen": changed(BYTE_LEVEL, normalizer={"type": "NFC"}, pre_tokenizer=REGEX),
     "compatible": changed(BYTE_LEVEL, normalizer={"type": "NFKC"}, pre_tokenizer=REGEX),
@@ -54,7 +54,7 @@ WITH_SEAMS = {
     "added": byte_level(WORDS, [added(300, "<|end|>"), added(301, " a"), added(302, "dog")]),
 }
 
-WITHOUT = {
+WHOLE = {
     "a space before the text": changed(
         BYTE_LEVEL, pre_tokenizer={**BYTE_LEVEL["pre_tokenizer"], "add_prefix_space": True}
     ),
@@ -84,9 +84,9 @@ WITHOUT = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=WITH_SEAMS)
+@pytest.fixture(scope="module", params=SPLIT)
 def tokenizer(request: Any, tmp_path_factory: Any) -> Any:
-    return load_tokenizer(write(tmp_path_factory.mktemp("tokenizer"), WITH_SEAMS[request.param]))
+    return load_tokenizer(write(tmp_path_factory.mktemp("tokenizer"), SPLIT[request.param]))
 
 
 fragments = st.sampled_from(
@@ -98,7 +98,7 @@ texts = st.lists(st.lists(fragments, max_size=12).map("".join), max_size=8)
 
 @settings(deadline=None, max_examples=60)
 @given(texts=texts)
-def test_ids_are_those_of_the_whole_text(tokenizer: Any, texts: list[str]) -> None:
+def test_cached_encoder_gives_the_ids_of_the_tokenizer(tokenizer: Any, texts: list[str]) -> None:
     expected = [tokenizer.encode(text, add_special_tokens=False).ids for text in texts]
     assert splits_at_words(tokenizer)
     encode = CachedEncoder(tokenizer)
@@ -106,13 +106,13 @@ def test_ids_are_those_of_the_whole_text(tokenizer: Any, texts: list[str]) -> No
     assert encode(texts) == expected
 
 
-@pytest.mark.parametrize("case", WITHOUT)
-def test_texts_stay_whole_where_a_tokenizer_may_look_over_a_seam(tmp_path: Path, case: str) -> None:
-    tokenizer = load_tokenizer(write(tmp_path, WITHOUT[case]))
+@pytest.mark.parametrize("case", WHOLE)
+def test_text_is_not_split_if_the_tokenizer_may_look_across_words(tmp_path: Path, case: str) -> None:
+    tokenizer = load_tokenizer(write(tmp_path, WHOLE[case]))
     assert not splits_at_words(tokenizer)
 
 
-def test_a_word_is_tokenized_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_word_is_tokenized_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     encode = CachedEncoder(load_tokenizer(write(tmp_path, BYTE_LEVEL)))
     asked: list[list[str]] = []
     whole = encode._encode
@@ -127,7 +127,7 @@ def test_a_word_is_tokenized_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert asked == [[" cat", " dog", " the", "the"], [" A  b", " cat."]]
 
 
-def test_what_is_remembered_has_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cache_is_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cached_encoder, "MAX_WORDS", 2)
     encode = CachedEncoder(load_tokenizer(write(tmp_path, BYTE_LEVEL)))
     encode(["the " + "long" * 10])

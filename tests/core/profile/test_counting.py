@@ -63,13 +63,13 @@ def test_counts_examples_not_occurrences(tmp_path: Path, tokenizer_json: Path) -
     assert counts.source == ({"file": "a.jsonl", "rows": 3},)
 
 
-def test_words_of_the_template_count_as_input(tmp_path: Path, tokenizer_json: Path) -> None:
+def test_template_counts_as_input(tmp_path: Path, tokenizer_json: Path) -> None:
     file = corpus(tmp_path / "a.jsonl", [row("x", "ab")])
     counts = count_files([file], tokenizer_json, EMPTY, make_row_format(template="a: {input}"))
     assert nonzero(counts.needed) == {ord("b"): 1}
 
 
-def test_rows_without_an_output_are_no_examples(tmp_path: Path, tokenizer_json: Path) -> None:
+def test_row_without_output_is_not_an_example(tmp_path: Path, tokenizer_json: Path) -> None:
     file = corpus(tmp_path / "a.jsonl", [row("x", ""), row("", "a")])
     counts = count_files([file], tokenizer_json, EMPTY, RowFormat())
     assert (counts.examples, counts.bad_rows) == (1, 0)
@@ -82,7 +82,7 @@ rows = st.lists(st.builds(row, texts, texts), max_size=30)
 
 @settings(deadline=None, max_examples=50)
 @given(rows=rows)
-def test_counting_is_its_definition(tokenizer_json: Path, rows: list[dict[str, str]]) -> None:
+def test_counts_match_their_definition(tokenizer_json: Path, rows: list[dict[str, str]]) -> None:
     needed: Counter[int] = Counter()
     written: Counter[int] = Counter()
     for one in rows:
@@ -97,7 +97,7 @@ def test_counting_is_its_definition(tokenizer_json: Path, rows: list[dict[str, s
 
 @settings(deadline=None, max_examples=30)
 @given(rows=rows, data=st.data())
-def test_shards_merge_to_the_whole(
+def test_merged_shards_equal_the_whole_corpus(
     tokenizer_json: Path, rows: list[dict[str, str]], data: st.DataObject
 ) -> None:
     cut = data.draw(st.integers(0, len(rows)))
@@ -113,7 +113,7 @@ def test_shards_merge_to_the_whole(
     assert files == {entry["file"]: entry["rows"] for entry in together.source}
 
 
-def test_processes_give_the_counts_of_one(tmp_path: Path, tokenizer_json: Path, monkeypatch) -> None:
+def test_counts_do_not_depend_on_processes(tmp_path: Path, tokenizer_json: Path, monkeypatch) -> None:
     monkeypatch.setattr(readers, "CHUNK_BYTES", 200)
     files = [
         corpus(tmp_path / f"{name}.jsonl", [row(f"cat {i % 7}", f"the dog {i}") for i in range(100)])
@@ -127,7 +127,7 @@ def test_processes_give_the_counts_of_one(tmp_path: Path, tokenizer_json: Path, 
     assert len(seen) > 4
 
 
-def test_bad_row_in_another_process_is_named(tmp_path: Path, tokenizer_json: Path) -> None:
+def test_bad_row_in_a_worker_process_is_named(tmp_path: Path, tokenizer_json: Path) -> None:
     file = corpus(tmp_path / "a.jsonl", [row("x", "y"), {"input": "x"}])
     with pytest.raises(DataError, match=r"a\.jsonl, line 2: lacks the output, output\."):
         count_files([file], tokenizer_json, EMPTY, RowFormat(), processes=2)
@@ -137,7 +137,7 @@ def die(chunk: Chunk) -> None:
     os._exit(1)
 
 
-def test_dead_process_is_an_error_with_a_remedy(tmp_path: Path, tokenizer_json: Path, monkeypatch) -> None:
+def test_killed_worker_process_is_reported(tmp_path: Path, tokenizer_json: Path, monkeypatch) -> None:
     monkeypatch.setattr(counting, "_count_chunk", die)
     file = corpus(tmp_path / "a.jsonl", [row("x", "y")])
     with pytest.raises(DataError, match=r"process was killed.*--processes"):
@@ -159,12 +159,12 @@ if __name__ == "__main__":
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="there is no SIGKILL")
-def test_processes_of_a_killed_run_end_too(tmp_path: Path, tokenizer_json: Path) -> None:
+def test_workers_exit_when_their_parent_is_killed(tmp_path: Path, tokenizer_json: Path) -> None:
     (tmp_path / "killed.py").write_text(KILLED)
     file = corpus(tmp_path / "a.jsonl", [row("x", "y")])
     command = [sys.executable, str(tmp_path / "killed.py"), str(file), str(tokenizer_json)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    # The processes hold the pipe open for as long as they live.
+    # The pipe stays open as long as any worker lives, so this waits for all of them.
     ended = subprocess.run(command, env=environment, capture_output=True, timeout=60)
     assert ended.returncode == -signal.SIGKILL
 
@@ -190,7 +190,7 @@ def test_bad_line_is_named_by_file_and_line(
         count_files([file], tokenizer_json, EMPTY, RowFormat())
 
 
-def test_bad_lines_can_be_counted_and_skipped(tmp_path: Path, tokenizer_json: Path) -> None:
+def test_skip_bad_skips_and_counts_bad_lines(tmp_path: Path, tokenizer_json: Path) -> None:
     file = tmp_path / "a.jsonl"
     lines = [line for line, _ in BAD]
     text = "\n".join([*lines, '{"input": "x", "output": "y"}', *lines])
@@ -221,7 +221,7 @@ def files(tmp_path: Path, monkeypatch) -> list[Path]:
 
 
 @pytest.mark.parametrize("stop_after", [1, 39, 40, 41, 77, 119])
-def test_interrupted_count_goes_on_where_it_was(
+def test_interrupted_count_resumes_at_the_same_row(
     tmp_path: Path, tokenizer_json: Path, files: list[Path], stop_after: int
 ) -> None:
     whole = count_files(files, tokenizer_json, EMPTY, RowFormat())
@@ -256,7 +256,7 @@ def test_interrupted_count_goes_on_where_it_was(
     assert seen + sum(rest) == 120
 
 
-def test_killed_count_goes_on_from_the_last_checkpoint(
+def test_killed_count_resumes_from_the_last_checkpoint(
     tmp_path: Path, tokenizer_json: Path, files: list[Path], monkeypatch
 ) -> None:
     signature = run_signature(files)
@@ -279,7 +279,7 @@ def test_killed_count_goes_on_from_the_last_checkpoint(
         assert again.fields() == whole.fields()
 
 
-def test_checkpoint_is_only_good_for_what_it_counted(
+def test_checkpoint_of_other_settings_is_ignored(
     tmp_path: Path, tokenizer_json: Path, files: list[Path]
 ) -> None:
     def signature(row_format: RowFormat, skip_bad: bool = False) -> str:
@@ -300,7 +300,7 @@ def test_checkpoint_is_only_good_for_what_it_counted(
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"resume": 3}', '{"resume": {}}'])
-def test_damaged_checkpoint_is_begun_anew(tmp_path: Path, content: str) -> None:
+def test_damaged_checkpoint_is_ignored(tmp_path: Path, content: str) -> None:
     (tmp_path / "c").write_text(content)
     assert Checkpoint(tmp_path / "c", "x").load() is None
 
@@ -313,12 +313,12 @@ def test_checkpoint_is_a_counts_file(tmp_path: Path, tokenizer_json: Path, files
     assert not (tmp_path / "c").exists()
 
 
-def test_signature_names_an_absent_file(tmp_path: Path) -> None:
+def test_signature_of_a_missing_file_names_it(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"absent\.jsonl: cannot be read"):
         run_signature([tmp_path / "absent.jsonl"])
 
 
-def test_own_outputs_are_counted_instead_of_the_files(tmp_path: Path, tokenizer_json: Path) -> None:
+def test_own_outputs_replace_the_outputs_of_the_files(tmp_path: Path, tokenizer_json: Path) -> None:
     file = corpus(tmp_path / "a.jsonl", [{"input": "ab"}, {"input": "cd"}])
     asked: list[tuple[str, int]] = []
 
@@ -336,7 +336,7 @@ def test_own_outputs_are_counted_instead_of_the_files(tmp_path: Path, tokenizer_
     assert (counts.examples, counts.tokens, counts.copied) == (2, 6, 2)
 
 
-def test_own_outputs_stop_at_the_limit_and_go_on_after_an_interruption(
+def test_own_outputs_stop_at_the_limit_and_resume(
     tmp_path: Path, tokenizer_json: Path, files: list[Path]
 ) -> None:
     asked: list[str] = []
@@ -370,7 +370,7 @@ def test_own_outputs_stop_at_the_limit_and_go_on_after_an_interruption(
     assert resumed.fields() == run(lambda rows: None, "d").fields()
 
 
-def test_prompt_that_the_model_refuses_is_named(tmp_path: Path, tokenizer_json: Path) -> None:
+def test_refused_prompt_is_named(tmp_path: Path, tokenizer_json: Path) -> None:
     file = corpus(tmp_path / "a.jsonl", [{"input": "ab"}, {"input": ""}])
 
     def generate(prompt: str, max_tokens: int) -> list[int]:

@@ -50,7 +50,7 @@ def test_merging_is_associative(a: Counts, b: Counts, c: Counts) -> None:
 
 
 @given(counted())
-def test_empty_counts_change_nothing(a: Counts) -> None:
+def test_merging_empty_counts_changes_nothing(a: Counts) -> None:
     assert plain(a.merge(Counts.empty(DIGEST, a.size))) == plain(a)
 
 
@@ -70,7 +70,7 @@ def test_merged_counts_are_sums(a: Counts, b: Counts) -> None:
 
 
 @given(counted(), st.integers(1, 4))
-def test_weighing_is_merging_with_itself(a: Counts, weight: int) -> None:
+def test_times_equals_repeated_merging(a: Counts, weight: int) -> None:
     repeated, weighed = plain(merge_all([a] * weight)), plain(a.times(weight))
     for key in ("examples", "tokens", "copied", "ids", "needed", "written"):
         assert weighed[key] == repeated[key]
@@ -78,13 +78,13 @@ def test_weighing_is_merging_with_itself(a: Counts, weight: int) -> None:
 
 
 @given(counted())
-def test_saved_counts_load_as_they_were(tmp_path_factory: pytest.TempPathFactory, a: Counts) -> None:
+def test_saved_counts_load_unchanged(tmp_path_factory: pytest.TempPathFactory, a: Counts) -> None:
     path = tmp_path_factory.mktemp("counts") / "a.counts"
     a.save(path)
     assert plain(Counts.load(path)) == plain(a)
 
 
-def test_counts_of_two_tokenizers_do_not_merge() -> None:
+def test_counts_of_different_tokenizers_do_not_merge() -> None:
     a, b = Counts.empty(DIGEST, 3), Counts.empty(OTHER, 3)
     with pytest.raises(VocabularyError, match=r"tokenizer aaaaaaaaaaaa .* tokenizer bbbbbbbbbbbb"):
         a.merge(b)
@@ -105,7 +105,7 @@ def test_counts_of_two_tokenizers_do_not_merge() -> None:
         ("tokenizer_digest", 3, "field 'tokenizer_digest' is 3, not text"),
     ],
 )
-def test_faulty_field_is_named(tmp_path: Path, field: str, value: Any, message: str) -> None:
+def test_wrong_field_is_named(tmp_path: Path, field: str, value: Any, message: str) -> None:
     counts = Counts(DIGEST, np.array([0, 1, 0, 2, 0]), np.array([0, 1, 0, 3, 0]), 3, 5, 1)
     path = tmp_path / "a.counts"
     path.write_text(json.dumps({**counts.fields(), field: value}))
@@ -114,7 +114,7 @@ def test_faulty_field_is_named(tmp_path: Path, field: str, value: Any, message: 
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", "3"])
-def test_file_that_holds_no_counts_is_refused(tmp_path: Path, content: str) -> None:
+def test_file_without_counts_is_refused(tmp_path: Path, content: str) -> None:
     path = tmp_path / "a.counts"
     path.write_text(content)
     with pytest.raises(VocabularyError, match=r"a\.counts"):

@@ -18,7 +18,7 @@ def coverage(ranking: list[int], always: list[int], missing: list[list[int]], to
     return result
 
 
-def test_curves_of_a_known_corpus() -> None:
+def test_curves_of_a_small_corpus() -> None:
     # 10 tokens, of which 4 are in the input; 19 is always active, 7 is in no ranking.
     result = coverage([3, 5], [19], [[3, 5, 3], [19], [7, 3], []], 10)
     assert result.token_curve().tolist() == [0.5, 0.8, 0.9]
@@ -37,7 +37,7 @@ examples = st.lists(st.lists(st.integers(0, 19), max_size=6), min_size=1, max_si
     examples,
     st.integers(0, 9),
 )
-def test_every_size_is_what_the_set_of_that_size_covers(
+def test_curve_matches_the_coverage_of_each_size(
     order: list[int], length: int, always: set[int], missing: list[list[int]], copied: int
 ) -> None:
     tokens = copied + sum(map(len, missing))
@@ -51,7 +51,7 @@ def test_every_size_is_what_the_set_of_that_size_covers(
 
 
 @given(examples, examples)
-def test_corpus_can_be_added_in_parts(first: list[list[int]], second: list[list[int]]) -> None:
+def test_examples_can_be_added_in_parts(first: list[list[int]], second: list[list[int]]) -> None:
     ranking = list(range(0, 20, 2))
     parts = coverage(ranking, [1], first, 50)
     parts.add(second, 50)
@@ -60,18 +60,18 @@ def test_corpus_can_be_added_in_parts(first: list[list[int]], second: list[list[
     assert parts.example_curve().tolist() == whole.example_curve().tolist()
 
 
-def test_knee_is_where_rows_stop_paying() -> None:
+def test_knee_is_before_the_flat_part() -> None:
     # The first two ids cover nearly everything, eight more cover one token each.
     missing = [[0] * 45 + [1] * 45 + list(range(2, 10))]
     assert coverage(list(range(10)), [], missing, 98).knee() == 2
 
 
-def test_knee_of_nothing_to_gain_is_no_row() -> None:
+def test_knee_is_zero_if_no_row_helps() -> None:
     assert coverage([1, 2], [], [[], []], 4).knee() == 0
     assert coverage([1, 2], [], [[7]], 1).knee() == 0
 
 
-def test_report_is_json_with_every_size_that_fits() -> None:
+def test_report_has_every_size_up_to_the_limit() -> None:
     result = coverage(list(range(10)), [], [[0, 0, 1], [5]], 5)
     report = json.loads(json.dumps(result.report((7, 30), (0.3,))))
     assert [point["rows"] for point in report["curve"]] == sorted({0, result.knee(), 7, 10})
@@ -95,7 +95,7 @@ def test_plot_is_a_png_file(tmp_path) -> None:
         plot_coverage(report(), tmp_path / "absent" / "plot.png")
 
 
-def test_missing_matplotlib_says_what_to_install(tmp_path, monkeypatch) -> None:
+def test_missing_matplotlib_error_says_what_to_install(tmp_path, monkeypatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
     with pytest.raises(OptionError, match="needs the library matplotlib; install it"):
         plot_coverage(report(), tmp_path / "plot.png")

@@ -69,7 +69,7 @@ def characters(*names: str) -> set[int]:
 
 
 @pytest.mark.parametrize("name", KNOWN)
-def test_language_holds_its_letters_and_what_every_text_has(name: str) -> None:
+def test_language_contains_its_letters_and_common_characters(name: str) -> None:
     latin = string.ascii_letters if name in ("math", "emoji") else ""
     allowed = characters(name) | set(map(ord, latin))
     missing = {character for character in SAMPLES[name] + EVERYWHERE if ord(character) not in allowed}
@@ -82,7 +82,7 @@ def test_size_of_a_language(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", KNOWN)
-def test_moving_the_end_of_any_range_is_noticed(name: str) -> None:
+def test_size_changes_if_any_range_end_moves(name: str) -> None:
     ranges = code_points([name])
     for index, (low, high) in enumerate(ranges):
         for moved in ((low - 1, high), (low + 1, high), (low, high - 1), (low, high + 1)):
@@ -106,26 +106,26 @@ def test_moving_the_end_of_any_range_is_noticed(name: str) -> None:
         ("code", "éя中"),
     ],
 )
-def test_language_leaves_other_scripts_out(name: str, foreign: str) -> None:
+def test_language_excludes_other_scripts(name: str, foreign: str) -> None:
     assert not characters(name) & set(map(ord, foreign))
 
 
-def test_no_language_leaves_digits_punctuation_and_white_space() -> None:
+def test_without_language_only_common_characters_are_allowed() -> None:
     allowed = {point for point in characters() if point < 0x80}
     assert allowed == set(map(ord, string.digits + string.punctuation + string.whitespace))
 
 
-def test_languages_add_up() -> None:
+def test_languages_are_combined() -> None:
     assert characters("zh", "en") == characters("zh") | characters("en")
 
 
-def test_nineteen_languages_and_three_groups() -> None:
+def test_known_languages_and_groups() -> None:
     wanted = "ar de el en es fr he hi it ja ko nl pl pt ru th uk vi zh"
     assert sorted(LANGUAGES) == wanted.split()
     assert sorted(GROUPS) == ["code", "emoji", "math"]
 
 
-def test_unknown_language_is_refused_with_the_known_ones() -> None:
+def test_unknown_language_error_lists_the_known_ones() -> None:
     with pytest.raises(
         OptionError, match=r"Language 'klingon' is not known; known are ar, de, .*, zh, and code"
     ):
@@ -136,7 +136,7 @@ ranges = st.tuples(st.integers(0, 60), st.integers(0, 8)).map(lambda pair: (pair
 
 
 @given(st.lists(ranges, max_size=8))
-def test_merged_ranges_hold_the_same_points_and_do_not_touch(parts: list[Range]) -> None:
+def test_merged_ranges_keep_their_points_and_do_not_touch(parts: list[Range]) -> None:
     result = merged(parts)
     points = [point for low, high in result for point in range(low, high + 1)]
     assert points == sorted({point for low, high in parts for point in range(low, high + 1)})

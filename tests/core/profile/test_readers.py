@@ -58,14 +58,14 @@ WRITERS: dict[str, Callable[[Path, list[Any]], None]] = {
 
 
 @pytest.mark.parametrize("suffix", WRITERS)
-def test_formats_hold_the_same_rows(tmp_path: Path, suffix: str) -> None:
+def test_every_format_gives_the_same_rows(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"data{suffix}"
     WRITERS[suffix](path, ROWS)
     assert read(path) == ROWS
 
 
 @pytest.mark.parametrize("suffix", WRITERS)
-def test_skipped_rows_are_the_first(tmp_path: Path, suffix: str) -> None:
+def test_skip_leaves_out_the_first_rows(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"data{suffix}"
     WRITERS[suffix](path, ROWS)
     assert read(path, 17) == ROWS[17:]
@@ -73,7 +73,7 @@ def test_skipped_rows_are_the_first(tmp_path: Path, suffix: str) -> None:
 
 
 @pytest.mark.parametrize("suffix", [suffix for suffix in WRITERS if suffix != ".parquet"])
-def test_compressed_files_hold_the_same_rows(tmp_path: Path, suffix: str) -> None:
+def test_compressed_file_gives_the_same_rows(tmp_path: Path, suffix: str) -> None:
     plain = tmp_path / f"data{suffix}"
     WRITERS[suffix](plain, ROWS)
     packed = tmp_path / f"data{suffix}.gz"
@@ -82,20 +82,20 @@ def test_compressed_files_hold_the_same_rows(tmp_path: Path, suffix: str) -> Non
 
 
 @given(st.lists(st.binary(max_size=40), max_size=5), st.integers(1, 9), st.integers(1, 30))
-def test_frames_are_read_one_after_another(parts: list[bytes], block: int, length: int) -> None:
+def test_all_frames_are_read(parts: list[bytes], block: int, length: int) -> None:
     data = io.BytesIO(b"".join(map(zlib.compress, parts)))
     frames = io.BufferedReader(compressed.FrameReader(data, zlib.decompressobj, block=block), length)
     assert b"".join(iter(lambda: frames.read(length), b"")) == b"".join(parts)
 
 
-def test_file_that_ends_inside_a_frame_is_no_whole_file() -> None:
+def test_truncated_frame_is_an_error() -> None:
     data = zlib.compress(b"abc") + zlib.compress(b"def" * 99)
     for cut in range(len(zlib.compress(b"abc")) + 1, len(data)):
         with pytest.raises(EOFError, match="ends inside a compressed frame"):
             io.BufferedReader(compressed.FrameReader(io.BytesIO(data[:cut]), zlib.decompressobj)).read()
 
 
-def test_zstd_frames_are_all_read(tmp_path: Path) -> None:
+def test_all_zstd_frames_are_read(tmp_path: Path) -> None:
     zstandard = pytest.importorskip("zstandard")
     plain, packed = tmp_path / "data.jsonl", tmp_path / "data.jsonl.zst"
     write_jsonl(plain, ROWS)
@@ -109,7 +109,7 @@ def test_zstd_frames_are_all_read(tmp_path: Path) -> None:
         read(packed)
 
 
-def test_missing_zstandard_says_what_to_install(tmp_path: Path, monkeypatch) -> None:
+def test_missing_zstandard_error_says_what_to_install(tmp_path: Path, monkeypatch) -> None:
     for name in ("compression", "compression.zstd", "zstandard"):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(DataError, match=r"x\.jsonl\.zst: .zst files need the library zstandard; install it"):
@@ -130,7 +130,7 @@ def test_chunks_are_small_and_number_their_rows(tmp_path: Path, suffix: str, mon
     assert chunks[1].where(0) == f"{path}, {'row' if suffix == '.json' else 'line'} {chunks[1].numbers[0]}"
 
 
-def test_lines_are_numbered_with_blank_and_skipped_ones(tmp_path: Path) -> None:
+def test_line_numbers_include_blank_and_skipped_lines(tmp_path: Path) -> None:
     path = tmp_path / "data.jsonl"
     path.write_bytes(b'{"a": 1}\n\n  \n{"a": 2}\n\n{"a": 3}')
     (chunk,) = read_chunks(path, 2)
@@ -146,14 +146,14 @@ def test_record_over_several_lines_is_one_row(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv"])
-def test_byte_order_mark_is_no_text(tmp_path: Path, suffix: str) -> None:
+def test_byte_order_mark_is_removed(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"data{suffix}"
     WRITERS[suffix](path, ROWS)
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
     assert read(path) == ROWS
 
 
-def test_json_lines_under_the_name_of_json_are_read(tmp_path: Path) -> None:
+def test_json_lines_in_a_json_file_are_read(tmp_path: Path) -> None:
     path = tmp_path / "data.json"
     write_jsonl(path, ROWS)
     assert read(path) == ROWS
@@ -172,7 +172,7 @@ objects = st.dictionaries(st.text(max_size=3), values, max_size=3)
 
 
 @given(rows=st.lists(objects, max_size=6), indent=st.sampled_from([None, 0, 3]), ascii=st.booleans())
-def test_json_lists_are_read_piece_by_piece(rows: list[Any], indent: int | None, ascii: bool) -> None:
+def test_json_list_is_read_in_blocks(rows: list[Any], indent: int | None, ascii: bool) -> None:
     text = json.dumps(rows, indent=indent, ensure_ascii=ascii).encode()
     file = io.BufferedReader(io.BytesIO(text))
     assert [row for _, row in json_list.read_json_list(Path("x.json"), file, block=2)] == rows
@@ -203,12 +203,12 @@ def test_unreadable_file_is_named(tmp_path: Path, name: str, content: bytes, mes
         read(path)
 
 
-def test_absent_file_is_named(tmp_path: Path) -> None:
+def test_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"absent\.jsonl: cannot be read \(No such file"):
         read(tmp_path / "absent.jsonl")
 
 
-def test_endless_json_value_is_given_up(tmp_path: Path, monkeypatch) -> None:
+def test_too_long_json_value_is_refused(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(json_list, "MAX_VALUE_CHARACTERS", 100)
     path = tmp_path / "x.json"
     path.write_text('["' + "x" * 2_000_000)
@@ -216,7 +216,7 @@ def test_endless_json_value_is_given_up(tmp_path: Path, monkeypatch) -> None:
         read(path)
 
 
-def test_missing_pyarrow_says_what_to_install(tmp_path: Path, monkeypatch) -> None:
+def test_missing_pyarrow_error_says_what_to_install(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     (tmp_path / "x.parquet").write_bytes(b"PAR1")
     with pytest.raises(DataError, match=r"x\.parquet: Parquet files need the library pyarrow; install it"):

@@ -24,7 +24,7 @@ from vt_core.profile.row_format import PRESETS, BadRow, RowFormat, make_row_form
         ("translation", {"source": "yes", "target": "ja"}, ("yes", "ja")),
     ],
 )
-def test_presets_read_the_public_data_sets(preset: str, row: dict[str, Any], texts: tuple[str, str]) -> None:
+def test_presets_read_public_data_sets(preset: str, row: dict[str, Any], texts: tuple[str, str]) -> None:
     assert make_row_format(preset).texts(row) == texts
 
 
@@ -35,16 +35,16 @@ def test_every_preset_reads_input_and_output(preset: str | None) -> None:
     assert output == "out"
 
 
-def test_named_fields_go_before_the_preset() -> None:
+def test_given_fields_replace_those_of_the_preset() -> None:
     row_format = make_row_format("math", "my question", "t.en", "Q: {input} {input}!")
     assert row_format.texts({"my question": "q", "question": "x", "t": {"en": "a"}}) == ("Q: q q!", "a")
 
 
-def test_a_field_with_a_dot_in_its_name_goes_before_a_path() -> None:
+def test_field_with_a_dot_in_its_name_precedes_a_path() -> None:
     assert make_row_format(None, "a.b", "a.b").texts({"a.b": "name", "a": {"b": "path"}}) == ("name", "name")
 
 
-def test_texts_are_not_searched_for_fields() -> None:
+def test_braces_in_texts_are_not_replaced() -> None:
     row = {"context": "{question}", "question": "{context}", "answer": "{input}"}
     assert make_row_format("qa").texts(row) == ("{question}\n\n{context}", "{input}")
 
@@ -62,24 +62,24 @@ def test_texts_are_not_searched_for_fields() -> None:
         (3, "not a JSON object with fields"),
     ],
 )
-def test_bad_row_says_why(row: object, message: str) -> None:
+def test_bad_row_error_gives_the_reason(row: object, message: str) -> None:
     with pytest.raises(BadRow, match=message):
         RowFormat().texts(row)
 
 
 @pytest.mark.parametrize("path", ["a.0.b", "a.1", "b.c", "a.x", "a.0.b.c"])
-def test_path_that_leads_nowhere_is_a_missing_field(path: str) -> None:
+def test_path_without_value_is_a_missing_field(path: str) -> None:
     with pytest.raises(BadRow, match="lacks the output"):
         make_row_format(None, None, path).texts({"input": "x", "a": ["y"], "b": "z"})
 
 
-def test_long_values_are_cut_in_messages() -> None:
+def test_long_values_are_shortened_in_messages() -> None:
     with pytest.raises(BadRow) as caught:
         RowFormat().texts({"input": list(range(1000)), "output": ""})
     assert len(str(caught.value)) < 100
 
 
-def test_unknown_preset_is_refused_with_the_known_ones() -> None:
+def test_unknown_preset_error_lists_the_known_ones() -> None:
     with pytest.raises(OptionError, match="Preset 'maths' is not known; known presets are code, math, qa"):
         make_row_format("maths")
 

@@ -27,7 +27,7 @@ def counts(needed: dict[int, int], written: dict[int, int] | None = None, exampl
     return Counts(DIGEST, *columns, examples=examples, source=({"file": "a.jsonl", "rows": examples},))
 
 
-def test_rarest_ids_are_pruned_in_order_of_frequency_and_id() -> None:
+def test_pruning_order_is_frequency_then_id() -> None:
     frequency = np.array([5, 1, 1, 3, 2, 1])
     ranking = most_frequent(np.arange(6), frequency)
     assert ranking.tolist() == [0, 3, 4, 5, 2, 1]
@@ -45,7 +45,7 @@ def test_rarest_ids_are_pruned_in_order_of_frequency_and_id() -> None:
         assert within_tolerance(ranking, frequency, 10, tolerance).tolist() == ranking[:kept].tolist()
 
 
-def test_tolerance_is_exact_where_floating_point_is_not() -> None:
+def test_tolerance_is_computed_exactly() -> None:
     frequency = np.array([29, 50])
     assert 0.29 * 100 < 29
     assert within_tolerance(np.array([1, 0]), frequency, 100, 0.29).tolist() == [1]
@@ -55,7 +55,7 @@ examples_of_sets = st.lists(st.frozensets(st.integers(0, 12), max_size=6), min_s
 
 
 @given(examples_of_sets, st.floats(0, 0.99))
-def test_no_more_examples_than_tolerated_lose_a_token(
+def test_at_most_the_tolerated_examples_lose_a_token(
     examples: list[frozenset[int]], tolerance: float
 ) -> None:
     frequency = np.array([sum(id in example for example in examples) for id in range(13)])
@@ -66,7 +66,7 @@ def test_no_more_examples_than_tolerated_lose_a_token(
 
 
 @given(examples_of_sets, st.floats(0, 0.99))
-def test_pruning_goes_as_far_as_it_may(examples: list[frozenset[int]], tolerance: float) -> None:
+def test_pruning_uses_the_whole_tolerance(examples: list[frozenset[int]], tolerance: float) -> None:
     frequency = np.array([sum(id in example for example in examples) for id in range(13)])
     ranking = most_frequent(np.flatnonzero(frequency), frequency)
     kept = within_tolerance(ranking, frequency, len(examples), tolerance)
@@ -77,7 +77,7 @@ def test_pruning_goes_as_far_as_it_may(examples: list[frozenset[int]], tolerance
 
 
 @given(st.dictionaries(st.integers(0, 255), st.integers(1, 100), min_size=1), st.integers(1, 300))
-def test_budget_is_kept_and_spent_on_the_most_frequent_first(needed: dict[int, int], rows: int) -> None:
+def test_budget_takes_the_most_frequent_ids_first(needed: dict[int, int], rows: int) -> None:
     task = select(counts(needed), TABLE, 300, Stages(rows=rows, prior=5))
     prior = set(ordered_prior(TABLE, 300, 5, None).tolist())
     assert len(task.ids) == min(rows, len(prior | set(needed)))
@@ -86,7 +86,7 @@ def test_budget_is_kept_and_spent_on_the_most_frequent_first(needed: dict[int, i
     assert task.tolerance is None
 
 
-def test_stages_tell_their_sizes() -> None:
+def test_stages_report_their_sizes() -> None:
     mask = np.zeros(TABLE.size, np.bool_)
     mask[:256] = True
     corpus = counts({97: 50, 98: 1, 99: 1, 258: 40}, {97: 50, 98: 1, 99: 1, 100: 9, 258: 60})
@@ -107,7 +107,7 @@ def test_stages_tell_their_sizes() -> None:
     assert (task.tokenizer_digest, task.vocab_size, task.source) == (DIGEST, 310, corpus.source)
 
 
-def test_without_input_awareness_whatever_was_written_counts() -> None:
+def test_without_input_awareness_all_output_ids_count() -> None:
     corpus = counts({97: 5}, {97: 5, 98: 7})
     task = select(corpus, TABLE, 301, Stages(0.0, prior=0, input_aware=False))
     assert task.ids.tolist() == [97, 98]
@@ -115,25 +115,25 @@ def test_without_input_awareness_whatever_was_written_counts() -> None:
     assert "input-aware" not in task.stages
 
 
-def test_prior_joins_with_counts_of_none() -> None:
+def test_prior_ids_have_count_zero() -> None:
     task = select(counts({258: 7}), TABLE, 301, Stages(prior=200))
     assert set(task.ids.tolist()) == {258, *rank_prior(TABLE, 200).tolist()}
     assert task.counts.sum() == 7
     assert task.prior == 200
 
 
-def test_prior_keeps_to_the_languages_and_to_the_rows() -> None:
+def test_prior_respects_languages_and_rows() -> None:
     mask = np.zeros(TABLE.size, np.bool_)
     mask[[97, 200, 258]] = True
     task = select(counts({97: 7}), TABLE, 201, Stages(prior=200), languages=("x",), allowed=mask)
     assert task.ids.tolist() == [97, 200]
 
 
-def test_ids_without_a_row_are_left_out() -> None:
+def test_ids_beyond_the_table_are_left_out() -> None:
     assert select(counts({97: 5, 258: 5}), TABLE, 258, Stages(prior=0)).ids.tolist() == [97]
 
 
-def test_prior_is_spent_on_characters_first() -> None:
+def test_prior_starts_with_single_characters() -> None:
     table = TokenTable.from_json(sentencepiece([" the cat"], "xyz"))
     order = ordered_prior(table, table.size, 3, None)
     assert sorted(order.tolist()) == rank_prior(table, 3).tolist()

@@ -1,4 +1,4 @@
-"""The automaton and its definition: a byte string is accepted iff some text over the characters holds it."""
+"""Compares the automaton with its definition: accept iff some text over the characters contains the bytes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vt_core.profile.utf8_automaton import Utf8Substrings
 
 
 class Witnesses:
-    """The rule without an automaton: cut a byte string where characters end, and look each piece up."""
+    """The same rule without an automaton: split a byte string where characters end, and look each part up."""
 
     def __init__(self, ranges: list[Range]) -> None:
         points = chain.from_iterable(range(low, high + 1) for low, high in ranges)
@@ -31,9 +31,9 @@ class Witnesses:
                 self._starts.setdefault(code[:start], character)
 
     def text(self, value: bytes) -> str | None:
-        """A text over the characters whose UTF-8 holds `value`; None where there is none."""
+        """A text over the characters whose UTF-8 contains `value`, or None."""
         if not value:
-            return ""  # also where the ranges hold surrogates only, and so no character
+            return ""  # even if there are no characters, as in a range of surrogates
         if value in self._insides:
             return self._insides[value]
         for first in range(min(len(value), 3) + 1):
@@ -52,7 +52,7 @@ class Witnesses:
         return text if set(text) <= self._whole else None
 
 
-# The last and first characters of every length of UTF-8, and around the surrogates.
+# First and last code points of each UTF-8 length, and the neighbors of the surrogates.
 EDGES = [
     0x0,
     0x7F,
@@ -98,7 +98,7 @@ def test_accepts_exactly_the_substrings(data: st.DataObject) -> None:
 
 
 @given(st.lists(narrow_ranges, min_size=1, max_size=4))
-def test_range_ends_are_in_and_their_neighbors_are_out(ranges: list[Range]) -> None:
+def test_range_ends_are_accepted_and_their_neighbors_refused(ranges: list[Range]) -> None:
     automaton = Utf8Substrings(ranges)
     allowed = set(chain.from_iterable(range(low, high + 1) for low, high in ranges))
     for low, high in ranges:
@@ -122,22 +122,22 @@ def test_range_ends_are_in_and_their_neighbors_are_out(ranges: list[Range]) -> N
         (b"\xe4\xb8\xae", False),  # 丮, the next character
     ],
 )
-def test_one_character(value: bytes, accepted: bool) -> None:
+def test_substrings_of_one_character(value: bytes, accepted: bool) -> None:
     assert Utf8Substrings([(0x4E2D, 0x4E2D)]).accepts(value) is accepted
 
 
-def test_no_character_leaves_only_the_empty_string() -> None:
+def test_without_characters_only_the_empty_string_is_accepted() -> None:
     automaton = Utf8Substrings([])
     assert automaton.accepts_each([b"", b"a", b"\x80"]).tolist() == [True, False, False]
 
 
-def test_surrogates_have_no_utf8() -> None:
+def test_surrogates_are_not_accepted() -> None:
     automaton = Utf8Substrings([(0xD800, 0xDFFF)])
     assert not automaton.accepts("\ud800".encode("utf-8", "surrogatepass"))
     assert not automaton.accepts(b"\xed")
 
 
 @given(st.lists(st.binary(max_size=6), max_size=20))
-def test_many_are_answered_as_one_by_one(values: list[bytes]) -> None:
+def test_accepts_each_matches_accepts(values: list[bytes]) -> None:
     automaton = Utf8Substrings([(0x20, 0x7E), (0x4E00, 0x4E20)])
     assert automaton.accepts_each(values).tolist() == [automaton.accepts(value) for value in values]
