@@ -133,7 +133,7 @@ def _weight_before(scores: Floats, gap: float) -> tuple[npt.NDArray[np.float64],
     weights = np.exp(ascending, dtype=np.float64)
     above = np.concatenate([np.cumsum(weights[::-1])[::-1], [0.0]])
     # Errors of many rows are independent of each other.
-    slack = gap * math.sqrt(float((weights * weights).sum()))
+    slack = math.expm1(min(gap, 600.0)) * math.sqrt(float((weights * weights).sum()))
     least = above[np.searchsorted(ascending, scores + np.float32(gap), side="right")]
     most = above[np.searchsorted(ascending, scores - np.float32(gap), side="left")] - np.exp(scores)
     return least - slack, most + slack

@@ -8,8 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.core.decode.heads import FakeHead, drafts, every_choice
 from vt_core.decode.sampling import NOISE_SPAN, Sampler, SamplerSettings, gumbel
-from vt_core.errors import OptionError
+from vt_core.decode.verification import verify
+from vt_core.errors import ModelError, OptionError
 
 ROWS = 64
 
@@ -155,6 +157,69 @@ EXPECTED_NOISE = 0.27850324604691684  # a change of the hash changes every sampl
 def test_values_out_of_range_are_refused_with_the_value(options, sentence):
     with pytest.raises(OptionError, match=re.escape(sentence)):
         SamplerSettings(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"temperature": True}, "temperature is True"),
+        ({"temperature": None}, "temperature is None"),
+        ({"top_k": 2.5}, "top_k is 2.5, but it must be a whole number"),
+        ({"top_k": "3"}, "top_k is 3, but it must be a whole number"),
+        ({"seed": 1j}, "seed is 1j"),
+        ({"logit_bias": [1]}, "logit_bias is [1], but it must map token ids to numbers"),
+        ({"logit_bias": {"a": 1.0}}, "logit_bias names token a, but tokens are whole numbers"),
+        ({"logit_bias": {1: "x"}}, "logit_bias of token 1 is x"),
+        ({"temperature": "x" * 500}, "temperature is " + "x" * 57 + "..., but"),
+    ],
+)
+def test_values_of_the_wrong_type_are_refused(options, sentence):
+    with pytest.raises(OptionError, match=re.escape(sentence)):
+        SamplerSettings(**options)
+
+
+def test_numbers_of_numpy_are_accepted():
+    found = SamplerSettings(
+        temperature=np.float32(0.5),
+        top_k=np.int64(3),
+        seed=np.uint64(7),
+        logit_bias={np.int32(2): np.float64(1)},
+    )
+    assert found == SamplerSettings(temperature=0.5, top_k=3, seed=7, logit_bias={2: 1.0})
+    assert (type(found.top_k), type(found.temperature)) == (int, float)
+
+
+extremes = st.fixed_dictionaries(
+    {
+        "temperature": st.sampled_from([0.0, 1e-6, 1e6]),
+        "top_k": st.sampled_from([0, 1, 2**31 - 1]),
+        "top_p": st.sampled_from([1e-300, 1.0 - 2**-53, 1.0]),
+        "min_p": st.sampled_from([0.0, 1e-300, 1.0]),
+        "seed": st.sampled_from([0, 2**64 - 1]),
+        "repetition_penalty": st.sampled_from([1e-6, 1.0, 1e6]),
+        "presence_penalty": st.sampled_from([-1e6, 0.0, 1e6]),
+        "frequency_penalty": st.sampled_from([-1e6, 0.0, 1e6]),
+        "logit_bias": st.sampled_from([{}, {5: 1e6}, {5: -1e6, 6: 1e-300}]),
+    }
+)
+
+
+@given(extremes, st.integers(0, 2**32), st.sampled_from([1e-30, 5.0, 1e4]))
+def test_extremes_of_every_setting_choose_on_both_paths(sampling, seed, spread):
+    rng = np.random.default_rng(seed)
+    logits = (rng.normal(size=(2, ROWS)) * spread).astype(np.float32)
+    sampler = Sampler(SamplerSettings(**sampling), ROWS)
+    sampler.extend(rng.integers(0, ROWS, size=30))
+    active = np.union1d(rng.permutation(ROWS)[:10], [5, 6])
+    block = drafts(sampler, logits[:, active], active)
+    assert verify(FakeHead(logits), np.arange(2), block, sampler).choices == every_choice(sampler, logits)
+
+
+def test_logits_that_are_not_numbers_are_an_error():
+    for temperature in (0.0, 1.0):
+        sampler = Sampler(SamplerSettings(temperature=temperature), ROWS)
+        with pytest.raises(ModelError, match="not finite numbers"):
+            sampler.choose(np.array([1, np.nan, 2], np.float32), np.arange(3), 0)
 
 
 def test_a_bias_on_an_id_without_a_row_is_refused():
