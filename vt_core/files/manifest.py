@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 
-from vt_core.errors import ModelError
+from vt_core.errors import ModelError, shorten
+from vt_core.files.dtypes import FLOATS, item_size
 from vt_core.files.json_files import Fields, parse_object
 from vt_core.files.quantization import Quantization
 
@@ -41,9 +42,7 @@ class TableInfo:
 
     @property
     def row_bytes(self) -> int:
-        from vt_core.files import dtypes
-
-        return self.columns * dtypes.item_size(self.dtype)
+        return self.columns * item_size(self.dtype)
 
 
 @dataclass(frozen=True)
@@ -134,6 +133,11 @@ class Manifest:
         return sum(rows * table.row_bytes for name, table in self.tables.items() if name != PER_LAYER)
 
     def _check(self, path: Path) -> None:
+        if self.dtype not in FLOATS or self.source.kind not in ("huggingface", "gguf"):
+            raise ModelError(
+                f"{path}: dtype {shorten(self.dtype)} or source {shorten(self.source.kind)} is unknown. "
+                "Convert the model again."
+            )
         expected = {"embedding": self.hidden}
         if not self.tied:
             expected["head"] = self.hidden

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vt_core.errors import ConfigError, ModelError, StoreError
+from vt_core.errors import ConfigError, ModelError, StoreError, shorten
 from vt_core.files.config_checks import check_config
 from vt_core.files.json_files import read_object, read_text
 from vt_core.files.manifest import MANIFEST_NAME, PER_LAYER, STORE_NAME, Manifest, file_digest
@@ -36,6 +36,7 @@ OPTIONAL_FILES = (
     "chat_template.json",
     "hf_quant_config.json",
 )
+TEMPLATES_NAME = "additional_chat_templates"
 
 
 @dataclass(frozen=True)
@@ -71,25 +72,7 @@ class ModelDirectory:
         _check_files(path, manifest)
         config = read_object(path / "config.json", "model configuration", ConfigError, strict=False)
         check_config(config, path / "config.json")
-        rows = text_config(config).get("vocab_size", manifest.vocab_rows)
-        if rows != manifest.vocab_rows:
-            raise ConfigError(
-                f"{path}: config.json says vocab_size {rows}, the tables have {manifest.vocab_rows} rows. "
-                "Convert the model again."
-            )
-        settings = config.get("quantization")
-        if settings and not (isinstance(settings, dict) and {"bits", "group_size"} <= settings.keys()):
-            raise ConfigError(
-                f"{path}: quantization in config.json does not give bits and group_size. "
-                "Convert the model again."
-            )
-        per_layer = manifest.tables.get(PER_LAYER)
-        shape = per_layer_shape(config, (manifest.quantization or {}).get(PER_LAYER))
-        if shape != (per_layer and (per_layer.rows, per_layer.columns)):
-            raise ConfigError(
-                f"{path}: vt.json and config.json describe different tables for the layers. "
-                "Convert the model again."
-            )
+        _compare_config(path, manifest, config)
         return cls(path, manifest, config)
 
     @property
@@ -197,6 +180,29 @@ def is_model_directory(path: str | Path) -> bool:
     return (Path(path) / MANIFEST_NAME).is_file()
 
 
+def _compare_config(path: Path, manifest: Manifest, config: dict[str, Any]) -> None:
+    """Raise ConfigError where config.json contradicts the manifest."""
+    rows = text_config(config).get("vocab_size", manifest.vocab_rows)
+    settings = config.get("quantization")
+    described = isinstance(settings, dict) and {"bits", "group_size"} <= settings.keys()
+    per_layer = manifest.tables.get(PER_LAYER)
+    shape = per_layer_shape(config, (manifest.quantization or {}).get(PER_LAYER))
+    if str(config.get("model_type", "")) != manifest.model_type:
+        fault = (
+            f"config.json says model_type {shorten(config.get('model_type'))}, {MANIFEST_NAME} says "
+            f"{shorten(manifest.model_type)}"
+        )
+    elif rows != manifest.vocab_rows:
+        fault = f"config.json says vocab_size {shorten(rows)}, the tables have {manifest.vocab_rows} rows"
+    elif settings and not described:
+        fault = "quantization in config.json does not give bits and group_size"
+    elif shape != (per_layer and (per_layer.rows, per_layer.columns)):
+        fault = f"{MANIFEST_NAME} and config.json describe different per-layer tables"
+    else:
+        return
+    raise ConfigError(f"{path}: {fault}. Convert the model again.")
+
+
 def _check_files(path: Path, manifest: Manifest) -> None:
     for name, info in manifest.files.items():
         file = path / name
@@ -209,7 +215,8 @@ def _check_files(path: Path, manifest: Manifest) -> None:
             )
         if name == "tokenizer.json":
             _check_digest(file, info.sha256)
-    for name in OPTIONAL_FILES:
+    templates = (file.relative_to(path).as_posix() for file in path.glob(f"{TEMPLATES_NAME}/*"))
+    for name in (*OPTIONAL_FILES, *templates):
         if name not in manifest.files and (path / name).exists():
             raise ModelError(
                 f"{path / name} was added after the conversion. Remove it, or add it to the source and "

@@ -116,7 +116,7 @@ def open_tables(directory: ModelDirectory, store: str, *, packed: bool = False) 
     """Open the tables ``embedding``, ``head`` (untied models), and where the model has them ``head_bias`` and
     ``per_layer``.
 
-    Models of one directory share its store, which is closed when the last of their tables is gone.
+    Models of one directory share the mapping of its store, which is closed with the last of their tables.
 
     Args:
         store: ``lmdb`` reads rows from disk; ``ram`` holds the tables in host memory.

@@ -23,8 +23,8 @@ TILE_BYTES = 8 << 20
 _lock = threading.RLock()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
-#: Open stores by device and inode: two paths to one file share them, and a replaced file has new ones.
-_stores: weakref.WeakValueDictionary[tuple[int, int], Store] = weakref.WeakValueDictionary()
+#: Open files by device and inode: two paths to one file share an entry, and a replaced file has a new one.
+_open_files: weakref.WeakValueDictionary[tuple[int, int], _OpenFile] = weakref.WeakValueDictionary()
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +38,10 @@ class Tile:
 class RowTable:
     """One table of an open store."""
 
-    def __init__(self, store: Store, layout: TableLayout, rows: MappedRows) -> None:
-        self._store = store  # as long as a table is in use, another `open` of the file shares this store
+    def __init__(self, path: Path, opened: _OpenFile, layout: TableLayout) -> None:
+        self._path = path
+        self._opened: _OpenFile | None = opened
         self._layout = layout
-        self._rows: MappedRows | None = rows
         self._bytes_read = 0
 
     @property
@@ -108,12 +108,12 @@ class RowTable:
 
     def close(self) -> None:
         """Make every later call raise StoreError. Called by the store."""
-        self._rows = None
+        self._opened = None
 
     def _open_rows(self) -> MappedRows:
-        if self._rows is None:
-            raise StoreError(f"{self._store.path}: the row store has been closed; open it again.")
-        return self._rows
+        if self._opened is None:
+            raise StoreError(f"{self._path}: the row store has been closed; open it again.")
+        return self._opened.rows[self._layout.index]
 
     def _checked(self, ids: np.ndarray) -> np.ndarray:
         ids = np.asarray(ids)
@@ -130,26 +130,20 @@ class RowTable:
 
 
 class Store:
-    """An open row store; a context manager. `Store.open` returns one shared instance per file and process.
+    """An open row store; a context manager.
 
-    Call `close` once for each `open`; the last call closes the file. A forked child can keep reading: it
-    inherits a mapping and a descriptor.
+    Stores of one file share its mapping, which is closed with the last of them. A forked child can keep
+    reading: it inherits the mapping and a descriptor.
     """
 
-    tables: Mapping[str, RowTable]
-
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, opened: _OpenFile) -> None:
         """Use `open` instead."""
-        name = data_file(path)
-        file, values = _open_file(name)
-        metadata = decode(_contents(path, file, values), str(path))
-        layouts = [find_tiles(file, table, metadata.store_id, values) for table in metadata.tables]
         self.path = path
-        self.file_bytes = file.size
-        self.tables = MappingProxyType(
-            {layout.spec.name: RowTable(self, layout, MappedRows(file, layout)) for layout in layouts}
+        self.file_bytes = opened.file.size
+        #: tables by name
+        self.tables: Mapping[str, RowTable] = MappingProxyType(
+            {layout.spec.name: RowTable(path, opened, layout) for layout in opened.tables}
         )
-        self._users = 0
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Store:
@@ -163,24 +157,18 @@ class Store:
         with _lock:
             try:
                 status = file.stat()
-                store = _stores.get((status.st_dev, status.st_ino))
-                if store is None:
-                    store = cls(path)
-                    _stores[status.st_dev, status.st_ino] = store
+                opened = _open_files.get((status.st_dev, status.st_ino))
+                if opened is None:
+                    opened = _OpenFile(path, file)
+                    _open_files[status.st_dev, status.st_ino] = opened
             except OSError as error:
                 raise StoreError(f"{path}: cannot be read ({error}); check its permissions.") from error
-            store._users += 1
-            return store
+            return cls(path, opened)
 
     def close(self) -> None:
-        """Undo one `open`. Views that were returned stay valid."""
-        with _lock:
-            self._users = max(0, self._users - 1)
-            if self._users == 0:
-                for key in [key for key, store in _stores.items() if store is self]:
-                    del _stores[key]
-                for table in self.tables.values():
-                    table.close()
+        """Make every later call raise StoreError. Views that were returned stay valid."""
+        for table in self.tables.values():
+            table.close()
 
     def __enter__(self) -> Store:
         return self
@@ -191,21 +179,27 @@ class Store:
         self.close()
 
 
-def _open_file(name: Path) -> tuple[MappedFile, dict[bytes, Value]]:
-    """The file, and where its values are. The header is checked before the file is mapped."""
-    descriptor = os.open(name, os.O_RDONLY)
-    try:
-        values = read_values(descriptor, name)
-    finally:
-        os.close(descriptor)
-    return MappedFile(name), values
+class _OpenFile:
+    """An open file and its tables, shared by all stores of the file."""
 
+    def __init__(self, path: Path, file: Path) -> None:
+        """Raises StoreError for a damaged file, OSError for one that cannot be opened."""
+        descriptor = os.open(file, os.O_RDONLY)
+        try:
+            values = read_values(descriptor, file)  # checks the header, before the file is mapped
+        finally:
+            os.close(descriptor)
+        self.file = MappedFile(file)
+        contents = decode(self._read(path, values.get(META_KEY)), str(path))
+        self.tables = [find_tiles(self.file, table, contents.store_id, values) for table in contents.tables]
+        self.rows = [MappedRows(self.file, table) for table in self.tables]
 
-def _contents(path: Path, file: MappedFile, values: dict[bytes, Value]) -> bytes:
-    """The encoded table of contents."""
-    value = values.get(META_KEY)
-    if value is None:
-        raise StoreError(f"{path}: the row store was never finished; convert the model again.")
-    if value.size > META_LIMIT:
-        raise StoreError(f"{path}: the table of contents has {value.size} bytes; convert the model again.")
-    return os.pread(file.descriptor, value.size, value.offset)
+    def _read(self, path: Path, value: Value | None) -> bytes:
+        """The encoded table of contents."""
+        if value is None:
+            raise StoreError(f"{path}: the row store was never finished; convert the model again.")
+        if value.size > META_LIMIT:
+            raise StoreError(
+                f"{path}: the table of contents has {value.size} bytes; convert the model again."
+            )
+        return os.pread(self.file.descriptor, value.size, value.offset)

@@ -88,6 +88,8 @@ WRONG: dict[str, tuple[tuple[str, ...], Any, str]] = {
     "source": (("source",), "x", "'source' is 'x', not an object"),
     "source name": (("source", "name"), 3, "'source.name' is 3, not text"),
     "fingerprint": (("source", "fingerprint"), ..., "'source.fingerprint' is missing"),
+    "unknown dtype": (("dtype",), "bfloat06", "dtype 'bfloat06' or source 'gguf' is unknown"),
+    "unknown source": (("source", "kind"), "ggug", "source 'ggug' is unknown"),
     "model type": (("model_type",), None, "'model_type' is None"),
     "no rows": (("vocab_rows",), 0, "'vocab_rows' is 0, not from 1 to"),
     "boolean as rows": (("vocab_rows",), True, "'vocab_rows' is True"),
@@ -179,6 +181,12 @@ def test_open_converted_model(converted: Path) -> None:
     directory.verify()
 
 
+def test_model_type_must_match_the_manifest(model: Path) -> None:
+    set_config(model, model_type="mistral")
+    with pytest.raises(ConfigError, match=r"model_type 'mistral', vt\.json says 'llama'"):
+        ModelDirectory.open(model)
+
+
 def test_generation_config_may_be_missing(model: Path) -> None:
     (model / "generation_config.json").unlink()
     edit(model / "vt.json", lambda values: values["files"].pop("generation_config.json"))
@@ -258,12 +266,12 @@ def test_per_layer_table_must_match_config(model: Path, tmp_path: Path) -> None:
     with directory.open_store() as store:
         rows = store.tables["per_layer"].read(np.arange(tiny.PER_LAYER_ROWS))
     assert rows.tolist() == tiny.with_per_layer()["model.embed_tokens_per_layer.weight"].tolist()
-    sentence = "vt.json and config.json describe different tables for the layers"
+    sentence = "vt.json and config.json describe different per-layer tables"
     for name, value in (("hidden_size_per_layer_input", 0), ("vocab_size_per_layer_input", 29)):
         set_config(out, **(tiny.PER_LAYER | {name: value}))
         with pytest.raises(ModelError, match=sentence):
             ModelDirectory.open(out)
-    set_config(model, **tiny.PER_LAYER)
+    set_config(model, **(tiny.PER_LAYER | {"model_type": "llama"}))
     with pytest.raises(ModelError, match=sentence):
         ModelDirectory.open(model)
 
@@ -278,7 +286,7 @@ def test_packed_per_layer_table_must_match_config(tmp_path: Path) -> None:
     assert manifest.quantization == {"per_layer": Quantization(4, 32, "bfloat16")}
     assert manifest.tables["per_layer"].columns == 4 + 1
     set_config(out, **(config | {"num_hidden_layers": 2}))
-    with pytest.raises(ModelError, match="different tables for the layers"):
+    with pytest.raises(ModelError, match="different per-layer tables"):
         ModelDirectory.open(out)
 
 
@@ -344,6 +352,13 @@ def test_added_files_are_ignored_or_refused(model: Path) -> None:
     (model / "README.md").write_text("notes")
     (model / "model-extra.safetensors").write_bytes(b"stray")
     assert ModelDirectory.open(model).weight_paths == (model / "model.safetensors",)
+    (model / "additional_chat_templates").mkdir()
+    (model / "additional_chat_templates" / "tools.jinja").write_text("{{ tools }}")
+    with pytest.raises(
+        ModelError, match=r"additional_chat_templates/tools\.jinja was added after the conversion"
+    ):
+        ModelDirectory.open(model)
+    (model / "additional_chat_templates" / "tools.jinja").unlink()
     (model / "added_tokens.json").write_text("{}")
     with pytest.raises(ModelError, match=r"added_tokens\.json was added after the conversion"):
         ModelDirectory.open(model)
