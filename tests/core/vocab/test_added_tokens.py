@@ -109,7 +109,7 @@ def test_ids_and_names_are_those_of_auto_tokenizer(tmp_path, seed):
 
 
 def spread(path: Path, place: str, token: str, id: int) -> Path:
-    """A tokenizer whose special token stands in one file other than tokenizer.json."""
+    """A tokenizer with a special token that only one file other than tokenizer.json names."""
     write_tokenizer(path)
     config = json.loads((path / "tokenizer_config.json").read_text())
     if place == "added_tokens.json":
