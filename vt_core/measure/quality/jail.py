@@ -130,13 +130,17 @@ def enter_namespaces(folder: str, disk_bytes: int) -> bool:
     private = LIBC.mount(None, b"/", None, MS_REC | MS_PRIVATE, None) == 0
     mounted = private and LIBC.mount(b"tmpfs", folder.encode(), b"tmpfs", MS_NOSUID | MS_NODEV, options) == 0
     child = os.fork()
+    die_with_parent()  # entering a user namespace cleared it
     if child:
         _, status = os.waitpid(child, 0)
         os._exit(0 if status == 0 else 1)
-    # The first process of the namespace would outlive a killed parent.
-    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     os.chdir(folder)
     return mounted
+
+
+def die_with_parent() -> None:
+    """Have the kernel kill this process when its parent dies, even if that was killed itself."""
+    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 def _write_own(name: str, content: str) -> None:
@@ -246,7 +250,7 @@ def close_other_files(kept: Iterable[int]) -> None:
 
 
 def run(source: bytes) -> None:
-    """Run a program. Its name is not `__main__`, so that code behind that test does not run."""
+    """Run a program. Its module is not `__main__`: code that asks for that name is not part of an answer."""
     module = types.ModuleType("vt_program")
     sys.modules[module.__name__] = module
     sys.argv = ["program.py"]
@@ -255,6 +259,7 @@ def run(source: bytes) -> None:
 
 def main() -> None:
     options, key, result = json.loads(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    die_with_parent()
     source = sys.stdin.buffer.read()
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 0)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -261,6 +262,48 @@ def test_network_and_sockets_of_other_processes_cannot_be_reached(namespaces):
         "socket.socketpair()[0].sendto(b'x', '/dev/log')",
     )
     assert runs_through(source, QUICK, namespaces=namespaces)
+
+
+@both
+def test_program_ends_when_its_evaluator_is_killed(namespaces):
+    code = (
+        "from vt_core.measure.quality.sandbox import runs_through\n"
+        f"runs_through('import time; time.sleep(60)', namespaces={namespaces})"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    evaluator = subprocess.Popen([sys.executable, "-c", code], env=environment)
+    try:
+        assert wait_until(lambda: len(descendants(evaluator.pid)) == 1 + namespaces)
+        # The jail reads the program before it is confined, so its processes are all there now.
+        started = descendants(evaluator.pid)
+    finally:
+        evaluator.kill()
+        evaluator.wait()
+    assert wait_until(lambda: not any(map(is_running, started)))
+
+
+def wait_until(condition):
+    deadline = time.monotonic() + 20
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return condition()
+
+
+def descendants(pid):
+    """Process ids of the children of a process, and of their children."""
+    parents = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
+    children = [child for child, parent in parents.items() if parent == pid]
+    return children + [child for child, parent in parents.items() if parent in children]
+
+
+def is_running(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def test_environment_and_input_are_not_passed_on(monkeypatch):
