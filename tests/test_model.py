@@ -303,7 +303,7 @@ def array_bytes(backend):
     if backend == "mlx":
         import mlx.core
 
-        return mlx.core.get_active_memory() + mlx.core.get_cache_memory()
+        return mlx.core.get_active_memory()
     import torch
 
     with warnings.catch_warnings():
