@@ -1,4 +1,4 @@
-"""Models that are converted by themselves: once each, into the user's cache."""
+"""Models that are converted on first use, into the user's cache."""
 
 from __future__ import annotations
 
@@ -38,8 +38,9 @@ def resolve(
     `convert`. `before_conversion` is called before a model is downloaded and converted; an error that it
     raises stops both.
 
-    Raises ModelError where `model` is none of these or cannot be converted, OptionError for a revision of a
-    path.
+    Raises:
+        ModelError: `model` is none of these or cannot be converted.
+        OptionError: a revision was given for a path.
     """
     check_dtype(dtype)
     if model is None:
@@ -61,7 +62,7 @@ def resolve(
     if key:
         return _converted(name, key, dtype, lambda: open_source(path), progress, before_conversion)
     if not hub.is_hub_id(str(model)):
-        raise ModelError(f"{model} does not exist, and it is no hub id (owner/model) either.")
+        raise ModelError(f"{model} does not exist, and it is not a hub id (owner/model) either.")
     return _resolve_hub_id(str(model), revision, dtype, progress, before_conversion)
 
 
@@ -119,7 +120,7 @@ def _resolve_hub_id(
 
 
 def _remember(note: Path, commit: str) -> None:
-    with suppress(OSError):  # an aid for later; a cache that others filled may be read-only
+    with suppress(OSError):  # only a hint for later; the cache may be read-only
         if note.is_file() and note.read_text(encoding="utf-8").strip() == commit:
             return
         note.parent.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,4 @@
-"""config.json of a model directory: the source's, with what the frameworks would each have to guess written
-out."""
+"""config.json of a model directory: that of the source, with the defaults of each framework written out."""
 
 from __future__ import annotations
 

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from vt_core.store import TableSpec
 
 SHARD_BYTES = 2_000_000_000
+#: Room for tokenizer files, whose size is known only once they are written; the largest in use take 35 MB.
 TOKENIZER_BYTES = 64 << 20
-"""Room for tokenizer files, whose size is known only once they are written; the largest in use take 35 MB."""
 
 
 def convert(
@@ -100,7 +100,7 @@ def open_source(source: str | Path, revision: str | None = None) -> Source:
         if path.is_file():
             return GGUFSource(path)
     if not hub.is_hub_id(str(source)):
-        raise ModelError(f"{source} does not exist, and it is no hub id (owner/model) either.")
+        raise ModelError(f"{source} does not exist, and it is not a hub id (owner/model) either.")
     commit = hub.find_commit(str(source), revision)
     files = hub.download(str(source), commit)
     with reading(files):

@@ -31,7 +31,8 @@ _LAYERS = ("layers.", "h.")
 def stock_copy(directory: ModelDirectory) -> Path:
     """The plain copy of a model directory in the user's cache, written the first time it is asked for.
 
-    Raises ModelError where it cannot be written.
+    Raises:
+        ModelError: it cannot be written.
     """
     digest = hashlib.sha256((directory.path / MANIFEST_NAME).read_bytes()).hexdigest()[:16]
     out = cache_directory() / "stock" / f"{directory.path.resolve().name}-{digest}"
@@ -45,7 +46,8 @@ def stock_copy(directory: ModelDirectory) -> Path:
 def export(directory: ModelDirectory, out: Path) -> None:
     """Write a plain Hugging Face directory to `out`, whole or not at all; call it under `locked(out)`.
 
-    Raises ModelError where that cannot be done.
+    Raises:
+        ModelError: that cannot be done.
     """
     manifest = directory.manifest
     bodies = {

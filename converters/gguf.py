@@ -23,8 +23,10 @@ _STORED_AS = {"F32": "float32", "F16": "float16"}
 class GGUFSource:
     """Reads one GGUF file: `config`, tensors in Hugging Face names and conventions, tokenizer.
 
-    Opening checks the whole header and reads no weights. Raises ModelError for a file that is damaged, split,
-    or of a model that is not supported.
+    Opening checks the whole header and reads no weights.
+
+    Raises:
+        ModelError: the file is damaged or split, or its model is not supported.
     """
 
     kind = "gguf"

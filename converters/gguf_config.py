@@ -50,7 +50,7 @@ class Hyperparameters:
     def count(self, key: str, default: Any = _ABSENT) -> int:
         value = self.get(key, default)
         if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 1 << 31:
-            raise self.fail(f"{self.architecture}.{key} is {value!r}, not a number of things.")
+            raise self.fail(f"{self.architecture}.{key} is {value!r}, not a positive count.")
         return value
 
     def number(self, key: str, default: Any = _ABSENT) -> float:
@@ -65,10 +65,14 @@ class Hyperparameters:
 
     @property
     def head_dim(self) -> int:
-        """Width of an attention head. Raises ModelError where it is not one even number."""
+        """Width of an attention head.
+
+        Raises:
+            ModelError: it is not one even number.
+        """
         hidden, heads = self.count("embedding_length"), self.count("attention.head_count")
         if not self.has("attention.key_length") and hidden % heads:
-            raise self.fail(f"the width {hidden} is no multiple of the {heads} attention heads.")
+            raise self.fail(f"the width {hidden} is not a multiple of the {heads} attention heads.")
         width = self.count("attention.key_length", hidden // heads)
         if self.count("attention.value_length", width) != width or width % 2:
             raise self.fail("keys and values of different or odd widths are not supported.")
@@ -76,7 +80,11 @@ class Hyperparameters:
 
 
 def build_config(file: GGUFFile, vocab_size: int, tied: bool, dtype: str) -> dict[str, Any]:
-    """Content of config.json. Raises ModelError for metadata that are missing or that no known model has."""
+    """Content of config.json.
+
+    Raises:
+        ModelError: metadata are missing, or no known model has them.
+    """
     hyper = Hyperparameters(file)
     family = FAMILIES[hyper.architecture]
     if hyper.get("expert_count", 0):
@@ -165,7 +173,7 @@ def _scaling(hyper: Hyperparameters) -> dict[str, Any] | None:
 def _read_factors(hyper: Hyperparameters, name: str) -> np.ndarray:
     tensor = hyper.file.tensors[name]
     if tensor.type_name != "F32" or tensor.shape not in {(hyper.head_dim // 2,), (_rotated(hyper) // 2,)}:
-        raise hyper.fail(f"{name} is no row of {hyper.head_dim // 2} float32 values.")
+        raise hyper.fail(f"{name} is not a row of {hyper.head_dim // 2} float32 values.")
     return np.frombuffer(hyper.file.read(tensor.offset, tensor.nbytes), "<f4")
 
 

@@ -1,4 +1,4 @@
-"""The header of a GGUF file: metadata and tensor positions, every size checked before it is believed.
+"""The header of a GGUF file: metadata and tensor positions, with every size checked before use.
 
 Layout (little-endian, versions 2 and 3): magic, version, tensor count, key count; per key a name, a type and
 a value; per tensor a name, its dimensions (innermost first), a type and an offset into the data; the data,
@@ -26,8 +26,8 @@ DEFAULT_ALIGNMENT = 32
 MAX_DIMENSIONS = 4
 MAX_KEY_BYTES = 65535
 MAX_TEXT_BYTES = 1 << 24
+#: Most items of an array; the largest vocabularies in use have about 2**18.
 MAX_ITEMS = 1 << 24
-"""Items of an array that are believed: the largest vocabularies in use have some 2**18."""
 
 FLOAT32, BOOL, STRING, ARRAY = 6, 7, 8, 9
 SCALARS: dict[int, np.dtype[Any]] = {
@@ -36,6 +36,7 @@ SCALARS: dict[int, np.dtype[Any]] = {
     11: np.dtype("<i8"), 12: np.dtype("<f8"),
 }  # fmt: skip
 
+#: The types whose values can be read: number -> (name, elements of a block, bytes of a block).
 TENSOR_TYPES: dict[int, tuple[str, int, int]] = {
     0: ("F32", 1, 4), 1: ("F16", 1, 2), 30: ("BF16", 1, 2),
     2: ("Q4_0", 32, 18), 3: ("Q4_1", 32, 20), 6: ("Q5_0", 32, 22), 7: ("Q5_1", 32, 24), 8: ("Q8_0", 32, 34),
@@ -45,7 +46,6 @@ TENSOR_TYPES: dict[int, tuple[str, int, int]] = {
     23: ("IQ4_XS", 256, 136), 29: ("IQ1_M", 256, 56), 34: ("TQ1_0", 256, 54), 35: ("TQ2_0", 256, 66),
     39: ("MXFP4", 32, 17),
 }  # fmt: skip
-"""The types whose values can be read: number -> (name, elements of a block, bytes of a block)."""
 
 _U32 = struct.Struct("<I")
 _U64 = struct.Struct("<Q")
@@ -53,7 +53,7 @@ _U64 = struct.Struct("<Q")
 
 @dataclass(frozen=True)
 class GGUFTensor:
-    """Where one tensor lies: `shape` outermost first, `offset` from the start of the file, in bytes.
+    """Position of one tensor: `shape` outermost first, `offset` from the start of the file, in bytes.
 
     `block`: elements and bytes of one block of its type.
     """
@@ -74,7 +74,7 @@ class GGUFTensor:
 
 
 class StringArray:
-    """An array of strings that stays in the file until it is asked for."""
+    """An array of strings, read from the file on request."""
 
     def __init__(self, file: GGUFFile, key: str, start: int, end: int, count: int) -> None:
         self._file, self._key, self._start, self._end, self._count = file, key, start, end, count
@@ -94,7 +94,7 @@ class StringArray:
                 strings.append(str(data[begin:at], "utf-8"))
         except (UnicodeDecodeError, struct.error) as error:
             raise ModelError(
-                f"{self._file.path}: entry {len(strings)} of {self._key} is no UTF-8 text."
+                f"{self._file.path}: entry {len(strings)} of {self._key} is not UTF-8 text."
             ) from error
         return strings
 
@@ -102,8 +102,11 @@ class StringArray:
 class GGUFFile:
     """An open GGUF file: `metadata` by key and `tensors` by their GGUF name.
 
-    Scalars are Python values, arrays of numbers numpy arrays, arrays of strings StringArray. Raises
-    ModelError for a file that is no GGUF file, is damaged, truncated, big-endian or of an unknown version.
+    Scalars are Python values, arrays of numbers numpy arrays, arrays of strings StringArray.
+
+    Raises:
+        ModelError: the file is not a GGUF file, or is damaged, truncated, big-endian or of an unknown
+            version.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -116,7 +119,7 @@ class GGUFFile:
         status = os.fstat(self._descriptor)
         self.size, self.mtime_ns = status.st_size, status.st_mtime_ns
         if not stat.S_ISREG(status.st_mode):
-            raise ModelError(f"{self.path} is no file.")
+            raise ModelError(f"{self.path} is not a file.")
         self._parse()
 
     def read(self, offset: int, nbytes: int) -> bytes:
@@ -136,10 +139,14 @@ class GGUFFile:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def text(self, key: str, default: str | None = None) -> str | None:
-        """The text under `key`, else `default`. Raises ModelError for a value that is no text."""
+        """The text under `key`, else `default`.
+
+        Raises:
+            ModelError: a value that is not text.
+        """
         value = self.metadata.get(key, default)
         if value is not None and not isinstance(value, str):
-            raise ModelError(f"{self.path}: {key} is no text.")
+            raise ModelError(f"{self.path}: {key} is not text.")
         return value
 
     def header(self) -> bytes:
@@ -149,7 +156,7 @@ class GGUFFile:
     def _parse(self) -> None:
         if self.size < 24:
             raise ModelError(
-                f"{self.path} is no GGUF file: it has {self.size} bytes, a GGUF header at least 24."
+                f"{self.path} is not a GGUF file: it has {self.size} bytes, a GGUF header at least 24."
             )
         with mmap.mmap(self._descriptor, 0, access=mmap.ACCESS_READ) as data:
             cursor = _Cursor(self, data)
@@ -169,7 +176,7 @@ class GGUFFile:
 
 def _check_magic(path: Path, data: mmap.mmap) -> int:
     if data[:4] != MAGIC:
-        raise ModelError(f"{path} is no GGUF file: it starts with {data[:4]!r}, not {MAGIC!r}.")
+        raise ModelError(f"{path} is not a GGUF file: it starts with {data[:4]!r}, not {MAGIC!r}.")
     version = _U32.unpack_from(data, 4)[0]
     if version not in VERSIONS:
         if version & 0xFFFF == 0:
@@ -181,7 +188,7 @@ def _check_magic(path: Path, data: mmap.mmap) -> int:
 
 
 class _Cursor:
-    """A position in the header that refuses to pass the end of the file."""
+    """A position in the header, checked against the end of the file."""
 
     def __init__(self, file: GGUFFile, data: mmap.mmap) -> None:
         self.file, self.data, self.at = file, data, 0
@@ -205,7 +212,7 @@ class _Cursor:
         return value
 
     def expect_items(self, count: int, least_bytes: int, what: str) -> None:
-        """Refuses a count whose smallest possible encoding is longer than what is left of the file."""
+        """Raise ModelError for a count whose smallest encoding is longer than the rest of the file."""
         if count * least_bytes > self.file.size - self.at:
             raise self.fail(f"{count} {what} do not fit")
 
@@ -217,7 +224,7 @@ class _Cursor:
         try:
             value = raw.decode("utf-8")
         except UnicodeDecodeError as error:
-            raise self.fail(f"{what} is no UTF-8 text") from error
+            raise self.fail(f"{what} is not UTF-8 text") from error
         self.at += length
         return value
 

@@ -27,7 +27,7 @@ def _cased_words(digits: str, suffix: str) -> str:
 
 @dataclass(frozen=True)
 class Pretokenizer:
-    """One way to split. Without a `pattern`, GPT-2's own applies.
+    """A pre-tokenizer. Without a `pattern`, GPT-2's own applies.
 
     `digits`: each digit is cut off first. `ignore_merges`: a word that is a token stays whole, whatever the
     merges say. `add_bos`: what holds where the file does not say.
@@ -72,6 +72,7 @@ _QWEN2 = Pretokenizer(_words(r"\p{N}"), nfc=True)
 _CL100K = Pretokenizer(_words(r"\p{N}{1,3}"))
 _LLAMA3 = Pretokenizer(_words(r"\p{N}{1,3}"), ignore_merges=True, add_bos=True)
 
+#: By their names in GGUF files.
 PRETOKENIZERS = {
     **dict.fromkeys(["gpt-2", "phi-2", "mpt", "olmo", "jais"], _GPT2),
     **dict.fromkeys(["smollm", "starcoder", "refact", "codeshell", "minerva-7b"], _DIGITS),
@@ -81,16 +82,16 @@ PRETOKENIZERS = {
     "tekken": Pretokenizer(_cased_words(r"\p{N}", ""), ignore_merges=True, add_bos=True),
     "gpt-4o": Pretokenizer(_cased_words(r"\p{N}{1,3}", rf"{_CONTRACTION}?")),
 }
-"""By the name in the file."""
 
 _BY_ARCHITECTURE = {"qwen2": _QWEN2, "qwen3": _QWEN2, "smollm3": _LLAMA3}
 _LLAMA3_TOKENS = 128_256
 
 
 def pretokenizer_of(file: GGUFFile) -> Pretokenizer:
-    """The pre-tokenizer that the file names; the architecture's own for an old file, which names none.
+    """The pre-tokenizer that the file names; that of the architecture for an old file without a name.
 
-    Raises TokenizerError for a name that is not known: another way to split would give other ids.
+    Raises:
+        TokenizerError: the name is unknown; another way to split would give other ids.
     """
     name = file.text("tokenizer.ggml.pre", "default")
     if name == "default":

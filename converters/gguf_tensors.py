@@ -46,8 +46,8 @@ _PHI3 = {
 }
 _INTERLEAVED = ("attn_q", "attn_k")
 
+#: Tensors whose values go into config.json.
 ROPE_TENSORS = frozenset({"rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"})
-"""What these hold goes into config.json."""
 _RECOMPUTED = re.compile(r"blk\.\d+\.(attn_rot_embd|rope_freqs)\.weight")
 
 
@@ -68,6 +68,7 @@ class Layout:
 
 _LLAMA_LAYOUT = Layout(_LLAMA, optional_biases=(tuple(_ATTENTION), tuple(_MLP)), interleaved=True)
 
+#: The architectures that can be converted, by their GGUF name.
 LAYOUTS = {
     "llama": _LLAMA_LAYOUT,
     "smollm3": _LLAMA_LAYOUT,
@@ -78,12 +79,11 @@ LAYOUTS = {
     "gemma3": Layout({**_GEMMA2, **_QK_NORMS}, norm_plus_one=True),
     "phi3": Layout(_PHI3),
 }
-"""The architectures that can be converted, by their GGUF name."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """One tensor to give out. `head_rows`: rows of an attention head whose halves lie interleaved, else 0."""
+    """How to read one tensor. `head_rows`: rows of an attention head whose halves are interleaved, else 0."""
 
     name: str
     tensor: GGUFTensor
@@ -92,7 +92,11 @@ class Plan:
 
 
 def layout_of(file: GGUFFile) -> Layout:
-    """Layout of the file's architecture. Raises ModelError, by name, for one that is not known."""
+    """Layout of the file's architecture.
+
+    Raises:
+        ModelError: the architecture is unknown.
+    """
     name = file.text("general.architecture")
     if name is None or name not in LAYOUTS:
         raise ModelError(
@@ -105,8 +109,8 @@ def layout_of(file: GGUFFile) -> Layout:
 def plan_tensors(file: GGUFFile, layout: Layout, layers: int, head_dim: int) -> dict[str, Plan]:
     """Hugging Face name -> plan, in the order of the file.
 
-    Raises ModelError for a tensor that is not understood (leaving it out would give another model) and for
-    one that is missing.
+    Raises:
+        ModelError: a tensor is missing, or unknown (leaving it out would give another model).
     """
     names = _expected_names(file, layout, layers)
     tensors = [
@@ -154,7 +158,7 @@ def _plan(file: GGUFFile, layout: Layout, tensor: GGUFTensor, name: str, head_di
     head_rows = head_dim if layout.interleaved and module in _INTERLEAVED else 0
     if head_rows and tensor.shape[0] % head_rows:
         raise ModelError(
-            f"{file.path}: the {tensor.shape[0]} rows of {tensor.name} are no whole heads of {head_rows}."
+            f"{file.path}: the {tensor.shape[0]} rows of {tensor.name} are not whole heads of {head_rows}."
         )
     return Plan(name, tensor, head_rows, layout.norm_plus_one and name.endswith("norm.weight"))
 
@@ -162,8 +166,10 @@ def _plan(file: GGUFFile, layout: Layout, tensor: GGUFTensor, name: str, head_di
 def read_chunks(file: GGUFFile, plan: Plan, dtype: str) -> Iterator[np.ndarray]:
     """The tensor's rows, in order, as the storage dtype `dtype` (bfloat16 as uint16).
 
-    At most CHUNK_BYTES each, but no less than one row or one attention head. Raises ModelError where the file
-    is cut or a value is not finite in `dtype`.
+    At most CHUNK_BYTES each, but no less than one row or one attention head.
+
+    Raises:
+        ModelError: the file is truncated or a value is not finite in `dtype`.
     """
     tensor = plan.tensor
     # A vector is one row, whatever its length: norms and biases are short.
@@ -177,7 +183,7 @@ def read_chunks(file: GGUFFile, plan: Plan, dtype: str) -> Iterator[np.ndarray]:
         values = _dequantize(data, tensor).reshape(-1, *tensor.shape[1:])
         if not np.isfinite(values).all():
             raise ModelError(
-                f"{file.path} is damaged: {tensor.name} holds values that are no finite numbers."
+                f"{file.path} is damaged: {tensor.name} holds values that are not finite numbers."
             )
         if plan.head_rows:
             values = separate_halves(values, plan.head_rows)
@@ -206,5 +212,5 @@ def _dequantize(data: bytes, tensor: GGUFTensor) -> np.ndarray:
     from gguf.quants import GGMLQuantizationType, dequantize
 
     rows = np.frombuffer(data, np.uint8).reshape(-1, tensor.row_bytes)
-    with np.errstate(all="ignore"):  # damaged scales: the caller refuses what comes of them
+    with np.errstate(all="ignore"):  # from damaged scales; the caller checks the result
         return dequantize(rows, GGMLQuantizationType(tensor.type))

@@ -32,7 +32,8 @@ Merges = tuple[np.ndarray, np.ndarray]
 class Vocabulary:
     """The tokens of a GGUF file, with their types and scores, checked against one another.
 
-    Raises TokenizerError for a vocabulary that is missing, inconsistent, or of a kind that is not supported.
+    Raises:
+        TokenizerError: the vocabulary is missing, inconsistent, or of an unsupported kind.
     """
 
     def __init__(self, file: GGUFFile) -> None:
@@ -80,12 +81,12 @@ class Vocabulary:
                 f"tokenizer.ggml.{key} has not one value for each of the {len(self.tokens)} tokens."
             )
         if not np.isfinite(value).all():
-            raise self.fail(f"tokenizer.ggml.{key} holds values that are no finite numbers.")
+            raise self.fail(f"tokenizer.ggml.{key} holds values that are not finite numbers.")
         return value.astype(dtype)
 
     @cached_property
     def ids(self) -> dict[str, int]:
-        """Token -> id, without padding and empty entries; of a token that is there twice, the first."""
+        """Token -> id, without padding and empty entries; of a duplicate token, the first."""
         ids: dict[str, int] = {}
         padding = (self.types == UNUSED).tolist()
         for id, token in enumerate(self.tokens):
@@ -134,7 +135,7 @@ class Vocabulary:
         lefts, rights = array("q"), array("q")
         get = self.ids.get
         for merge in self._strings("merges"):
-            # A piece may begin with the separator itself: a space is looked for from the second character on.
+            # A piece may begin with a space, the separator, so the search starts at the second character.
             cut = merge.find(" ", 1)
             left, right = get(merge[:cut]), get(merge[cut + 1 :])
             if cut < 0 or left is None or right is None or merge[:cut] + merge[cut + 1 :] not in self.ids:
@@ -154,7 +155,7 @@ class Vocabulary:
         scores = self._numbers("scores", np.float64)
         normal = self.types == NORMAL
         if scores is None or len(np.unique(scores[normal])) < 2:
-            # Scores that are all one say nothing; ids are given out in the order of the merges.
+            # Equal scores carry no order; ids follow the order of the merges.
             scores = -np.arange(len(self.tokens), dtype=np.float64)
         scores = np.where(normal, scores, 0.0)
         lengths = np.array([len(token) for token in self.tokens])
@@ -178,7 +179,7 @@ class Vocabulary:
 
 @dataclass(frozen=True)
 class Parts:
-    """What differs between the kinds in tokenizer.json."""
+    """The parts of tokenizer.json in which the kinds of vocabulary differ."""
 
     normalizer: dict[str, Any] | None
     pre_tokenizer: dict[str, Any] | None
@@ -189,9 +190,10 @@ class Parts:
 
 
 def write_tokenizer(file: GGUFFile, out: Path) -> None:
-    """Writes tokenizer.json, tokenizer_config.json and, where there is one, chat_template.jinja into `out`.
+    """Write tokenizer.json, tokenizer_config.json and, where there is one, chat_template.jinja into `out`.
 
-    Raises TokenizerError for a vocabulary that cannot be used.
+    Raises:
+        TokenizerError: the vocabulary cannot be used.
     """
     vocabulary = Vocabulary(file)
     parts = _byte_level(vocabulary) if vocabulary.kind == "gpt2" else _sentence_piece(vocabulary)
@@ -227,7 +229,7 @@ def _byte_level(vocabulary: Vocabulary) -> Parts:
         normalizer=pretokenizer.normalizer,
         pre_tokenizer=pretokenizer.json(),
         decoder={"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
-        # Some vocabularies lack a few bytes: their tokenizers drop these, though files name an unknown token.
+        # Some vocabularies lack a few bytes. Their tokenizers drop these bytes and ignore the unknown token.
         model=_bpe(None, ignore_merges=pretokenizer.ignore_merges),
         merges=vocabulary.stored_merges(),
         add_bos=pretokenizer.add_bos,
@@ -269,7 +271,7 @@ def _bpe(unknown: str | None, *, byte_fallback: bool = False, ignore_merges: boo
 
 
 def _template(vocabulary: Vocabulary, before: list[str], after: list[str]) -> dict[str, Any] | None:
-    """The post-processor that puts BOS before and EOS after each text; None where neither is wanted."""
+    """The post-processor that puts BOS before and EOS after each text; None for neither."""
     if not before and not after:
         return None
 
@@ -294,7 +296,7 @@ def _template(vocabulary: Vocabulary, before: list[str], after: list[str]) -> di
 def _write_json(
     target: TextIO, vocabulary: Vocabulary, parts: Parts, post_processor: dict[str, Any] | None
 ) -> None:
-    """Writes tokenizer.json piece by piece: built whole, Gemma's takes 300 MB."""
+    """Write tokenizer.json in pieces: built whole, Gemma's takes 300 MB."""
     head = {
         "version": "1.0",
         "truncation": None,

@@ -39,8 +39,10 @@ def is_hub_id(name: str) -> bool:
 def find_commit(repo_id: str, revision: str | None) -> str:
     """The commit that a revision (branch, tag or commit; None: the main branch) of a model means now.
 
-    Without a connection it is the commit that was last downloaded. Raises ModelError, in one sentence, when
-    the model or the revision does not exist, needs a login, or cannot be asked for.
+    Without a connection it is the commit that was last downloaded.
+
+    Raises:
+        ModelError: the model or the revision does not exist, needs a login, or cannot be asked for.
     """
     if revision is not None and _COMMIT.fullmatch(revision):
         return revision

@@ -32,13 +32,13 @@ TOKENIZER_NAMES = (
 )
 #: Chat templates beside the default one, by name.
 TEMPLATES_PATTERN = "additional_chat_templates/*.jinja"
+#: Every file that a conversion may read besides the weights.
 SMALL_NAMES = ("config.json", "generation_config.json", INDEX_NAME, *TOKENIZER_NAMES)
-"""Every file that a conversion may read besides the weights."""
 
 SHARD_PATTERN = "model-*-of-*.safetensors"
 _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
+#: numpy has no bfloat16.
 _CARRIER = {"bfloat16": "uint16"}
-"""numpy has no bfloat16."""
 
 
 class HuggingFaceSource:
@@ -51,8 +51,9 @@ class HuggingFaceSource:
         """Open `path`; `name` and `fingerprint` are given for a download, whose commit says more than its
         files.
 
-        Raises ModelError when the directory is no such model, has no safetensors weights, or is quantized in
-        a format that vt does not read.
+        Raises:
+            ModelError: the directory is not a model, has no safetensors weights, or is quantized in a
+                format that vt does not read.
         """
         self.path = path
         self.name = name or utf8(path.resolve().name)
@@ -93,8 +94,11 @@ class HuggingFaceSource:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """config.json of a model directory. Raises ModelError where it is missing or describes weights in a
-    quantized format that vt does not read."""
+    """config.json of a model directory.
+
+    Raises:
+        ModelError: it is missing or describes weights in a quantized format that vt does not read.
+    """
     if not (path / "config.json").is_file():
         if files := sorted(path.glob("*.gguf")):
             raise ModelError(f"{path} holds no config.json; give the GGUF file itself: {files[0]}.")
@@ -137,8 +141,11 @@ def check_links(path: Path) -> None:
 
 
 def index_files(index: Path) -> dict[str, list[str]]:
-    """The weight files that an index names, each with its tensors. Raises ModelError for an index that is not
-    sound."""
+    """The weight files that an index names, each with its tensors.
+
+    Raises:
+        ModelError: the index is invalid.
+    """
     weight_map = read_object(index, "weight index", ModelError).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise ModelError(f"{index} has no weight_map.")

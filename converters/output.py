@@ -1,5 +1,4 @@
-"""Putting a finished directory in place at once: lock, temporary sibling, replacement, leftovers of killed
-runs."""
+"""Write a directory atomically: lock, temporary sibling, rename, and removal of leftovers of crashed runs."""
 
 from __future__ import annotations
 
@@ -41,16 +40,19 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 @contextmanager
 def locked(out: Path, *, announce: bool) -> Iterator[None]:
-    """Hold the one right to write `out`, cleared of what killed runs left; a process that is killed loses it.
+    """Lock `out` and remove leftovers of crashed runs. The lock of a killed process is released.
 
-    Waits for another process, and says so on stderr if asked. Raises ModelError where nothing can be written.
+    Waits for another process, and says so on stderr if asked.
+
+    Raises:
+        ModelError: nothing can be written.
     """
     from filelock import FileLock, Timeout
 
     lock = FileLock(_beside(out, LOCK_SUFFIX))
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        # Where nothing can be made the lock would wait for ever: it takes that for another's doing.
+        # In a directory without write permission, FileLock would wait forever.
         TemporaryFile(dir=out.parent).close()
         lock.acquire(timeout=0)
     except Timeout:
@@ -67,7 +69,7 @@ def locked(out: Path, *, announce: bool) -> Iterator[None]:
 
 
 def sweep(directory: Path) -> None:
-    """Clean up after every killed run in `directory` whose output nobody is writing now."""
+    """Remove leftovers of crashed runs in `directory`, except those that a running process writes."""
     from filelock import FileLock, Timeout
 
     for partial in directory.glob(f".*{PARTIAL_SUFFIX}"):
@@ -88,7 +90,9 @@ def new_directory(out: Path) -> Iterator[Path]:
     """A temporary sibling of `out` to write into; takes its place at the end, or vanishes on an error.
 
     Call it under `locked(out)`. A model directory that stands at `out` is replaced: see `refuse_existing`.
-    Raises ModelError, in a sentence, for what the disk refuses.
+
+    Raises:
+        ModelError: writing failed.
     """
     partial = _beside(out, PARTIAL_SUFFIX)
     try:
@@ -146,7 +150,7 @@ def check_free_space(directory: Path, needed: int) -> None:
 
 
 def _release(lock: BaseFileLock) -> None:
-    # Removed while it is held, so that no lock files pile up: who waits opens the path anew at each attempt.
+    # Removed while held, so that lock files do not pile up. Waiting processes reopen the path.
     Path(lock.lock_file).unlink(missing_ok=True)
     lock.release()
 

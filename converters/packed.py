@@ -1,4 +1,4 @@
-"""Weights that are quantized already, in the layout of mlx-lm: NAME.weight, NAME.scales, NAME.biases.
+"""Prequantized weights in the layout of mlx-lm: NAME.weight, NAME.scales, NAME.biases.
 
 config.json says how under "quantization": bits and group size of all layers, and of single ones by NAME. The
 tensors of the body are copied as they are. The tables' go into the store, where a row holds all three.
@@ -18,10 +18,10 @@ from vt_core.files.quantization import WORD_BITS, Quantization
 if TYPE_CHECKING:
     import numpy as np
 
+#: Layouts of quantized layers, as config.json calls them, whose tensors a conversion copies unchanged.
 CARRIED = ("gptq", "awq", "compressed-tensors")
-"""Layouts of quantized layers, as config.json calls them, whose tensors a conversion carries as they are."""
+#: What configurations call the width of the embedding.
 _HIDDEN = ("hidden_size", "n_embd", "d_model", "dim")
-"""What configurations call the width of the embedding."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Packed:
 
     @property
     def values(self) -> TensorInfo:
-        """What it holds, as one tensor of floats."""
+        """The tensor of floats that these three stand for."""
         return TensorInfo(self.words.name, self.how.dtype, (self.words.shape[0], self._columns))
 
     @property
@@ -48,7 +48,7 @@ class Packed:
 
 
 def refuse_foreign_quantization(path: Path, config: dict[str, Any]) -> None:
-    """Raise ModelError where a configuration describes weights quantized in a way that nobody here reads.
+    """Raise ModelError for weights that are quantized in a format that neither backend reads.
 
     Of a model in mlx-lm's layout, only the tables must be in a format that vt reads: see `find_packed`. Of
     one in a layout of CARRIED, whose tables are floats, the layers are a matter of the backend.
@@ -82,7 +82,8 @@ def find_packed(
 
     `columns`: how many values a row holds, where that is not the width of the embedding.
 
-    Raises ModelError, by name, for another format than MLX's affine one, and for tensors that do not fit it.
+    Raises:
+        ModelError: the format is not MLX's affine one, or the tensors do not fit it.
     """
     module = weight.removesuffix(".weight")
     words, scales = tensors[weight], tensors.get(f"{module}.scales")
@@ -132,7 +133,7 @@ def _how(settings: dict[str, Any], words: TensorInfo, scales: TensorInfo, values
     bits, group_size = settings.get("bits", 0), settings.get("group_size", 0)
     groups = scales.shape[1]
     candidates = [(bits, group_size)]
-    # Files name the layers that differ, but not all of them do: the shapes know better.
+    # Files name the layers that differ, but not all of them do: the shapes decide.
     if isinstance(values, int) and values > 0 and groups > 0:
         candidates.insert(0, (words.shape[1] * WORD_BITS // values, values // groups))
     for candidate in candidates:
@@ -148,7 +149,7 @@ def _how(settings: dict[str, Any], words: TensorInfo, scales: TensorInfo, values
 def _unfit(weight: str, reason: str) -> ModelError:
     module = weight.removesuffix(".weight")
     return ModelError(
-        f"{weight}, {module}.scales and {module}.biases are no matrix in MLX's affine format: {reason}."
+        f"{weight}, {module}.scales and {module}.biases are not a matrix in MLX's affine format: {reason}."
     )
 
 

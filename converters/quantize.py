@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     import numpy as np
 
 BITS = (4, 5, 6, 8)
+#: Values that are packed at once; intermediate results fit the processor's cache.
 PIECE_VALUES = 1 << 19
-"""Values that are packed at once: what is computed on the way stays in a processor's cache."""
 FLOAT_DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -119,7 +119,7 @@ class QuantizedSource:
 
 
 def check_quantization(bits: int, group_size: int) -> None:
-    """Raise OptionError for what is not offered."""
+    """Raise OptionError for bits or groups that vt does not offer."""
     if bits not in BITS:
         raise OptionError(f"{bits} bits are not offered; choose one of {', '.join(map(str, BITS))}.")
     if group_size not in GROUP_SIZES:

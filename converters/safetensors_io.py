@@ -1,8 +1,8 @@
 """Reading and writing safetensors files a chunk at a time, without a framework.
 
 The format: eight bytes little-endian length of the header, the header (a JSON object: tensor name -> dtype,
-shape, data_offsets; "__metadata__" -> strings), then the tensors' bytes without gaps. Nothing in a header is
-believed before it has been checked against the file's size.
+shape, data_offsets; "__metadata__" -> strings), then the tensors' bytes without gaps. A header is
+checked against the file's size before its values are used.
 """
 
 from __future__ import annotations
@@ -24,11 +24,12 @@ from vt_core.files.json_files import lfs_pointer, parse_object
 if TYPE_CHECKING:
     import numpy as np
 
+#: The same cap as the format's reference implementation: a larger header is an attack or a broken file.
 MAX_HEADER_BYTES = 100_000_000
-"""The same cap as the format's reference implementation: a larger header is an attack or a broken file."""
 DATA_ALIGNMENT = 64
 MAX_DIMENSIONS = 16
 
+#: Code in the file -> storage dtype and its size in bytes.
 DTYPES = {
     "BOOL": ("bool", 1),
     "U8": ("uint8", 1),
@@ -44,7 +45,6 @@ DTYPES = {
     "I64": ("int64", 8),
     "F64": ("float64", 8),
 }
-"""Code in the file -> storage dtype and its size in bytes."""
 CODES = {dtype: code for code, (dtype, _) in DTYPES.items()}
 ITEM_BYTES = {dtype: size for dtype, size in DTYPES.values()}
 
@@ -63,8 +63,11 @@ def tensor_bytes(info: TensorInfo) -> int:
 
 
 def read_header(path: Path) -> dict[str, Entry]:
-    """The tensors of a file, by name, in the order of their bytes. Raises ModelError for anything that is not
-    sound."""
+    """The tensors of a file, by name, in the order of their bytes.
+
+    Raises:
+        ModelError: the header is invalid.
+    """
     size = path.stat().st_size
     with path.open("rb") as file:
         if sentence := lfs_pointer(file.read(64)):
@@ -106,9 +109,9 @@ def _entry(path: Path, name: str, value: Any, *, data_start: int) -> Entry:
     if not isinstance(code, str) or code not in DTYPES:
         raise ModelError(f"{path}: tensor {name!r} has the dtype {code!r}, which vt does not read.")
     if not isinstance(shape, list) or len(shape) > MAX_DIMENSIONS or not all(map(whole, shape)):
-        raise ModelError(f"{path}: tensor {name!r} has the shape {shape!r}, which is no list of sizes.")
+        raise ModelError(f"{path}: tensor {name!r} has the shape {shape!r}, which is not a list of sizes.")
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(whole, offsets)):
-        raise ModelError(f"{path}: tensor {name!r} has the offsets {offsets!r}, which are no two positions.")
+        raise ModelError(f"{path}: tensor {name!r} has the offsets {offsets!r}, which are not two positions.")
     begin, end = offsets
     dtype, item_bytes = DTYPES[code]
     expected = math.prod(shape) * item_bytes
@@ -204,8 +207,9 @@ def write_file(
 
     Returns the SHA-256 of the file, in hex.
 
-    Raises ModelError when a tensor's chunks are not as many bytes as its shape says, OSError when the disk
-    fails.
+    Raises:
+        ModelError: a tensor's chunks are not as many bytes as its shape says.
+        OSError: writing failed.
     """
     ordered = file_order(infos)
     header = header_bytes(ordered, metadata)

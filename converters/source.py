@@ -14,8 +14,8 @@ from vt_core.errors import ModelError, shorten
 if TYPE_CHECKING:
     import numpy as np
 
+#: Upper bound of one chunk in bytes, unless a single row is larger: what keeps a conversion's memory flat.
 CHUNK_BYTES = 8 << 20
-"""Upper bound of one chunk in bytes, unless a single row is larger: what keeps a conversion's memory flat."""
 SAMPLE_BYTES = 64 << 10
 
 
@@ -35,16 +35,16 @@ class TensorInfo:
 class Source(Protocol):
     """A model to convert. Opening it has checked its headers; its tensors are read a chunk at a time."""
 
+    #: "huggingface" or "gguf".
     kind: str
-    """"huggingface" or "gguf"."""
+    #: What the user called it: a hub id, a directory's name, a file's name.
     name: str
-    """What the user called it: a hub id, a directory's name, a file's name."""
+    #: Content of config.json.
     config: dict[str, Any]
-    """Content of config.json."""
+    #: Content of generation_config.json, where there is one.
     generation_config: dict[str, Any] | None
-    """Content of generation_config.json, where there is one."""
+    #: Storage dtype of the model's floats when the user asks for none.
     default_dtype: str
-    """Storage dtype of the model's floats when the user asks for none."""
 
     def fingerprint(self) -> str:
         """A short text that changes when the source changes; reads little of it."""
@@ -69,7 +69,7 @@ class Source(Protocol):
 
 @contextmanager
 def reading(source: str | Path) -> Iterator[None]:
-    """Turns what the system says about a source that cannot be read into a ModelError."""
+    """Turn an OSError about the source into a ModelError."""
     try:
         yield
     except OSError as error:

@@ -127,7 +127,7 @@ def test_failed_conversion_leaves_nothing(source: Path, cache: Path) -> None:
 def test_what_is_no_model(name: str) -> None:
     if not name:
         name = "no such thing"
-    with pytest.raises(ModelError, match="does not exist, and it is no hub id"):
+    with pytest.raises(ModelError, match="does not exist, and it is not a hub id"):
         resolve(name)
 
 

@@ -23,8 +23,8 @@ from vt_core.errors import ModelError, OptionError, StoreError, TokenizerError
 from vt_core.files import dtypes
 from vt_core.files.model_dir import ModelDirectory
 
+#: The module; the package's attribute of its name is the function.
 MODULE = sys.modules["converters.convert"]
-"""The module; the package's attribute of its name is the function."""
 OUTPUT = sys.modules["converters.output"]
 
 

@@ -210,7 +210,7 @@ def test_refuses_two_tensors_of_one_name(tmp_path):
 def test_refuses_what_is_no_file(tmp_path):
     with pytest.raises(ModelError, match="cannot be opened"):
         GGUFFile(tmp_path / "missing.gguf")
-    with pytest.raises(ModelError, match="is no file"):
+    with pytest.raises(ModelError, match="is not a file"):
         GGUFFile(tmp_path)
 
 

@@ -159,8 +159,8 @@ def test_other_norms_stay_as_they_are(tmp_path, architecture):
 
 
 WRITABLE = [gguf.F32, gguf.F16, gguf.BF16, gguf.Q4_0, gguf.Q4_1, gguf.Q5_0, gguf.Q5_1, gguf.Q8_0]
+#: Types that the gguf package cannot write, with the places of the float16 scales in a block.
 UNWRITABLE = {gguf.Q4_K: (0, 2), gguf.Q5_K: (0, 2), gguf.Q6_K: (208,), gguf.IQ4_XS: (0,)}
-"""Types that the gguf package cannot write, with the places of the float16 scales in a block."""
 
 
 def blocks(kind: int, rows: int, columns: int) -> np.ndarray:
@@ -227,7 +227,7 @@ def test_values_that_are_no_numbers_are_refused(tmp_path, value):
     values = weights("llama")
     values["blk.0.ffn_up.weight"][1, 1] = value
     file = open_model(tmp_path, "llama", values)
-    with pytest.raises(ModelError, match=r"blk.0.ffn_up.weight holds values that are no finite numbers"):
+    with pytest.raises(ModelError, match=r"blk.0.ffn_up.weight holds values that are not finite numbers"):
         values_of(file, "model.layers.0.mlp.up_proj.weight")
 
 

@@ -340,7 +340,7 @@ def test_scores_that_do_not_fit_are_refused(tmp_path):
 def test_scores_that_are_no_numbers_are_refused(tmp_path):
     arguments = sentencepiece(WORDS)
     arguments["scores"][5] = np.nan
-    with pytest.raises(TokenizerError, match="scores holds values that are no finite numbers"):
+    with pytest.raises(TokenizerError, match="scores holds values that are not finite numbers"):
         convert(tmp_path, **arguments)
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from tests.converters.gguf_tiny import metadata
 from tests.converters.gguf_writer import F32, Tensor, write_gguf
 
+#: Safetensors' code for a numpy dtype; uint16 carries bfloat16.
 CODES = {
     "float32": "F32",
     "float16": "F16",
@@ -22,7 +23,6 @@ CODES = {
     "float64": "F64",
     "bool": "BOOL",
 }
-"""Safetensors' code for a numpy dtype; uint16 carries bfloat16."""
 VOCAB = 40
 HIDDEN = 24
 
@@ -107,13 +107,13 @@ def llama(tied: bool = True, bias: bool = False) -> dict[str, np.ndarray]:
 
 
 PER_LAYER_ROWS = 30
+#: What config.json says of `with_per_layer`.
 PER_LAYER = {
     "model_type": "gemma3n",
     "num_hidden_layers": 1,
     "hidden_size_per_layer_input": 16,
     "vocab_size_per_layer_input": PER_LAYER_ROWS,
 }
-"""What config.json says of `with_per_layer`."""
 
 
 def with_per_layer() -> dict[str, np.ndarray]:
