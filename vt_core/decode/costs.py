@@ -1,20 +1,23 @@
-"""What decoding costs on a machine, and up to which miss rate exact decoding pays there. Times in seconds of
-the caller's clock.
+"""Costs of decoding on a machine, and the miss rate up to which exact decoding is faster there.
+
+Times are in seconds of the caller's clock.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-_KEPT = 0.8  #: weight that a measurement still has at the next one
-_FIXED = 16  #: positions that reading the full head costs at least as much as
+#: Factor by which each new measurement lowers the weight of older ones.
+_KEPT = 0.8
+#: Reading the full head costs at least as much as this many positions of a product.
+_FIXED = 16
 
 
 @dataclass
 class Line:
-    """A least-squares line through measurements, the latest ones weighing most; it never falls.
+    """A least-squares line through measurements that never falls. The latest measurements weigh most.
 
-    The first measurement holds what runs only once (allocation, page cache), so none may be kept for long.
+    The first measurement contains one-time costs (allocation, page cache), so old ones must fade.
     """
 
     _weight: float = 0.0
@@ -36,8 +39,10 @@ class Line:
 
     @property
     def slope(self) -> float:
-        """At least 0; 0 as long as all measurements have one x. At most so much that the line's value at 0 is
-        worth 16 of x: under noise a line through the origin would say that short blocks cost nothing.
+        """At least 0, and 0 while all measurements have the same x.
+
+        It is limited so that the line's value at 0 is worth at least 16 of x. With noise, a line through the
+        origin would say that short blocks cost nothing.
         """
         if not self.known or self._x == 0:
             return 0.0
@@ -48,13 +53,13 @@ class Line:
         return min(max(slope, 0.0), self._y / (self._x + _FIXED * self._weight))
 
     def at(self, x: float) -> float:
-        """The line's value; only when something is :attr:`known`."""
+        """The line's value at ``x``; only where :attr:`known`."""
         return self._y / self._weight + self.slope * (x - self._x / self._weight)
 
 
 @dataclass
 class Costs:
-    """What a step on the reduced head costs, and what verifying a block does."""
+    """Measured costs of a step on the reduced head and of verifying a block."""
 
     _step: Line = field(default_factory=Line)
     _verification: Line = field(default_factory=Line)
@@ -69,7 +74,7 @@ class Costs:
 
     @property
     def position_s(self) -> float:
-        """What one more position adds to a verification."""
+        """Time that one more position adds to a verification."""
         return self._verification.slope
 
     def verify_s(self, positions: int) -> float:
@@ -82,19 +87,20 @@ class Costs:
         self._verification.add(positions, seconds)
 
     def tokens_per_s(self, miss_rate: float, max_block: int) -> float:
-        """Speed of exact decoding in the best blocks of one length, where every token is a miss with this
-        probability.
+        """Speed of exact decoding with blocks of the best length, if every token is a miss with probability
+        ``miss_rate``.
         """
         best = expected = 0.0
         for positions in range(1, max_block + 1):
-            # A block brings the tokens up to its first miss, which is replaced.
+            # A block yields the tokens up to its first miss, which is replaced.
             expected += (1 - miss_rate) ** (positions - 1)
             best = max(best, expected / (positions * self.step_s + self.verify_s(positions)))
         return best
 
     def break_even(self, full_step_s: float, max_block: int) -> float:
-        """The miss rate at which exact decoding is as fast as steps of ``full_step_s`` on the full head: 1
-        where it is faster at any, 0 where it is slower even without misses.
+        """The miss rate at which exact decoding is as fast as steps of ``full_step_s`` on the full head.
+
+        1 where it is faster at any rate, 0 where it is slower even without misses.
         """
         low, high = 0.0, 1.0
         if self.tokens_per_s(high, max_block) * full_step_s >= 1:

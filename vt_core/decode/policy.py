@@ -1,9 +1,9 @@
-"""When to stop decoding on the reduced head and ask the full one.
+"""When to stop decoding on the reduced head and verify the block with the full one.
 
-Decoding a block costs ``n`` steps and one reading of the full head. The longer the block, the more positions
-share that reading; but everything behind a wrong token is wasted. A block is ended as soon as one more step
-is expected to bring fewer tokens per second than the block brings by now: the stopping rule of renewal
-theory, which needs no threshold, only how likely the next token is wrong and what a step and a reading cost.
+A block costs ``n`` steps and one read of the full head. In a longer block more positions share that read, but
+all steps after a wrong token are wasted. A block ends as soon as one more step is expected to bring fewer
+tokens per second than the block brings so far. This is the stopping rule of renewal theory. It needs no
+threshold, only the probability that the next token is wrong and the costs of a step and a read.
 """
 
 from __future__ import annotations
@@ -13,36 +13,39 @@ from dataclasses import dataclass, field
 
 from vt_core.decode.costs import Costs
 
-#: positions; verification of more costs more than it shares (product of 32: 1.1 times that of 1)
+#: Most positions in a block. Verifying more costs more than it saves; a product of 32 takes 1.1 times as long
+#: as one of 1.
 MAX_BLOCK = 32
 
-#: Bounds of the classes of confidence (probability of the reduced head's choice) that misses are counted in,
-#: and what is believed of them before anything was seen: of Qwen2.5-Coder's tokens on GSM8K with the rank
-#: prior 1.6 % are misses, nearly all of them where the reduced head was unsure.
+#: Misses are counted by confidence, the probability of the reduced head's choice. These are the bounds of the
+#: classes.
 _CLASSES = (0.2, 0.35, 0.5, 0.7, 0.9, 0.98)
-_BELIEVED = (0.20, 0.12, 0.06, 0.03, 0.015, 0.005, 0.002)
-_BELIEF = 20.0  #: weight of that belief, in tokens
-#: Misses that a request must have, beyond those expected, to count as twice as hard as others.
+#: Miss rate assumed for each class before anything was measured. With the rank prior 1.6 % of Qwen2.5-Coder's
+#: tokens on GSM8K are misses, nearly all of them where the reduced head is unsure.
+_PRIOR = (0.20, 0.12, 0.06, 0.03, 0.015, 0.005, 0.002)
+#: Weight of that prior, in tokens.
+_PRIOR_WEIGHT = 20.0
+#: Misses beyond the expected ones that make a request count as twice as hard as others.
 _EVENNESS = 2.0
-#: How much longer than the last block, all right, the next one may be; and how long after a miss at least.
-#: What really bounds a block is the rule above: with 2 instead of 8 Gemma 3 spent 5 % more time.
+#: The next block may be this many times as long as the last one if all of that was right, and at least this
+#: long after a miss. The stopping rule is the real bound: with 2 instead of 8 Gemma 3 took 5 % more time.
 _GROWTH = 8
 
 
 @dataclass
 class BlockPolicy:
-    """Block lengths for one model, learning over its requests."""
+    """Chooses block lengths for one model, and learns over its requests."""
 
     max_block: int = MAX_BLOCK
     costs: Costs = field(default_factory=Costs)
-    _seen: list[float] = field(default_factory=lambda: [_BELIEF] * len(_BELIEVED))
-    _missed: list[float] = field(default_factory=lambda: [_BELIEF * share for share in _BELIEVED])
-    limit: int = 1  #: positions that the next block may have
-    _expected: float = 0.0  #: misses among the tokens of this request, by their classes
-    _found: int = 0  #: misses that there were
+    _seen: list[float] = field(default_factory=lambda: [_PRIOR_WEIGHT] * len(_PRIOR))
+    _missed: list[float] = field(default_factory=lambda: [_PRIOR_WEIGHT * share for share in _PRIOR])
+    limit: int = 1  #: most positions in the next block
+    _expected: float = 0.0  #: misses to expect among the tokens of this request, by their classes
+    _found: int = 0  #: misses of this request so far
 
     def begin(self) -> None:
-        """A request begins: its first token is verified, and so streamed, at once."""
+        """Start a request. Its first token is verified at once, so that it streams at once."""
         self.limit = 1
         self._expected, self._found = 0.0, 0
 
@@ -51,15 +54,15 @@ class BlockPolicy:
         return Block(self)
 
     def miss_rate(self, confidence: float) -> float:
-        """How likely a token of this confidence is not the full head's: as often as in all requests, times
-        how much more, or less, often than that this request has missed.
+        """Probability that a token of this confidence is not the full head's: the rate of all requests, times
+        how this request compares with them.
         """
         at = bisect_right(_CLASSES, confidence)
         here = (self._found + _EVENNESS) / (self._expected + _EVENNESS)
         return min(1.0, here * self._missed[at] / self._seen[at])
 
     def learn(self, confidences: list[float], accepted: int) -> None:
-        """A block was verified: its first ``accepted`` tokens were right, the next one, if any, was wrong."""
+        """Note a verified block: its first ``accepted`` tokens were right, the next one, if any, wrong."""
         for index, confidence in enumerate(confidences[: accepted + 1]):
             at = bisect_right(_CLASSES, confidence)
             self._expected += self._missed[at] / self._seen[at]
@@ -76,7 +79,7 @@ class Block:
     def __init__(self, policy: BlockPolicy) -> None:
         self._policy = policy
         self._right = 1.0  #: probability that every token so far is right
-        self._expected = 0.0  #: tokens that the block brings if it ends here, the rescue included
+        self._expected = 0.0  #: expected tokens of the block if it ends here, the rescue included
         self.confidences: list[float] = []
 
     def push(self, confidence: float) -> bool:

@@ -19,7 +19,7 @@ def costs(step: float, fixed: float, position: float) -> Costs:
 
 
 @given(step=seconds, fixed=seconds, share=st.floats(0, 1))
-def test_a_line_is_found_again(step, fixed, share):
+def test_line_is_recovered_from_its_points(step, fixed, share):
     position = share * fixed / 17
     found = costs(step, fixed, position)
     assert found.step_s == pytest.approx(step)
@@ -28,7 +28,7 @@ def test_a_line_is_found_again(step, fixed, share):
 
 
 @given(st.lists(st.tuples(st.integers(1, 32), seconds), min_size=1, max_size=12))
-def test_a_line_never_falls_nor_promises_time_back(points):
+def test_line_never_falls_and_has_a_fixed_part(points):
     line = Line()
     assert not line.known
     for x, y in points:
@@ -38,7 +38,7 @@ def test_a_line_never_falls_nor_promises_time_back(points):
     assert values == sorted(values) and values[0] >= 15.9 * line.slope
 
 
-def test_the_latest_measurements_weigh_most():
+def test_latest_measurements_weigh_most():
     line = Line()
     line.add(1, 100.0)
     for _ in range(30):
@@ -46,7 +46,7 @@ def test_the_latest_measurements_weigh_most():
     assert line.at(1) == pytest.approx(2.0, rel=0.1)
 
 
-def test_break_even_is_where_both_ways_are_as_fast():
+def test_break_even_has_equal_speeds():
     # A step of 10 on the reduced head and 20 on the full one; a verification costs 12 + 0.5 a position.
     found = costs(10.0, 12.0, 0.5)
     rate = found.break_even(20.0, 32)
@@ -57,12 +57,12 @@ def test_break_even_is_where_both_ways_are_as_fast():
     assert found.tokens_per_s(0, 32) == pytest.approx(32 / (320 + 28), rel=1e-3)
 
 
-def test_break_even_where_there_is_none():
+def test_break_even_is_0_or_1_where_speeds_never_meet():
     assert costs(10.0, 5.0, 0.0).break_even(20.0, 32) == 1
     assert costs(10.0, 5.0, 0.0).break_even(9.0, 32) == 0
 
 
-def test_blocks_are_shorter_where_steps_are_dear_and_misses_frequent():
+def test_blocks_are_shorter_with_costly_steps_and_frequent_misses():
     def length(step: float, verify: float, confidence: float) -> int:
         policy = BlockPolicy(limit=32)
         policy.costs = costs(step, verify, 0.0)

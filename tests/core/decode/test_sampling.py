@@ -66,11 +66,11 @@ sampler_settings = st.builds(
 
 @settings(max_examples=400, deadline=None)
 @given(sampler_settings, st.integers(0, 2**32), st.integers(0, 500), st.booleans())
-def test_choice_is_that_of_the_plain_definition(chosen, seed, position, spread):
+def test_choice_matches_the_definition(chosen, seed, position, spread):
     rng = np.random.default_rng(seed)
     ids = rng.permutation(ROWS)[:50].astype(np.int64)
-    # Odd tenths: never on a cut, where the two orders of adding up could differ. Wide ones leave the noise's
-    # span.
+    # Random values do not lie on a border, where two orders of a sum could differ. Wide ones exceed the span
+    # of the noise.
     logits = (rng.normal(size=50) * (20 if spread else 2)).astype(np.float32)
     context = rng.integers(0, ROWS, size=20)
     sampler = Sampler(chosen, ROWS)
@@ -80,7 +80,7 @@ def test_choice_is_that_of_the_plain_definition(chosen, seed, position, spread):
 
 
 @given(st.integers(0, 2**32), st.sampled_from([0.0, 0.8]))
-def test_choice_does_not_depend_on_which_other_rows_are_active_if_the_winner_is(seed, temperature):
+def test_choice_does_not_depend_on_other_active_rows(seed, temperature):
     rng = np.random.default_rng(seed)
     logits = rng.normal(size=ROWS).astype(np.float32) * 3
     ids = np.arange(ROWS)
@@ -91,7 +91,7 @@ def test_choice_does_not_depend_on_which_other_rows_are_active_if_the_winner_is(
     assert sampler.choose(logits[order], order, 4) == winner
 
 
-def test_equal_logits_go_to_the_lowest_full_id_wherever_it_stands():
+def test_ties_go_to_the_lowest_full_id():
     sampler = Sampler(SamplerSettings(), ROWS)
     assert sampler.choose(np.array([1, 5, 5, 2], np.float32), np.array([9, 40, 8, 1]), 0) == 8
 
@@ -104,7 +104,7 @@ def test_draws_follow_the_softmax():
     assert np.abs(shares - [0.5, 0.3, 0.15, 0.05]).max() < 0.015  # four standard deviations
 
 
-def test_noise_is_finite_within_its_span_and_standard_gumbel():
+def test_noise_is_finite_and_standard_gumbel():
     noise = np.concatenate(
         [gumbel(seed, position, np.arange(5000)) for seed in range(5) for position in range(10)]
     )
@@ -113,7 +113,7 @@ def test_noise_is_finite_within_its_span_and_standard_gumbel():
     assert abs(noise.mean() - 0.5772) < 0.01 and abs(noise.var() - math.pi**2 / 6) < 0.03
 
 
-def test_noise_depends_on_seed_position_and_id_and_is_the_same_on_every_machine():
+def test_noise_depends_on_seed_position_and_id_only():
     base = gumbel(1, 2, np.array([3]))[0]
     assert base == pytest.approx(EXPECTED_NOISE, abs=1e-12)
     assert (
@@ -154,7 +154,7 @@ EXPECTED_NOISE = 0.27850324604691684  # a change of the hash changes every sampl
         ({"logit_bias": {3: float("nan")}}, "logit_bias of token 3 is nan"),
     ],
 )
-def test_values_out_of_range_are_refused_with_the_value(options, sentence):
+def test_values_out_of_range_are_refused(options, sentence):
     with pytest.raises(OptionError, match=re.escape(sentence)):
         SamplerSettings(**options)
 
@@ -222,6 +222,6 @@ def test_logits_that_are_not_numbers_are_an_error():
             sampler.choose(np.array([1, np.nan, 2], np.float32), np.arange(3), 0)
 
 
-def test_a_bias_on_an_id_without_a_row_is_refused():
+def test_bias_without_a_row_is_refused():
     with pytest.raises(OptionError, match="names token id 64, but the model has 64 rows"):
         Sampler(SamplerSettings(logit_bias={64: 1.0}), ROWS)
