@@ -6,7 +6,7 @@ it follows it. Writing uses the library (`vt_core.store.writer`).
 
 A page begins with its number (8 bytes), 2 unused bytes, flags (2) and the end of its node pointers (2). A
 branch page's nodes point to pages. A leaf page's nodes hold a key with its value, or with the first of the
-overflow pages that hold the value, one after another behind one page header.
+overflow pages that hold the value, one after another after one page header.
 """
 
 from __future__ import annotations
