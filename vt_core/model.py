@@ -380,9 +380,7 @@ class Model:
                 yield Score(tuple(ids.tolist()), tuple(scored.log_probs.tolist()), tuple(greedy))
 
     def _learn(self, rescued: Sequence[int], used: Sequence[int]) -> bool:
-        """Keep the rows of rescued tokens for later requests, unless they are static. Returns whether the
-        learned ids changed.
-        """
+        """Keep the rows of rescued tokens for later requests. Returns whether the learned ids changed."""
         vocabulary = self.decoder.head.vocabulary
         static = vocabulary.ids[: vocabulary.static_size]
         changed = self._learned.update([token for token in rescued if token not in static], used)
