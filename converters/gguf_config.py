@@ -123,8 +123,8 @@ def _token_id(file: GGUFFile, role: str) -> int | None:
     id = file.metadata.get(f"tokenizer.ggml.{role}_token_id")
     if id is not None and not isinstance(id, int):
         raise ModelError(f"{file.path}: tokenizer.ggml.{role}_token_id is {id!r}, not a token id.")
-    rows = file.tensors["token_embd.weight"].shape[0]
-    return id if id is not None and 0 <= id < rows else None
+    table = file.tensors.get("token_embd.weight")
+    return id if id is not None and id >= 0 and (table is None or id < table.shape[0]) else None
 
 
 def build_generation_config(file: GGUFFile) -> dict[str, Any]:

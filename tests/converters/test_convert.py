@@ -236,8 +236,8 @@ def test_failed_replacement_leaves_the_old_model(tmp_path: Path, source: Path) -
 @pytest.mark.parametrize(
     ("argument", "sentence"),
     [
-        ("{tmp}/none", "none does not exist, and it is no hub id"),
-        ("none.gguf", "none.gguf does not exist, and it is no hub id"),
+        ("{tmp}/none", "none does not exist, and it is not a hub id"),
+        ("none.gguf", "none.gguf does not exist, and it is not a hub id"),
         ("{tmp}/out", "is a model directory of vt already"),
     ],
 )
@@ -269,7 +269,7 @@ def test_source_that_must_not_be_read(
 
 @pytest.mark.parametrize("call", [lambda name, out: convert(name, out), lambda name, out: resolve(name)])
 def test_name_that_is_far_too_long(tmp_path: Path, call: Callable[[str, Path], Path]) -> None:
-    with pytest.raises(ModelError, match=r"cannot be read: .*name too long|is no hub id"):
+    with pytest.raises(ModelError, match=r"cannot be read: .*name too long|is not a hub id"):
         call("a " * 5000, tmp_path / "out")
 
 

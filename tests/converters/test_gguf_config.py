@@ -246,7 +246,7 @@ def test_llama3_scaling_is_recovered_from_its_divisors(tmp_path, factor):
     assert config_of(tmp_path, "llama", extra=ones, **widths)["rope_scaling"] is None
     with pytest.raises(ModelError, match="other than Llama 3's"):
         config_of(tmp_path, "llama", extra={"rope_freqs.weight": divisors**2}, **widths)
-    with pytest.raises(ModelError, match="no row of 32"):
+    with pytest.raises(ModelError, match="not a row of 32"):
         config_of(tmp_path, "llama", extra={"rope_freqs.weight": divisors[:-1]}, **widths)
 
 
@@ -279,10 +279,10 @@ def test_phi3(tmp_path):
         ("llama", {"block_count": None}, "lack llama.block_count"),
         ("llama", {"attention.layer_norm_rms_epsilon": None}, "lack llama.attention.layer_norm_rms_epsilon"),
         ("llama", {"attention.layer_norm_rms_epsilon": math.nan}, "nan, not a finite number"),
-        ("llama", {"embedding_length": "wide"}, "'wide', not a number"),
-        ("llama", {"embedding_length": True}, "True, not a number"),
-        ("llama", {"attention.head_count": 0}, "0, not a number"),
-        ("llama", {"attention.head_count": 5}, "no multiple of the 5 attention heads"),
+        ("llama", {"embedding_length": "wide"}, "'wide', not a positive count"),
+        ("llama", {"embedding_length": True}, "True, not a positive count"),
+        ("llama", {"attention.head_count": 0}, "0, not a positive count"),
+        ("llama", {"attention.head_count": 5}, "not a multiple of the 5 attention heads"),
         ("llama", {"attention.head_count_kv": np.array([2, 1])}, "differs from layer to layer"),
         ("llama", {"attention.key_length": 8, "attention.value_length": 4}, "different or odd widths"),
         ("llama", {"attention.key_length": 7, "attention.value_length": 7}, "different or odd widths"),

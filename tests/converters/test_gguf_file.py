@@ -112,8 +112,8 @@ def test_a_damaged_byte_is_read_or_refused_with_a_sentence(tmp_path_factory, dat
     [
         (b"", "0 bytes"),
         (b"GGUF", "4 bytes"),
-        (gguf_bytes({}, magic=b"GGML"), "no GGUF file"),
-        (b"PK\x03\x04" + bytes(100), "no GGUF file"),
+        (gguf_bytes({}, magic=b"GGML"), "not a GGUF file"),
+        (b"PK\x03\x04" + bytes(100), "not a GGUF file"),
         (gguf_bytes({}, version=1), "version 1"),
         (gguf_bytes({}, version=4), "version 4"),
         (b"GGUF" + struct.pack(">IQQ", 3, 0, 0), "big-endian"),
@@ -143,7 +143,7 @@ def with_value(raw: bytes) -> bytes:
     [
         (struct.pack("<I", 13), "unknown type 13"),
         (struct.pack("<IQ", gguf.STRING, 2**62), f"claims {2**62} bytes"),
-        (struct.pack("<I", gguf.STRING) + text(b"\xff\xfe"), "no UTF-8"),
+        (struct.pack("<I", gguf.STRING) + text(b"\xff\xfe"), "not UTF-8"),
         (struct.pack("<IIQ", gguf.ARRAY, gguf.UINT8, 2**62), f"claims {2**62} items"),
         (struct.pack("<IIQ", gguf.ARRAY, gguf.UINT64, 2**20), f"{2**20} values of key do not fit"),
         (struct.pack("<IIQ", gguf.ARRAY, gguf.STRING, 2**20), f"{2**20} strings of key do not fit"),
@@ -160,7 +160,7 @@ def test_refuses_absurd_metadata(tmp_path, raw, words):
 def test_refuses_text_that_is_no_utf8_in_an_array_when_it_is_read(tmp_path):
     raw = struct.pack("<IIQ", gguf.ARRAY, gguf.STRING, 2) + text("fine") + text(b"\xff")
     file = open_bytes(tmp_path, with_value(raw))
-    with pytest.raises(ModelError, match="entry 1 of key is no UTF-8"):
+    with pytest.raises(ModelError, match="entry 1 of key is not UTF-8"):
         file.metadata["key"].decode()
 
 

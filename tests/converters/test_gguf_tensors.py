@@ -281,7 +281,7 @@ def test_an_absurd_number_of_layers_is_refused_at_once(tmp_path):
 def test_shapes_that_cannot_be_are_refused(tmp_path):
     values = weights("llama")
     values["blk.0.attn_q.weight"] = np.zeros((HEAD_DIM + 1, HIDDEN), np.float32)
-    with pytest.raises(ModelError, match="no whole heads of 8"):
+    with pytest.raises(ModelError, match="not whole heads of 8"):
         plans_of(open_model(tmp_path, "llama", values))
     values = weights("llama")
     values["token_embd.weight"] = np.zeros((1, ROWS, HIDDEN), np.float32)
