@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from converters import convert
@@ -123,24 +121,6 @@ def test_force_deletes_only_what_a_conversion_wrote(tmp_path: Path) -> None:
     (other / "photos").mkdir()
     with pytest.raises(ModelError, match="it holds 'photos'"):
         convert(source, other, force=True, progress=False)
-
-
-def test_source_paths_need_not_be_utf8(tmp_path: Path) -> None:
-    strange = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9")
-    source = tiny.write_model(Path(strange))
-    out = convert(source, tmp_path / "out", progress=False)
-    with pytest.raises(ModelError, match="the path of a model must be UTF-8"):
-        convert(source, f"{strange}-out", progress=False)
-    assert ModelDirectory.open(out).manifest.source.name == "caf\\udce9"
-    assert resolve(source, progress=False).is_dir()
-    gguf = tiny.write_gguf_model(Path(f"{strange}.gguf"), tiny_gguf())
-    assert resolve(gguf, progress=False).is_dir()
-
-
-def tiny_gguf() -> dict[str, np.ndarray]:
-    from tests.converters.gguf_tiny import weights
-
-    return weights("llama")
 
 
 HOSTILE = {
