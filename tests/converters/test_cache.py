@@ -216,6 +216,9 @@ class Hub:
             raise ConnectionError("Name or service not known")
         return type("Info", (), {"sha": self.commit})()
 
+    def list_repo_files(self, repo_id: str, *, revision: str) -> list[str]:
+        return sorted(file.name for file in self.path.iterdir())
+
     def snapshot_download(
         self,
         repo_id: str,
@@ -288,6 +291,14 @@ def test_quantized_model_is_refused_before_its_weights_are_fetched(hub: Hub, sou
     with pytest.raises(ModelError, match="quantized model"):
         resolve("owner/Tiny-1M", progress=False)
     assert "model.safetensors" not in hub.fetched
+
+
+def test_hub_id_of_gguf_files_has_a_hint(hub: Hub, source: Path) -> None:
+    for file in source.iterdir():
+        file.unlink()
+    (source / "tiny-q8.gguf").write_bytes(b"GGUF")
+    with pytest.raises(ModelError, match=r"owner/Tiny-1M holds GGUF files .* give its path: tiny-q8\.gguf"):
+        resolve("owner/Tiny-1M", progress=False)
 
 
 def test_hub_id_is_converted_once_a_commit(hub: Hub, conversions: list[Path]) -> None:
