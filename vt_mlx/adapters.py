@@ -13,7 +13,7 @@ from vt_core.files.adapters import LowRank
 
 
 def adapt(model: nn.Module, adapter: Sequence[LowRank]) -> None:
-    """Put mlx-lm's own low-rank layers around those that an adapter names.
+    """Wrap the layers that an adapter names in mlx-lm's own low-rank layers.
 
     Raises:
         ModelError: a layer is missing or has other sizes.
@@ -21,7 +21,7 @@ def adapt(model: nn.Module, adapter: Sequence[LowRank]) -> None:
     layers = dict(model.named_modules())
     adapted = []
     for part in adapter:
-        # An adapter of a model that also sees names layers as transformers does.
+        # An adapter of a multimodal model has transformers' names of layers.
         name = part.module if part.module in layers else _inner_name(part.module)
         layer = layers.get(name)
         if layer is None or type(layer) not in (nn.Linear, nn.QuantizedLinear):
@@ -38,6 +38,6 @@ def adapt(model: nn.Module, adapter: Sequence[LowRank]) -> None:
 
 
 def _inner_name(name: str) -> str:
-    """What mlx-lm calls a layer of the language model inside a model."""
+    """mlx-lm's name of a layer of the language model inside a multimodal model."""
     prefix = next((prefix for prefix in ("model.language_model.", "model.") if name.startswith(prefix)), "")
     return f"language_model.model.{name.removeprefix(prefix)}"

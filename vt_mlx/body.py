@@ -21,14 +21,14 @@ _PROBE_COLUMNS = 8
 
 
 class RowEmbedding(nn.Module):
-    """Stands where the embedding stood: looks ids up in ``table``, whatever rows that holds at the moment.
+    """Replaces the embedding: looks ids up in a table that the decoder sets before each call.
 
-    Where embedding and head are one matrix the model calls :meth:`as_linear` for its logits.
+    Tied models call :meth:`as_linear` for their logits.
     """
 
     def __init__(self, head: RowHead) -> None:
         super().__init__()
-        # Behind an underscore, so that neither counts as a parameter.
+        # Names with an underscore are not parameters.
         self._head = head
         self._table: list[mx.array | PackedMatrix] = []
 
@@ -47,9 +47,9 @@ class RowEmbedding(nn.Module):
 
 
 class LayerRows(nn.Module):
-    """Stands where the layers looked tokens up in a table of their own: gives the rows that are set, whatever
-    it is asked for. Which row a token has is decided by its full id, and what a body is given are other
-    numbers.
+    """Replaces the per-layer table: returns rows that the decoder sets before each call.
+
+    The ids of a call are ignored: they index the rows of :class:`RowEmbedding`, not this table.
     """
 
     def __init__(self) -> None:
@@ -68,10 +68,9 @@ class LayerRows(nn.Module):
 
 
 class RowHead(nn.Module):
-    """Stands where the LM head stood: logits of the active rows, for the last position only.
+    """Replaces the LM head: logits of the active rows, for the last position only.
 
-    What the model does to its logits afterwards (soft-cap, scale) happens to these. The hidden states stay
-    here for the decoder to take.
+    The model applies its soft-cap or scale to these logits. The hidden states are kept for the decoder.
     """
 
     def __init__(self) -> None:
@@ -86,17 +85,17 @@ class RowHead(nn.Module):
 
     @property
     def states(self) -> mx.array:
-        """``[n, hidden]`` of the last call, every position."""
+        """``[n, hidden]`` of all positions of the last call."""
         return self._states[0]
 
     @property
     def hidden(self) -> mx.array:
-        """``[1, hidden]``, the last one of them."""
+        """``[1, hidden]`` of the last position."""
         return self._hidden[0]
 
     @property
     def logits(self) -> mx.array:
-        """``[1, n]`` of the last call as they left here, before what the model does to them."""
+        """``[1, n]`` of the last call, before the model changes them."""
         return self._logits[0]
 
     def clear(self) -> None:
@@ -110,26 +109,26 @@ class RowHead(nn.Module):
 
 @dataclass
 class Body:
-    """A model with a :class:`RowEmbedding`, a :class:`RowHead` and, where its layers have a table of their
-    own, a :class:`LayerRows` in place of its tables.
+    """A model with :class:`RowEmbedding`, :class:`RowHead` and, for models with a per-layer table,
+    :class:`LayerRows` in place of its tables.
     """
 
     model: nn.Module
     embedding: RowEmbedding
     layers: LayerRows | None
     head: RowHead
-    #: What the model multiplies its tables with while it loads them, by their names in the store.
+    #: Factors by which mlx-lm multiplies the tables while it loads them, by their names in the store.
     factors: dict[str, float]
 
 
 def load_body(directory: ModelDirectory, dtype: mx.Dtype) -> Body:
-    """The body of a model directory.
+    """Load the body of a model directory.
 
-    No table is ever made, not while loading either: MLX declares arrays lazily, and loading is strict
-    about the rest.
+    The tables are never allocated, not while loading either, because MLX declares arrays lazily.
 
     Raises:
-        ModelError: mlx-lm does not have this model, or its tables are used in a way that cannot be replaced.
+        ModelError: mlx-lm does not have this model, the weights do not fit it, or its tables are used in a
+            way that cannot be replaced.
     """
     path, head = directory.path, RowHead()
     embedding = RowEmbedding(head)
@@ -141,18 +140,18 @@ def load_body(directory: ModelDirectory, dtype: mx.Dtype) -> Body:
             get_model_classes=lambda config: _tableless(config, directory, embedding, head, factors),
         )
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
-        # The first line: a list of all tensors may follow. Values of config.json raise what they happen to.
+        # Only the first line: tensors may be listed after it.
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ModelError(f"mlx-lm cannot load {path} ({reason})") from error
-    # Some models keep a few parameters in float32, and say which.
+    # Some models keep a few parameters in float32.
     castable = getattr(model, "cast_predicate", lambda path: True)
 
     def cast(path: str, value: mx.array) -> mx.array:
         return value.astype(dtype) if castable(path) and mx.issubdtype(value.dtype, mx.floating) else value
 
     model.update(tree_map_with_path(cast, model.parameters()))
-    # Also what is no parameter, such as rotary frequencies: an array that is still to be computed belongs to
-    # the thread that described it, and requests may come from another.
+    # Evaluate arrays that are not parameters too, such as rotary frequencies: a lazy array belongs to the
+    # thread that made it, and requests may come from another.
     others = [value for module in model.modules() for value in module.values() if isinstance(value, mx.array)]
     mx.eval(model.parameters(), others)
     mx.clear_cache()
@@ -167,7 +166,7 @@ def _tableless(
     head: RowHead,
     factors: dict[str, float],
 ) -> tuple[type, type]:
-    """mlx-lm's classes for a model, the first one swapping its tables as soon as they are declared."""
+    """mlx-lm's classes for a model; the model class replaces its tables right after they are declared."""
     _refuse_misread(config)
     base, arguments = _get_classes(config)
 
@@ -180,7 +179,7 @@ def _tableless(
             if any(name == PER_LAYER_MODULE for _, name, _ in _modules(self, nn.Embedding)):
                 self._probes["per_layer"] = _replace(self, nn.Embedding, (PER_LAYER_MODULE,), LayerRows())
             for path in self._probes.values():
-                # How it is packed is the rows' business: there is no layer here that could be quantized.
+                # The rows know how the table is packed; nothing is left here that mlx-lm could quantize.
                 (config.get("quantization") or {}).pop(path, None)
 
         def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
@@ -192,7 +191,7 @@ def _tableless(
             }
             if not hasattr(base, "sanitize"):
                 return weights
-            # Two made-up rows in the tables' place show what would be done to the real ones.
+            # Two made-up rows in place of each table show what sanitize does to the real ones.
             rows = 1 + mx.arange(2 * _PROBE_COLUMNS, dtype=mx.float32).reshape(2, -1)
             probes = {f"{path}.weight": mx.array(rows) for path in self._probes.values()}
             weights = super().sanitize({**weights, **probes})
@@ -201,7 +200,7 @@ def _tableless(
             return weights
 
         def load_weights(self, weights: Any, strict: bool = True) -> Any:
-            # mlx-lm calls this once, after it has put in layers of quantized weights.
+            # mlx-lm calls this once, after it has replaced layers by quantized ones.
             declared = {name for name, _ in tree_flatten(self.parameters())}
             stored = {name for name, _ in weights}
             check_tensor_names(
@@ -216,7 +215,7 @@ def _tableless(
 
 
 def _refuse_misread(config: dict[str, Any]) -> None:
-    """Of layers that came quantized, mlx-lm takes GPTQ's for AWQ's, and reads others of one model only."""
+    """Refuse quantized layers that mlx-lm misreads: it takes GPTQ's for AWQ's."""
     settings = config.get("quantization_config")
     if config.get("quantization") or not isinstance(settings, dict):
         return
@@ -228,7 +227,7 @@ def _refuse_misread(config: dict[str, Any]) -> None:
 
 
 def _factor(weights: dict[str, mx.array], path: str, rows: mx.array, base: type) -> float:
-    """Take a probe out of sanitised weights, and tell by what its ``rows`` were multiplied."""
+    """Take a probe out of sanitized weights, and return the factor by which its ``rows`` were multiplied."""
     last = path.rpartition(".")[2]
     found = [
         name for name in weights if name.endswith(f"{last}.weight") and weights[name].shape == rows.shape
@@ -245,7 +244,7 @@ def _factor(weights: dict[str, mx.array], path: str, rows: mx.array, base: type)
 
 
 def _replace(model: nn.Module, kind: type[nn.Module], names: tuple[str, ...], new: nn.Module) -> str:
-    """Put ``new`` where the one module of that kind and one of those names is; returns its path."""
+    """Replace the only module of a kind that has one of some names by ``new``; returns its path."""
     found = [(path, name, parent) for path, name, parent in _modules(model, kind) if name in names]
     if len(found) != 1:
         raise ModelError(

@@ -1,8 +1,8 @@
 """Taking back tokens from mlx-lm's caches.
 
-A rotating cache overwrites what it forgets, and its own ``trim`` is wrong once it has wrapped; state-space
-layers keep no past at all. So what a step is about to overwrite is kept before it is built, and put back in
-reverse.
+A rotating cache overwrites its oldest entry, and its own ``trim`` is wrong once it has wrapped. State-space
+layers keep no past at all. So each step saves what it is about to overwrite, and rewinding restores it in
+reverse order.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Undo = Callable[[], None]
 
 
 class CacheLog:
-    """What single-token steps did to the caches of a request, as far back as the last :meth:`rewind`."""
+    """Undo log of the caches of a request: what single-token steps changed since the last :meth:`rewind`."""
 
     def __init__(self, caches: list[Any]) -> None:
         self._caches = _leaves(caches)
@@ -33,12 +33,12 @@ class CacheLog:
         self.can_rewind = all(type(cache) in _RECORD for cache in self._caches)
 
     def record(self) -> None:
-        """A step is about to be built."""
+        """Save the state before a step."""
         if self.can_rewind:
             self._log.append([_RECORD[type(cache)](cache) for cache in self._caches])
 
     def rewind(self, count: int) -> None:
-        """Take back the last ``count`` steps, and forget how to take back those before them."""
+        """Take back the last ``count`` steps. Steps before them can no longer be taken back."""
         if count > len(self._log):
             raise AssertionError(f"{count} steps to take back, {len(self._log)} recorded")
         for _ in range(count):
@@ -66,14 +66,14 @@ def _record_trimmable(cache: Any) -> Undo:
 
 def _record_rotating(cache: RotatingKVCache) -> Undo:
     if cache.keys is not None and cache.keys.shape[2] > cache.max_size:
-        # Behind a prompt longer than the window the next step cuts the arrays to it: into new ones.
+        # After a prompt longer than the window, the next step makes new, shorter arrays.
         return _record_references(cache)
     offset, index = cache.offset, cache._idx
     slot = cache.keep if index == cache.max_size else index
     kept = None
     if cache.keys is not None and slot < cache.keys.shape[2]:
-        # A real copy, made now: a slice would change with the buffer, and hold it, so that writes copy it
-        # whole.
+        # A copy, made now: a slice would change with the buffer, and refer to it, so that every write would
+        # copy the whole buffer.
         place = mx.array([slot])
         kept = mx.take(cache.keys, place, axis=2), mx.take(cache.values, place, axis=2)
         mx.async_eval(*kept)
@@ -87,7 +87,7 @@ def _record_rotating(cache: RotatingKVCache) -> Undo:
 
 
 def _record_references(cache: Any) -> Undo:
-    # What these hold is replaced, or written to behind ``offset`` only.
+    # These caches replace their arrays, or write after ``offset`` only.
     names = [name for name in ("keys", "values", "offset", "start_position", "_idx") if hasattr(cache, name)]
     state = [getattr(cache, name) for name in names]
 
@@ -99,7 +99,7 @@ def _record_references(cache: Any) -> Undo:
 
 
 def _record_arrays(cache: ArraysCache) -> Undo:
-    # These layers replace their arrays and never write into them.
+    # These layers replace their arrays and never write to them.
     state = list(cache.cache)
 
     def undo() -> None:

@@ -35,8 +35,8 @@ def on_device(device: mx.Device) -> AbstractContextManager[object]:
 
 
 def pick_dtype(name: str | None, stored: str, device: mx.Device) -> mx.Dtype:
-    """The run's float type: as asked, else the model's own; on a CPU float32, which alone has fast products
-    there.
+    """Float type of the run. The default is the model's own; on a CPU it is float32, the only one with fast
+    products there.
 
     Raises:
         BackendError: no such float type.
@@ -54,7 +54,7 @@ def empty_cache() -> None:
 
 
 def reset_peak(device: mx.Device) -> None:
-    """Begin to measure the allocator's peak; before anything of a model is on the device."""
+    """Start measuring the allocator's peak. Call it before a model is loaded."""
     mx.clear_cache()
     mx.reset_peak_memory()
 

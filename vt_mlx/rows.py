@@ -1,4 +1,4 @@
-"""Rows of the store on the device: what the head strategies are made of."""
+"""Rows of the store on the device, and the operations that the head strategies need."""
 
 from __future__ import annotations
 
@@ -16,40 +16,33 @@ from vt_core.files.tables import Table
 from vt_core.vocab.active import Ids
 from vt_mlx.device import DTYPES, on_device
 
-CHUNK_BYTES = (
-    16 << 20
-)  #: rows are read and converted in pieces of this size, so that no second copy of a table exists
+#: Rows are read and converted in pieces of this size, so that no second copy of a table exists.
+CHUNK_BYTES = 16 << 20
 
-#: A GPU multiplies packed rows by another kernel, which adds up in another order, where their number is no
-#: multiple of this.
+#: If the number of packed rows is not a multiple of this, a GPU uses another kernel, which sums in another
+#: order.
 KERNEL_ROWS = 8
 
 
 class Rows(NamedTuple):
-    """Parallel device arrays: weight ``[n, hidden]``, full ids ``[n]`` int32, bias ``[n]`` or None.
+    """Rows of the head, as parallel device arrays."""
 
-    Of a quantized table the weight is packed, ``[n, words]`` uint32, with scales and biases ``[n, groups]``
-    in the run's dtype.
-    """
-
-    weight: mx.array
-    ids: mx.array
-    bias: mx.array | None
-    scales: mx.array | None = None
-    biases: mx.array | None = None
+    weight: mx.array  #: ``[n, hidden]`` in the run's dtype; of a quantized table ``[n, words]`` uint32
+    ids: mx.array  #: full ids, ``[n]`` int32
+    bias: mx.array | None  #: ``[n]``
+    scales: mx.array | None = None  #: ``[n, groups]`` of a quantized table, in the run's dtype
+    biases: mx.array | None = None  #: the same
 
 
 class Inputs(NamedTuple):
-    """What a body looks tokens up in: rows ``[n, hidden]`` as its embedding, and of a model whose layers have
-    a table as well, rows ``[n, layers * width]`` of that, indexed alike.
-    """
+    """Rows in which a body looks tokens up. Both have the same order."""
 
-    embedding: mx.array | PackedMatrix
-    per_layer: mx.array | None = None
+    embedding: mx.array | PackedMatrix  #: ``[n, hidden]``
+    per_layer: mx.array | None = None  #: ``[n, layers * width]``, for models with a per-layer table
 
 
 class PackedMatrix:
-    """Packed rows, indexed like a matrix of floats."""
+    """Packed rows that are indexed like a matrix of floats."""
 
     def __init__(self, weight: mx.array, scales: mx.array, biases: mx.array, how: Quantization) -> None:
         self._parts = (weight, scales, biases)
@@ -86,7 +79,14 @@ class MlxRows:
         device: mx.Device,
         dtype: mx.Dtype,
     ) -> None:
-        """``tables``: as stored; ``quantized``: how those among them that are quantized are packed."""
+        """
+        Args:
+            tables: the tables as stored, by name.
+            quantized: how the quantized ones among them are packed.
+            tied: whether head and embedding are one table.
+            device: where the rows go.
+            dtype: float type of the run.
+        """
         head = "embedding" if tied else "head"
         self.embedding, self.head_table = tables["embedding"], tables[head]
         self.embedding_how, self.head_how = quantized.get("embedding"), quantized.get(head)
@@ -95,25 +95,25 @@ class MlxRows:
         self._device, self._dtype = device, dtype
 
     def embed(self, ids: Ids) -> mx.array:
-        """Embedding rows ``[n, hidden]`` of full ids, not scaled."""
+        """Embedding rows ``[n, hidden]`` of full ids, without the scale that some models apply."""
         return self._values(self.embedding, self.embedding_how, ids)
 
     def inputs(self, ids: Ids) -> Inputs:
-        """Everything that a body asks of full ids, row by row."""
+        """Rows of full ids in all tables that a body looks them up in."""
         if self.per_layer is None:
             return Inputs(self.embed(ids))
-        # Gemma 3n has fewer rows here than tokens, and takes the first for those behind the end.
+        # Gemma 3n has fewer rows here than tokens, and uses row 0 for ids after the last.
         known = np.where(ids < self.per_layer.spec.rows, ids, 0)
         return Inputs(self.embed(ids), self._values(self.per_layer, self._per_layer_how, known))
 
     def tied_inputs(self, rows: Rows) -> Inputs:
-        """Head rows of a tied model as what ids are looked up in."""
+        """Head rows of a tied model, as embedding rows."""
         if rows.scales is None or rows.biases is None or self.head_how is None:
             return Inputs(rows.weight)
         return Inputs(PackedMatrix(rows.weight, rows.scales, rows.biases, self.head_how))
 
     def whole_bias(self) -> mx.array | None:
-        """The bias of every row, ``[V]``, where the head has one."""
+        """Bias of every row, ``[V]``; None if the head has none."""
         if self._bias is None:
             return None
         return self._read(self._bias, None, np.arange(self._bias.spec.rows))[0].flatten()
@@ -125,7 +125,7 @@ class MlxRows:
         return Rows(weight, mx.array(ids.astype(np.int32)), bias, *packed)
 
     def tile(self, start: int, stored: np.ndarray, bias: mx.array | None) -> Rows:
-        """Stored head rows from ``start`` on, on the device; ``bias`` is that of every row."""
+        """Stored head rows ``start …`` on the device; ``bias`` is the bias of every row."""
         weight, *packed = self._send(stored, self.head_table.spec.dtype, self.head_how)
         end = start + len(stored)
         return Rows(weight, mx.arange(start, end), None if bias is None else bias[start:end], *packed)
@@ -138,8 +138,7 @@ class MlxRows:
     def write(self, buffer: Rows, start: int, rows: Rows) -> Rows:
         for whole, part in zip(buffer, rows, strict=True):
             if whole is not None and part is not None:
-                # In place only while nothing else holds the buffer: a step still in flight would make this a
-                # full copy.
+                # In place only if nothing else refers to the buffer: a step in flight makes it a full copy.
                 whole[start : start + len(part)] = part
                 mx.eval(whole)
         return buffer
@@ -178,7 +177,7 @@ class MlxRows:
             padding = [(0, KERNEL_ROWS - odd), (0, 0)]
             rest = (mx.pad(part[count - odd :], padding) for part in parts)
             logits.append(self._multiply(hidden, *rest)[:, :odd])
-        # MLX divides by the number of rows, and none of them ends the process.
+        # MLX divides by the number of rows: with none, the process would crash.
         return mx.concatenate(logits, axis=-1) if logits else mx.zeros((len(hidden), 0), hidden.dtype)
 
     def _multiply(self, hidden: mx.array, weight: mx.array, scales: mx.array, biases: mx.array) -> mx.array:
@@ -197,7 +196,7 @@ class MlxRows:
         return PackedMatrix(weight, scales, biases, how)[:]
 
     def _read(self, table: Table, how: Quantization | None, ids: Ids) -> list[mx.array]:
-        """Rows ``[n, hidden]``; of a quantized table words, scales and biases."""
+        """Rows ``[n, hidden]``; for a quantized table: words, scales and biases."""
 
         def piece(ids: Ids) -> list[mx.array]:
             return self._send(table.read(ids), table.spec.dtype, how)

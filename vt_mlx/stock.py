@@ -1,4 +1,4 @@
-"""mlx-lm as shipped, on the same weights: :class:`vt_core.decode.backend.Stock` for MLX."""
+"""Unmodified mlx-lm on the same weights: :class:`vt_core.decode.backend.Stock` for MLX."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class MlxStock:
         return out
 
     def next_logits(self, context: Sequence[int]) -> npt.NDArray[np.float32]:
-        # The last token goes alone, as in generation.
+        # The last token runs alone, as in generation.
         with on_device(self._device):
             cache = make_prompt_cache(self._model)
             if len(context) > 1:
@@ -46,7 +46,7 @@ class MlxStock:
             return np.array(logits.astype(mx.float32))
 
     def text_logits(self, prompt: Sequence[int], text: Sequence[int]) -> npt.NDArray[np.float32]:
-        # With a cache, as in generation: without one the layers of Gemma 3n that share keys and values have
+        # With a cache, as in generation: without one, layers of Gemma 3n that share keys and values compute
         # their own.
         with on_device(self._device):
             context = mx.array([[*prompt, *text[:-1]]])

@@ -15,14 +15,14 @@ from vt_torch.quantized import Int4Linear, Int8Linear
 
 
 def adapt(model: nn.Module, adapter: Sequence[LowRank], device: torch.device) -> None:
-    """Let each layer that an adapter names give its low-rank part as well, computed in float32 as PEFT does.
+    """Add the low-rank parts of an adapter to the layers that it names, computed in float32 as in PEFT.
 
     Raises:
         ModelError: a layer is missing or has other sizes.
     """
     layers = dict(model.named_modules())
     for part in adapter:
-        # An adapter of a model that also sees names layers of the language model inside it.
+        # An adapter of a multimodal model names layers of the language model inside it.
         layer = layers.get(part.module, layers.get(text_name(part.module)))
         if isinstance(layer, Conv1D):
             part.check(layer.nf, layer.nx)

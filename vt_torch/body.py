@@ -28,14 +28,13 @@ from vt_torch.quantized import Int4Linear, Int8Linear, LoadingBits
 
 
 class RowEmbedding(nn.Module):
-    """Stands where the embedding stood: looks ids up in ``table``, whatever rows that holds at the moment."""
+    """Replaces the embedding: looks ids up in ``table``, which the decoder sets before each call."""
 
     def __init__(self, scale: float | None) -> None:
         super().__init__()
         self.scale = scale  #: Gemma multiplies inside its embedding module
-        self.table: torch.Tensor | None = (
-            None  #: ``[n, hidden]``; not a parameter, so that nothing saves or moves it
-        )
+        #: ``[n, hidden]``; not a parameter, so that nothing saves or moves it
+        self.table: torch.Tensor | None = None
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         assert self.table is not None, "the decoder sets the table before each call"
@@ -43,8 +42,9 @@ class RowEmbedding(nn.Module):
 
 
 class LayerRows(nn.Module):
-    """Stands where the layers looked tokens up in a table of their own: gives ``rows``, whatever it is asked
-    for. Which row a token has is decided by its full id, and what a body is given are other numbers.
+    """Replaces the per-layer table: returns ``rows``, which the decoder sets before each call.
+
+    The ids of a call are ignored: they index the rows of :class:`RowEmbedding`, not this table.
     """
 
     def __init__(self, scale: float | None) -> None:
@@ -58,28 +58,27 @@ class LayerRows(nn.Module):
 
 
 def _scaled(rows: torch.Tensor, scale: float | None) -> torch.Tensor:
-    # The scale is rounded to the rows' type first, as in the modules that stood here.
+    # The scale is rounded to the rows' type first, as in the modules that this replaces.
     return rows if scale is None else rows * torch.tensor(scale).to(rows.dtype)
 
 
 class RowHead(nn.Module):
-    """Stands where the LM head stood: logits of the active rows, for the last position only.
+    """Replaces the LM head: logits of the active rows, for the last position only.
 
-    What the model does to its logits afterwards (soft-cap, scale) happens to these. The hidden states stay
-    here for the decoder to take.
+    The model applies its soft-cap or scale to these logits. The hidden states are kept for the decoder.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.head: Head | None = None
-        self.states: torch.Tensor | None = None  #: ``[n, hidden]`` of the last call, every position
-        self.hidden: torch.Tensor | None = None  #: ``[1, hidden]``, the last one of them
-        #: ``[1, n]`` as they left here, before what the model does to them
+        self.states: torch.Tensor | None = None  #: ``[n, hidden]`` of all positions of the last call
+        self.hidden: torch.Tensor | None = None  #: ``[1, hidden]`` of the last position
+        #: ``[1, n]`` before the model changes them
         self.logits: torch.Tensor | None = None
 
     @property
     def weight(self) -> torch.Tensor:
-        """Active rows ``[n, hidden]``, or what scales them: Mamba asks for their type."""
+        """Active rows ``[n, hidden]``, or their scales: Mamba reads their dtype."""
         if self.head is None:
             raise AttributeError("weight")
         rows = self.head.pieces[0]
@@ -92,23 +91,29 @@ class RowHead(nn.Module):
         return self.logits[None]
 
 
-#: What transformers raises over values in a configuration that it did not expect.
-_MISREAD = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, StrictDataclassError)
+#: Exceptions that transformers raises for unexpected values in config.json.
+_CONFIG_ERRORS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, StrictDataclassError)
 
 
 def load_body(
     directory: ModelDirectory, device: torch.device, dtype: torch.dtype, bits: int | None = None
 ) -> PreTrainedModel:
-    """The model of a model directory with :class:`RowEmbedding`, :class:`RowHead` and, where its layers have
-    a table of their own, :class:`LayerRows` in place of its tables.
+    """Load the model of a model directory, with :class:`RowEmbedding`, :class:`RowHead` and, if it has a
+    per-layer table, :class:`LayerRows` in place of its tables.
 
-    No table is ever made, not while loading either. Quantized weights are dequantized. With ``bits``,
-    linear layers get so many, one by one; what is no plain linear layer (experts that are held together, the
-    projections of GPT-2) stays. Layers that came quantized are :mod:`vt_torch.prequantized`'s matter.
+    The tables are never allocated, not while loading either. Weights in MLX's format are dequantized; layers
+    in GPTQ's or AWQ's are handled by :mod:`vt_torch.prequantized`.
+
+    Args:
+        directory: the model directory.
+        device: where the weights go.
+        dtype: float type of the run.
+        bits: quantize linear layers to so many bits, one by one while they are read; None keeps floats. Other
+            layers (fused experts, the projections of GPT-2) stay floats.
 
     Raises:
-        ModelError: transformers does not have this model, or its tables are used in a way that cannot be
-        replaced.
+        ModelError: transformers does not have this model, the weights do not fit it, or its tables are used
+            in a way that cannot be replaced.
     """
     path = directory.path
     check_packages(directory, bits)
@@ -123,7 +128,7 @@ def load_body(
         if is_inside:
             config = _text_config(config)
         base = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    except _MISREAD as error:
+    except _CONFIG_ERRORS as error:
         raise ModelError(
             f"transformers has no text generation model for {path / 'config.json'} ({error})"
         ) from error
@@ -132,8 +137,7 @@ def load_body(
     )
     if is_inside:
         weights = _text_weights(weights)
-    # Of transformers' module, so that it does not count as custom code, whose buffers are left as they are
-    # (Falcon H1 computes some).
+    # In transformers' module: of custom code, the loader does not compute buffers (Falcon H1 has some).
     attributes = {
         "__module__": base.__module__,
         "_declare": lambda model: None if layout is None else declare(model, layout, weights),
@@ -144,17 +148,15 @@ def load_body(
             model, report = body.from_pretrained(
                 None,
                 config=config,
-                # Layers that are quantized are read one by one, whatever their type: nothing of them shall
-                # stay.
                 state_dict=weights,
                 **({} if bits is None else {"quantization_config": LoadingBits(bits)}),
                 dtype=dtype,
                 output_loading_info=True,
-                ignore_mismatched_sizes=True,  # said below, by name
-                # Only accelerators: placing on the CPU is what happens anyway, and needs no accelerate.
+                ignore_mismatched_sizes=True,  # reported below, by name
+                # Placing on the CPU is the default, and would need the accelerate package.
                 **({} if device.type == "cpu" else {"device_map": {"": device}}),
             )
-    except _MISREAD as error:
+    except _CONFIG_ERRORS as error:
         raise ModelError(
             f"transformers' {base.__name__} does not take what {path / 'config.json'} says "
             f"({type(error).__name__}: {error})"
@@ -162,8 +164,8 @@ def load_body(
     if report["mismatched_keys"]:
         name, stored, declared = min(report["mismatched_keys"])
         raise ModelError(
-            f"{path} does not fit transformers' {base.__name__}: {name} has the shape {list(stored)}, and by "
-            f"config.json it should have {list(declared)}; convert it again"
+            f"{path} does not fit transformers' {base.__name__}: {name} has the shape {list(stored)}, but "
+            f"config.json asks for {list(declared)}; convert it again"
         )
     check_tensor_names(
         path,
@@ -182,9 +184,9 @@ def load_body(
 def _weights(files: Sequence[Path], dtype: torch.dtype | None) -> dict[str, Any]:
     """Tensors of weight files by name, not read yet.
 
-    Those of the type ``dtype``, which stay as they are on a CPU, are mapped, and the system may drop and read
-    again their pages. The others are read one by one: mapped, what was read for a conversion or a copy to the
-    device would be resident beside its result until all are loaded (Qwen2.5 0.5B in float32: 2.2 GB instead
+    Tensors of the type ``dtype`` are used as they are on a CPU. They are mapped, so the system can drop their
+    pages. Other tensors are read one by one: the mapped pages of a tensor that is converted or copied to a
+    device would stay resident beside the result until loading ends (Qwen2.5 0.5B in float32: 2.2 GB instead
     of 1.5).
     """
     kept = None if dtype is None else _STORED[dtype]
@@ -194,7 +196,7 @@ def _weights(files: Sequence[Path], dtype: torch.dtype | None) -> dict[str, Any]
             mapped, read = (safe_open(file, "pt", backend=how) for how in ("mmap", "pread"))
         except SafetensorError as error:
             raise ModelError(
-                f"{file} is no whole safetensors file ({error}); convert the model again"
+                f"{file} is not a complete safetensors file ({error}); convert the model again"
             ) from error
         for name in mapped.keys():  # noqa: SIM118
             tensor = mapped.get_slice(name)
@@ -215,13 +217,13 @@ def _text_config(config: PretrainedConfig) -> PretrainedConfig:
 
 
 def _text_weights(weights: dict[str, Any]) -> dict[str, Any]:
-    """The weights of the language model inside a model, by the names that they have in one alone."""
+    """The weights of the language model inside a model, by their names in a plain language model."""
     inside = {text_name(name): weight for name, weight in weights.items() if name.startswith(TEXT_PREFIXES)}
     return inside or weights
 
 
 def text_name(name: str) -> str:
-    """What a module or tensor of a model is called in its language model alone."""
+    """Name of a module or tensor of a multimodal model in the plain language model."""
     prefix = next((prefix for prefix in TEXT_PREFIXES if name.startswith(prefix)), "model.")
     return f"model.{name.removeprefix(prefix)}"
 
@@ -231,9 +233,7 @@ _STORED = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 
 
 class _Tableless:
-    """Mixed in before a transformers class: swaps its tables as soon as they are declared (on the meta
-    device).
-    """
+    """Mixin before a transformers class: replaces the tables right after they are declared."""
 
     _tied_weights_keys: Any = None
 
@@ -253,12 +253,12 @@ class _Tableless:
 
 
 def layer_table(model: PreTrainedModel) -> Any:
-    """The table of a model's layers, or the :class:`LayerRows` in its place; None where they have none."""
+    """The per-layer table of a model, or the :class:`LayerRows` in its place; None if it has none."""
     return getattr(model.base_model, "embed_tokens_per_layer", None)
 
 
 def _scale(embedding: nn.Module, model: nn.Module) -> float | None:
-    """The factor that an embedding module applies, None where it is a plain look-up."""
+    """Factor that an embedding module applies; None for a plain look-up."""
     if type(embedding).forward is nn.Embedding.forward:
         return None
     scale = getattr(embedding, "scalar_embed_scale", None)

@@ -1,4 +1,4 @@
-"""Taking back what transformers' rotary embeddings remember of the length of a text.
+"""Taking back what transformers' rotary embeddings remember about the length of a text.
 
 Dynamic NTK scaling computes new frequencies whenever a text becomes longer than all before it, and keeps
 them. After tokens were taken back, and in the next request, keys would be rotated by the wrong ones.
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-#: Attributes of a rotary embedding that depend on the lengths that it has seen, besides its buffers.
+#: Attributes of a rotary embedding, besides its buffers, that depend on the lengths that it has seen.
 _REMEMBERED = ("max_seq_len_cached", "attention_scaling", "original_inv_freq")
 
 
@@ -29,12 +29,12 @@ class RotaryLog:
         self._log: list[list[_State]] = []
 
     def begin(self) -> None:
-        """Forget all texts."""
+        """Restore the state before any text."""
         self._log.clear()
         self._restore(self._first)
 
     def record(self) -> None:
-        """A step is about to run."""
+        """Save the state before a step."""
         if self._modules:
             self._log.append(self._states())
 

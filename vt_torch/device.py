@@ -21,7 +21,7 @@ def pick_device(name: str | None) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(name)
-        torch.zeros(1, device=device).item()  # a device that only knows shapes gives no value
+        torch.zeros(1, device=device).item()  # the meta device has no values
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise BackendError(
@@ -33,10 +33,11 @@ def pick_device(name: str | None) -> torch.device:
 def pick_dtype(
     name: str | None, stored: str, device: torch.device, quantize: str | None = None
 ) -> torch.dtype:
-    """The run's float type: as asked, else the model's own; on a CPU without bfloat16 instructions, float32.
+    """Float type of the run.
 
-    For quantized weights bfloat16 on every CPU (in float32 their kernels take a hundred times as long), and
-    for four bits on CUDA, which knows no other.
+    The default is the model's own, or float32 on a CPU without bfloat16 instructions. Quantized weights run
+    in bfloat16 on every CPU (their float32 kernels take a hundred times as long), and 4-bit weights on CUDA
+    too, which has no other kernel.
 
     Raises:
         BackendError: no such float type.
@@ -58,21 +59,19 @@ def empty_cache() -> None:
 
 
 def reset_peak(device: torch.device) -> None:
-    """Begin to measure the allocator's peak; before anything of a model is on the device."""
+    """Start measuring the allocator's peak. Call it before a model is loaded."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 
 
 def peak_memory(device: torch.device) -> int | None:
-    """Peak bytes of the device's allocator since :func:`reset_peak`; None on devices that keep no such
-    count.
-    """
+    """Peak bytes of the device's allocator since :func:`reset_peak`; None if the device does not count."""
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
 
 
 def multiplies(dtype: torch.dtype) -> bool:
-    """Whether this CPU multiplies matrices of that type in hardware; elsewhere products are several times
-    slower than in float32.
+    """Whether this CPU has matrix instructions for that type. Without them, products are several times slower
+    than in float32.
     """
     if dtype != torch.bfloat16:
         return dtype == torch.float32

@@ -1,7 +1,7 @@
-"""Layers that came quantized: GPTQ's and AWQ's are read here, compressed-tensors are transformers' matter.
+"""Models whose layers are already quantized, with GPTQ or AWQ. transformers itself reads compressed-tensors.
 
-Four bits in groups stay four bits, for the kernel that PyTorch has; whatever that does not take becomes
-floats while it is loaded.
+Layers with 4 bits in groups stay packed, for PyTorch's 4-bit kernel. Other layers are dequantized while they
+are loaded.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from vt_core.files.model_dir import ModelDirectory
 from vt_core.host import trim_heap
 from vt_torch.quantized import GROUPS, Int4Linear, multiplies_four_bits
 
-#: Packages that transformers multiplies with, by what config.json calls the layout: their modules and names.
+#: Packages that transformers needs for a layout, by its name in config.json: module and name of each.
 _PACKAGES = {"compressed-tensors": {"compressed_tensors": "compressed-tensors"}}
-#: What a file holds of a layer in a layout that is read here.
+#: Tensors of a layer, by layout.
 _PARTS = {"gptq": ("qweight", "qzeros", "scales", "g_idx"), "awq": ("qweight", "qzeros", "scales")}
 _BITS = {"gptq": (2, 4, 8), "awq": (4,)}
-#: Forms that are known, the first one where config.json names none, and what it called them before "format".
+#: Known variants of each layout, the default first, and the older field of config.json for "format".
 _FORMS = {"gptq": ("gptq", "gptq_v2"), "awq": ("gemm",)}
 _LEGACY = {"gptq": "checkpoint_format", "awq": "version"}
-#: Which of eight neighbors AWQ puts into a word first, second, …, the lowest bits first.
+#: Order in which AWQ packs eight neighbors into a word, lowest bits first.
 _AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 _WORD_BITS = 32
 _OLDER, _NEWER = "language_model.model.", "model.language_model."
 
 
 def check_packages(directory: ModelDirectory, bits: int | None) -> None:
-    """Whether layers that came quantized, if these are such, can be run, and are not to be quantized again.
+    """Check that already quantized layers, if the model has any, can be run here.
 
     Raises:
-        BackendError: a package is missing, which is named, or ``bits`` were asked for.
+        BackendError: a package is missing, or the layers are to be quantized again to ``bits``.
     """
     method = directory.prequantized
     if method is None:
@@ -55,32 +55,30 @@ def check_packages(directory: ModelDirectory, bits: int | None) -> None:
 
 @dataclass(frozen=True)
 class Layout:
-    """How GPTQ or AWQ packed the layers of a model."""
+    """How GPTQ or AWQ packed the layers of a model, according to config.json."""
 
     method: str
     bits: int
-    one_less: bool  #: whether a zero is stored as the number before it
-    in_order: bool = True  #: whether columns of a group lie side by side, by config.json
-    group: int | None = None  #: how many these are, by config.json
+    one_less: bool  #: whether zeros are stored minus one
+    in_order: bool = True  #: whether the columns of a group are adjacent
+    group: int | None = None  #: columns per group
 
     def stays(self, device: torch.device) -> bool:
-        """Whether most layers are to be expected to stay in four bits there, in the float type that these
-        run in; what they then are is decided layer by layer.
-        """
+        """Whether most layers can probably stay in 4 bits on a device. Each layer decides for itself."""
         fits = self.bits == 4 and self.in_order and self.group in GROUPS
         return fits and multiplies_four_bits(device, torch.bfloat16)
 
     def numbers(self, words: torch.Tensor) -> torch.Tensor:
-        """Whole numbers ``[out, in]`` int32 of stored words."""
+        """Unpacked integers ``[out, in]`` int32."""
         return self._unpacked(words.T).contiguous() if self.method == "gptq" else self._unpacked(words).T
 
     def zeros(self, words: torch.Tensor) -> torch.Tensor:
-        """Zeros ``[out, groups]`` int32 of stored words ``[groups, …]``."""
+        """Unpacked zeros ``[out, groups]`` int32."""
         found = self._unpacked(words).T
         return found + 1 & (1 << self.bits) - 1 if self.one_less else found
 
     def _unpacked(self, words: torch.Tensor) -> torch.Tensor:
-        """The numbers that lie side by side in the last axis of words."""
+        """Unpack the last axis of words."""
         count = _WORD_BITS // self.bits
         places = [_AWQ_ORDER.index(index) for index in range(count)] if self.method == "awq" else range(count)
         shifts = self.bits * torch.tensor(list(places), dtype=torch.int32, device=words.device)
@@ -88,10 +86,10 @@ class Layout:
 
 
 def find_layout(directory: ModelDirectory) -> Layout | None:
-    """How the layers are packed, where that is for this module to read.
+    """The layout of a model's layers; None unless it is GPTQ or AWQ.
 
     Raises:
-        ModelError: in a variant that it does not know.
+        ModelError: an unknown variant.
     """
     method = directory.prequantized
     if method not in _PARTS:
@@ -109,46 +107,48 @@ def find_layout(directory: ModelDirectory) -> Layout | None:
 
 
 def declare(model: nn.Module, layout: Layout, tensors: Mapping[str, Any]) -> None:
-    """Put a :class:`CarriedLinear` where a model that was just declared has a linear layer that came packed.
+    """Replace the packed linear layers of a model that was just declared by :class:`PrequantizedLinear`.
 
     Args:
-        tensors: the body's, by name: slices of an open safetensors file.
+        model: the model, on the meta device.
+        layout: how the layers are packed.
+        tensors: tensors of the body by name: slices of an open safetensors file.
 
     Raises:
-        ModelError: there is no such linear layer, or its parts do not fit it.
+        ModelError: a packed layer is not linear in the model, or its tensors do not fit.
     """
     for name in tensors:
         path = name.removesuffix(".qweight")
         if path == name:
             continue
-        # As transformers names modules, whatever files do: a language model inside a model (Gemma 3).
+        # transformers' name of the module: files of multimodal models may have an older prefix (Gemma 3).
         inside = path.removeprefix(_OLDER)
         place = path if inside == path else f"{_NEWER}{inside}"
         try:
             layer: Any = model.get_submodule(place)
         except AttributeError:
-            layer = None
+            continue  # a layer that the model does not have; its tensors are reported as not used
         if type(layer) is not nn.Linear:
             raise ModelError(
-                f"{name} belongs to no linear layer of {type(model).__name__}; vt cannot read it"
+                f"{name}: {place} is not a linear layer in {type(model).__name__}; vt cannot read it"
             )
-        carried = CarriedLinear(layout, layer, path, tensors)
+        packed = PrequantizedLinear(layout, layer, path, tensors)
         parent, _, last = place.rpartition(".")
-        setattr(model.get_submodule(parent), last, carried)
+        setattr(model.get_submodule(parent), last, packed)
 
 
 def finish(model: nn.Module) -> None:
-    """Put layers that multiply in place of each :class:`CarriedLinear` of a loaded model, one by one."""
-    # By their names: a list of modules would hold what came packed until the last one is done.
-    for path in [path for path, module in model.named_modules() if isinstance(module, CarriedLinear)]:
+    """Replace each :class:`PrequantizedLinear` of a loaded model by a layer that can run, one by one."""
+    # By name: a list of modules would keep all packed tensors until the last one is done.
+    for path in [path for path, module in model.named_modules() if isinstance(module, PrequantizedLinear)]:
         parent, _, last = path.rpartition(".")
         setattr(model.get_submodule(parent), last, model.get_submodule(path).finished())
-        # What is freed here piles up in the C library's heap.
+        # Freed memory stays in the C library's heap.
         trim_heap()
 
 
-class CarriedLinear(nn.Module):
-    """What a file holds of a linear layer, until it is loaded."""
+class PrequantizedLinear(nn.Module):
+    """The packed tensors of a linear layer while the model is loaded."""
 
     def __init__(self, layout: Layout, layer: nn.Linear, path: str, tensors: Mapping[str, Any]) -> None:
         super().__init__()
@@ -157,11 +157,11 @@ class CarriedLinear(nn.Module):
             if (stored := tensors.get(f"{path}.{part}")) is None:
                 raise ModelError(f"{path}.{part} is missing beside {path}.qweight; convert the model again")
             dtype = layer.weight.dtype if part == "scales" else torch.int32
-            # The loader would take the one for the other, digits lost.
+            # The loader would convert one into the other and lose digits.
             if stored.get_dtype().startswith(("I", "U")) != (part != "scales"):
                 raise ModelError(
-                    f"{path}.{part} is of the type {stored.get_dtype()}, and should be of "
-                    f"{'floats' if part == 'scales' else 'whole numbers'}; convert the model again"
+                    f"{path}.{part} has the type {stored.get_dtype()} instead of "
+                    f"{'floats' if part == 'scales' else 'integers'}; convert the model again"
                 )
             self.register_buffer(part, torch.empty(stored.get_shape(), dtype=dtype, device="meta"))
         self._check(layer, path)
@@ -189,7 +189,7 @@ class CarriedLinear(nn.Module):
                 )
 
     def finished(self) -> nn.Module:
-        """The layer, on the device and in the float type that its parts were loaded to."""
+        """The layer that runs, on the device and in the float type of the loaded tensors."""
         numbers, zeros = self._layout.numbers(self.qweight), self._layout.zeros(self.qzeros)
         scales, columns = self.scales.T, numbers.shape[1]
         group = columns // scales.shape[1]

@@ -1,7 +1,7 @@
-"""Weights of eight or four bits, made from float ones while a model is loaded; PyTorch has their kernels.
+"""Float weights that are quantized to 8 or 4 bits while a model is loaded, for PyTorch's own kernels.
 
-Rows of the head have eight bits in both modes, one scale a row, so that a row's value does not depend on
-which others are active. Linear layers have eight bits in the same way, or four in groups of 64 columns.
+Head rows have 8 bits in both modes, with one scale per row, so that a row's values do not depend on which
+other rows are active. Linear layers have 8 bits in the same way, or 4 bits in groups of 64 columns.
 """
 
 from __future__ import annotations
@@ -19,31 +19,34 @@ from vt_core.errors import BackendError
 from vt_core.host import trim_heap
 from vt_torch.device import multiplies
 
-#: Floats of this size are held at once, where weights are quantized or made float again.
+#: Bytes of floats that exist at once while weights are quantized or dequantized.
 CHUNK_BYTES = 8 << 20
-#: Up to so many positions the kernels for eight bits are faster than making floats, on a CPU.
+#: Up to this many positions, the 8-bit kernels of a CPU are faster than dequantizing.
 _FEW = 8
-#: Columns that may share a scale and a zero.
+#: Columns that may share a scale and a zero, in 4-bit layers.
 GROUPS = (256, 128, 64, 32)
-#: How many do where layers are quantized here: the first that divides a layer's width.
+#: The same for layers that are quantized here: the first that divides the layer's width is used.
 _GROUPS = (64, 32)
 
 
 def quantize_rows(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Whole numbers from -127 to 127 ``[n, columns]`` as float32, and the scale of each row, ``[n]`` of the
-    rows' type. Their product is close to ``rows``.
+    """Quantize rows to 8 bits.
+
+    Returns:
+        Integers from -127 to 127 as float32 ``[n, columns]``, and the scale of each row ``[n]`` in the rows'
+        type. Their product approximates ``rows``.
     """
     wide = rows.float()
-    # Two passes: the norm of infinity, and aminmax, take twenty times as long on a CPU.
+    # Two passes: the infinity norm and aminmax take twenty times as long on a CPU.
     largest = torch.maximum(wide.amax(dim=1), -wide.amin(dim=1))
-    # The scale is rounded first, to the type in which it is kept.
+    # Rounded first to the type in which it is kept.
     scales = largest.div_(127).to(rows.dtype).clamp_min_(torch.finfo(rows.dtype).tiny)
     numbers = wide / scales.float()[:, None]
     return numbers.round_().clamp_(-127, 127), scales
 
 
 def product(hidden: torch.Tensor, weight: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-    """``hidden [k, columns]`` times rows of eight bits, ``[k, n]`` in the type of ``hidden``."""
+    """Product of ``hidden [k, columns]`` and 8-bit rows, ``[k, n]`` in the type of ``hidden``."""
     if len(hidden) <= _FEW and _has_kernel(hidden):
         return torch._weight_int8pack_mm(hidden, weight, scales)
     dtype = _float_type(hidden)
@@ -55,27 +58,27 @@ def product(hidden: torch.Tensor, weight: torch.Tensor, scales: torch.Tensor) ->
 
 
 def _pieces(weight: torch.Tensor) -> Iterator[slice]:
-    """Rows whose floats take :data:`CHUNK_BYTES` in float32."""
+    """Slices of rows that take :data:`CHUNK_BYTES` in float32."""
     # A multiple of 16: kernels treat the last rows of a product otherwise.
     step = max(16, CHUNK_BYTES // (weight.shape[1] * 4) // 16 * 16)
     return (slice(start, start + step) for start in range(0, len(weight), step))
 
 
 def _has_kernel(hidden: torch.Tensor) -> bool:
-    # In float32 the kernel is there, and takes a hundred times as long as in bfloat16. It reads 16 columns at
-    # a time, and other memory behind a row's last ones (Gemma 3n has layers of 4).
+    # The float32 kernel takes a hundred times as long as the bfloat16 one. Both read 16 columns at a time,
+    # beyond the end of narrower rows (Gemma 3n has layers with 4 inputs).
     whole = hidden.shape[1] % 16 == 0
     return whole and hidden.device.type == "cpu" and hidden.dtype != torch.float32
 
 
 def _float_type(hidden: torch.Tensor) -> torch.dtype:
-    """In which type many positions are multiplied."""
+    """Float type in which many positions are multiplied."""
     slow = hidden.device.type == "cpu" and not multiplies(hidden.dtype)
     return torch.float32 if slow else hidden.dtype
 
 
 class Int8Linear(nn.Module):
-    """A linear layer whose rows have eight bits each, and a scale."""
+    """A linear layer with 8-bit weights and one scale per row."""
 
     def __init__(self, weight: torch.Tensor, bias: nn.Parameter | None) -> None:
         super().__init__()
@@ -90,7 +93,7 @@ class Int8Linear(nn.Module):
 
     @property
     def weight(self) -> torch.Tensor:
-        """As floats, made anew: some state-space layers multiply by it themselves."""
+        """Dequantized weights, computed at each access: some state-space layers multiply by it themselves."""
         return self.numbers.to(self.scales.dtype) * self.scales[:, None]
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -100,7 +103,7 @@ class Int8Linear(nn.Module):
 
 
 class Int4Linear(nn.Module):
-    """A linear layer whose weights have four bits, with a scale and a zero for each group of columns."""
+    """A linear layer with 4-bit weights, and a scale and a zero for each group of columns."""
 
     def __init__(
         self,
@@ -109,8 +112,13 @@ class Int4Linear(nn.Module):
         zeros: torch.Tensor,
         bias: nn.Parameter | None,
     ) -> None:
-        """Of ``(number - 8) * scale + zero``: numbers ``[rows, columns]`` int32 from 0 to 15, scales and
-        zeros ``[rows, columns / group]``, the group one of :data:`GROUPS`; rows come by the sixteen.
+        """A weight is ``(number - 8) * scale + zero``.
+
+        Args:
+            numbers: ``[rows, columns]`` int32 from 0 to 15; the number of rows is a multiple of 16.
+            scales: ``[rows, columns / group]``, the group one of :data:`GROUPS`.
+            zeros: the same shape.
+            bias: of the layer.
         """
         super().__init__()
         self.out_features, self.in_features = numbers.shape
@@ -122,7 +130,7 @@ class Int4Linear(nn.Module):
 
     @classmethod
     def of(cls, weight: torch.Tensor, bias: nn.Parameter | None, group: int) -> Int4Linear:
-        """The layer that is close to one of floats."""
+        """Quantize the weight of a float layer."""
         numbers = torch.empty(weight.shape, dtype=torch.int32, device=weight.device)
         scales, zeros = (weight.new_empty(len(weight), weight.shape[1] // group) for _ in range(2))
         for part in _pieces(weight):
@@ -131,7 +139,7 @@ class Int4Linear(nn.Module):
 
     @property
     def weight(self) -> torch.Tensor:
-        """As floats, made anew: the layer's answer to each single column."""
+        """Dequantized weights, computed at each access as the layer's output for each unit vector."""
         dtype, device = self.scales_and_zeros.dtype, self.scales_and_zeros.device
         return self._product(torch.eye(self.in_features, dtype=dtype, device=device)).T
 
@@ -147,14 +155,17 @@ class Int4Linear(nn.Module):
 
 
 def quantize_groups(weight: torch.Tensor, group: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Whole numbers from 0 to 15 ``[n, columns]`` int32, and the scales and zeros ``[n, columns / group]`` of
-    ``(number - 8) * scale + zero``, in the weights' type.
+    """Quantize weights to 4 bits: ``(number - 8) * scale + zero``.
+
+    Returns:
+        Integers from 0 to 15 ``[n, columns]`` int32; scales and zeros ``[n, columns / group]`` in the type of
+        the weights.
     """
     groups = weight.view(len(weight), -1, group).float()
     least, most = groups.amin(dim=-1), groups.amax(dim=-1)
     scales = ((most - least) / 15).clamp_min_(torch.finfo(weight.dtype).tiny).to(weight.dtype)
     zeros = (least + 8 * scales.float()).to(weight.dtype)
-    # Both are rounded first, to the type in which they are kept.
+    # Both are rounded first to the type in which they are kept.
     numbers = (groups - zeros.float()[..., None]).div_(scales.float()[..., None]).add_(8)
     return numbers.round_().clamp_(0, 15).to(torch.int32).view(weight.shape), scales, zeros
 
@@ -164,15 +175,15 @@ def _pack_on_cpu(numbers: torch.Tensor) -> torch.Tensor:
 
 
 def _pack_on_cuda(numbers: torch.Tensor) -> torch.Tensor:
-    # Two numbers a byte, the first one in the upper half; the kernel reads 16 columns times this at a time.
+    # Two numbers per byte, the first in the upper half. The kernel reads 16 * tiles columns at a time.
     tiles = next(count for count in (8, 4, 2) if numbers.shape[1] % (16 * count) == 0)
     pairs = (numbers[:, ::2] << 4 | numbers[:, 1::2]).to(torch.uint8)
     return torch.ops.aten._convert_weight_to_int4pack(pairs.contiguous(), tiles)
 
 
 def _quantized(layer: nn.Linear, bits: int) -> Int4Linear | Int8Linear:
-    """A linear layer with fewer bits; eight where the kernels for four do not take it: its width holds no
-    whole groups, or its rows do not come by the sixteen.
+    """Quantize a linear layer. It gets 8 bits if the 4-bit kernels cannot run it: they need a width of whole
+    groups, and a number of rows that is a multiple of 16.
     """
     weight = layer.weight.detach()
     rows, columns = weight.shape
@@ -183,29 +194,29 @@ def _quantized(layer: nn.Linear, bits: int) -> Int4Linear | Int8Linear:
 
 
 def pick_bits(mode: str, device: torch.device, dtype: torch.dtype) -> int:
-    """Bits of a linear layer's weights in the mode ``int8`` or ``int4``.
+    """Bits of the linear layers in the mode ``int8`` or ``int4``.
 
     Raises:
-        BackendError: PyTorch has no kernel for four bits here.
+        BackendError: PyTorch has no 4-bit kernel for this device and type.
     """
     if mode == "int8":
         return 8
     remedy = "use --quantize int8"
     if device.type not in ("cpu", "cuda"):
         raise BackendError(
-            f"PyTorch multiplies weights of four bits on cpu and cuda, not on {device}; {remedy}"
+            f"PyTorch has kernels for 4-bit weights on cpu and cuda, not on {device}; {remedy}"
         )
     if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
-        raise BackendError(f"weights of four bits need a GPU of compute capability 8.0 or more; {remedy}")
+        raise BackendError(f"4-bit weights need a GPU of compute capability 8.0 or more; {remedy}")
     if device.type == "cuda" and dtype != torch.bfloat16:
-        raise BackendError(f"weights of four bits run in bfloat16 on cuda; leave --dtype out, or {remedy}")
+        raise BackendError(f"4-bit weights run in bfloat16 on cuda; leave --dtype out, or {remedy}")
     if not hasattr(torch.ops.aten, "_weight_int4pack_mm_for_cpu"):
-        raise BackendError(f"weights of four bits need PyTorch 2.6 or newer; install it, or {remedy}")
+        raise BackendError(f"4-bit weights need PyTorch 2.6 or newer; install it, or {remedy}")
     return 4
 
 
 def multiplies_four_bits(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether PyTorch has a kernel for weights of four bits here."""
+    """Whether PyTorch has a 4-bit kernel for a device and type."""
     try:
         pick_bits("int4", device, dtype)
     except BackendError:
@@ -215,7 +226,7 @@ def multiplies_four_bits(device: torch.device, dtype: torch.dtype) -> bool:
 
 @register_quantization_config("vt")
 class LoadingBits(QuantizationConfigMixin):
-    """Asks transformers' loader to quantize linear layers, each as soon as it is read."""
+    """Makes transformers' loader quantize each linear layer as soon as it is read."""
 
     def __init__(self, bits: int) -> None:
         self.quant_method: Any = "vt"
@@ -224,7 +235,7 @@ class LoadingBits(QuantizationConfigMixin):
 
 @register_quantizer("vt")
 class _Quantizer(HfQuantizer):
-    """Replaces linear layers while transformers loads a model: at most one is held as floats."""
+    """Replaces linear layers while transformers loads a model; at most one exists in floats at a time."""
 
     def param_needs_quantization(self, model: Any, param_name: str, **kwargs: Any) -> bool:
         path, _, name = param_name.rpartition(".")
@@ -232,7 +243,7 @@ class _Quantizer(HfQuantizer):
 
     @property
     def quantized_element_size(self) -> float:
-        # By this the loader estimates how much to allocate on an accelerator.
+        # The loader estimates from this how much to allocate on an accelerator.
         return self.quantization_config.bits / 8
 
     def get_quantize_ops(self) -> _Replacement:
@@ -260,8 +271,7 @@ class _Replacement:
         smaller = _quantized(layer, self._bits)
         smaller._is_hf_initialized = True
         model.set_submodule(path, smaller)
-        # What is freed here piles up in the C library's heap: 1.3 GB for Qwen2.5 0.5B in four bits, which
-        # take 0.2.
+        # Freed memory stays in the C library's heap: 1.3 GB for Qwen2.5 0.5B, whose 4-bit layers take 0.2.
         del weight, layer
         trim_heap()
         missing_keys.discard(full_layer_name)

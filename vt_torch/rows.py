@@ -1,4 +1,4 @@
-"""Rows of the store on the device: what the head strategies are made of."""
+"""Rows of the store on the device, and the operations that the head strategies need."""
 
 from __future__ import annotations
 
@@ -15,29 +15,24 @@ from vt_core.vocab.active import Ids
 from vt_torch.device import DTYPES
 from vt_torch.quantized import product, quantize_rows
 
-CHUNK_BYTES = (
-    16 << 20
-)  #: rows are read and converted in pieces of this size, so that no second copy of a table exists
+#: Rows are read and converted in pieces of this size, so that no second copy of a table exists.
+CHUNK_BYTES = 16 << 20
 
 
 class Rows(NamedTuple):
-    """Parallel device arrays: weight ``[n, hidden]``, full ids ``[n]`` int64, bias ``[n]`` or None; scales
-    ``[n]`` where the weight has eight bits, else None.
-    """
+    """Rows of the head, as parallel device arrays."""
 
-    weight: torch.Tensor
-    ids: torch.Tensor
-    bias: torch.Tensor | None
-    scales: torch.Tensor | None
+    weight: torch.Tensor  #: ``[n, hidden]``, in the run's dtype or int8
+    ids: torch.Tensor  #: full ids, ``[n]`` int64
+    bias: torch.Tensor | None  #: ``[n]``
+    scales: torch.Tensor | None  #: ``[n]`` for an int8 weight
 
 
 class Inputs(NamedTuple):
-    """What a body looks tokens up in: rows ``[n, hidden]`` as its embedding, and of a model whose layers have
-    a table as well, rows ``[n, layers * width]`` of that, indexed alike.
-    """
+    """Rows in which a body looks tokens up. Both have the same order."""
 
-    embedding: torch.Tensor
-    per_layer: torch.Tensor | None = None
+    embedding: torch.Tensor  #: ``[n, hidden]``
+    per_layer: torch.Tensor | None = None  #: ``[n, layers * width]``, for models with a per-layer table
 
 
 class TorchRows:
@@ -56,22 +51,22 @@ class TorchRows:
         self._bias = tables.get("head_bias")
         self.per_layer = tables.get("per_layer")
         self._device, self._dtype = device, dtype
-        self.quantized = quantized  #: whether rows of the head have eight bits; embeddings never have
+        self.quantized = quantized  #: whether head rows are int8; embeddings never are
 
     def embed(self, ids: Ids) -> torch.Tensor:
-        """Embedding rows ``[n, hidden]`` of full ids, not scaled."""
+        """Embedding rows ``[n, hidden]`` of full ids, without the scale that some models apply."""
         return self._read(self.embedding, ids)
 
     def inputs(self, ids: Ids) -> Inputs:
-        """Everything that a body asks of full ids, row by row."""
+        """Rows of full ids in all tables that a body looks them up in."""
         if self.per_layer is None:
             return Inputs(self.embed(ids))
-        # Gemma 3n has fewer rows here than tokens, and takes the first for those behind the end.
+        # Gemma 3n has fewer rows here than tokens, and uses row 0 for ids after the last.
         known = np.where(ids < self.per_layer.spec.rows, ids, 0)
         return Inputs(self.embed(ids), self._read(self.per_layer, known))
 
     def tied_inputs(self, rows: Rows) -> Inputs:
-        """Head rows of a tied model as what ids are looked up in."""
+        """Head rows of a tied model, as embedding rows."""
         return Inputs(rows.weight)
 
     @property
@@ -79,7 +74,7 @@ class TorchRows:
         return self._head
 
     def whole_bias(self) -> torch.Tensor | None:
-        """The bias of every row, ``[V]``, where the head has one."""
+        """Bias of every row, ``[V]``; None if the head has none."""
         if self._bias is None:
             return None
         return self._read(self._bias, np.arange(self._bias.spec.rows)).flatten()
@@ -131,7 +126,7 @@ class TorchRows:
 
     @staticmethod
     def _pieces(table: Table, ids: Ids) -> Iterator[tuple[slice, torch.Tensor]]:
-        """Rows as they are stored, in host memory, and which of the ids they belong to."""
+        """Stored rows in host memory, and the positions of their ids."""
         step = max(1, CHUNK_BYTES // (table.spec.columns * 4))
         for start in range(0, len(ids), step):
             part = slice(start, start + step)
@@ -139,18 +134,19 @@ class TorchRows:
 
 
 class _Writable:
-    """The memory of an array, said to be writable: PyTorch knows no other, and warns. Rows that come straight
-    from the store's mapping are not, and nothing here writes to them.
+    """The memory of an array, declared writable.
+
+    PyTorch warns about read-only memory. Rows from the store's mapping are read-only, and are only read here.
     """
 
     def __init__(self, array: np.ndarray) -> None:
-        self._array = array  # keeps the memory
+        self._array = array  # keeps the memory alive
         interface = array.__array_interface__
         self.__array_interface__ = {**interface, "data": (interface["data"][0], False)}
 
 
 def as_tensor(array: np.ndarray, dtype: str) -> torch.Tensor:
-    """A tensor over the memory of an array in storage dtype, to be read only."""
+    """A tensor over the memory of an array in storage dtype. It must not be written to."""
     stored = array.view(np.int16) if dtype == "bfloat16" else array
     return torch.from_numpy(np.asarray(_Writable(stored))).view(DTYPES[dtype])
 

@@ -1,4 +1,4 @@
-"""transformers as shipped, on the same weights: :class:`vt_core.decode.backend.Stock` for PyTorch."""
+"""Unmodified transformers on the same weights: :class:`vt_core.decode.backend.Stock` for PyTorch."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class TorchStock:
         self, prompt: Sequence[int], max_tokens: int, eos_ids: Collection[int], on_token: Callable[[], object]
     ) -> list[int]:
         ids = self._tensor(prompt)
-        # Greedy; the penalties that a model's generation_config may ask for are off.
+        # Greedy, without the penalties that generation_config.json may ask for.
         out = self._model.generate(
             ids,
             attention_mask=torch.ones_like(ids),
@@ -61,7 +61,7 @@ class TorchStock:
 
 
 class _Listener:
-    """A streamer of transformers, which is given the prompt first and then every token."""
+    """A streamer for transformers, which passes the prompt first and then every token."""
 
     def __init__(self, on_token: Callable[[], object]) -> None:
         self._on_token = on_token
@@ -82,15 +82,15 @@ def load_stock(path: Path, *, device: str | None, dtype: str | None, stored: str
     run_dtype = pick_dtype(dtype, stored, target)
     if read_object(path / "config.json", "configuration", ConfigError, strict=False).get("quantization"):
         raise BackendError(
-            f"transformers reads no weights in MLX's affine format, which {path} holds; leave the stock "
+            f"transformers cannot read weights in MLX's affine format, which {path} holds; leave the stock "
             "framework out, or compare with vt-mlx"
         )
     reset_peak(target)
     try:
         model = AutoModelForCausalLM.from_pretrained(path, dtype=run_dtype)
-    except ImportError as error:  # what Gemma 3n sees with, for one, is another package's
+    except ImportError as error:  # the vision part of Gemma 3n needs timm
         raise BackendError(
-            f"transformers needs a package more for the whole of {path}; install it, or leave the stock "
+            f"transformers needs another package for {path}; install it, or leave the stock "
             f"framework out: {' '.join(str(error).split())}"
         ) from error
     return TorchStock(model.eval().to(target), target, run_dtype)

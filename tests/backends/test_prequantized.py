@@ -175,16 +175,16 @@ def test_forms_are_read_under_both_names_and_in_capitals(kind, settings, made, t
 
 def test_what_came_packed_is_let_go_layer_by_layer(made, monkeypatch):
     pytest.importorskip("torch")
-    from vt_torch.prequantized import CarriedLinear
+    from vt_torch.prequantized import PrequantizedLinear
 
-    finished, done, left = CarriedLinear.finished, [], []
+    finished, done, left = PrequantizedLinear.finished, [], []
 
     def finish(layer):
         left.append(sum(seen() is not None for seen in done))
         done.append(weakref.ref(layer))
         return finished(layer)
 
-    monkeypatch.setattr(CarriedLinear, "finished", finish)
+    monkeypatch.setattr(PrequantizedLinear, "finished", finish)
     load(made("gptq")[2], backend="torch", device="cpu")
     assert left == [0] * (3 * 7)
 

@@ -77,7 +77,7 @@ class Decoder(ABC, Generic[Array]):
         self._tied = tied
         self._transform = transform
         self._framework_name = framework_name
-        self._text: list[int] = []  # what the caches hold, to read it again where they cannot be cut
+        self._text: list[int] = []  # tokens in the caches, for computing stale caches anew
         self._wants_confidence = True
         self._scan: HeadScan | None = None
         self._transform_is_known = True
@@ -163,7 +163,7 @@ class Decoder(ABC, Generic[Array]):
 
     def confidence(self, step: Step[Array]) -> float:
         """Probability of the greedy choice among the active rows; waits for the device."""
-        assert step.confidence is not None, "begin() was told that nobody asks"
+        assert step.confidence is not None, "begin(confidence=False) was called"
         with self._context():
             return float(step.confidence.item())
 
@@ -225,7 +225,7 @@ class Decoder(ABC, Generic[Array]):
         logits = self._run_step(inputs, index)
         token, local = self._greedy(logits)
         confidence = self._top_probability(logits) if self._wants_confidence else None
-        # Queued now, not when it is asked for: by then the next step may be queued before it.
+        # Start now: if the value is asked for later, the next step may be queued before it.
         self._start([token, local] if confidence is None else [token, local, confidence])
         return Step(self._last_hidden(), logits, token, local, confidence)
 

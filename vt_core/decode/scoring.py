@@ -1,5 +1,6 @@
-"""How likely a model finds a given text: log-probabilities over the whole vocabulary, from the full head in
-tiles. Neither the head nor an array of logits over the vocabulary is ever held whole.
+"""Scoring given texts: log-probabilities of their tokens by the full head, which is read in tiles.
+
+Neither the whole head nor an array of logits over the whole vocabulary is held.
 """
 
 from __future__ import annotations
@@ -17,12 +18,18 @@ from vt_core.vocab.active import Ids
 
 
 def score(decoder: Decoder[Any], texts: Iterable[tuple[Ids, int]]) -> Generator[Scored, None, None]:
-    """Score the ids behind the first ``given`` ones (at least one, and not all) of each text
-    ``(ids, given)``, in order. Positions of several texts meet the full head together.
+    """Score texts, in order.
+
+    Positions of several texts are gathered, so that one read of the full head serves many.
+
+    Args:
+        decoder: no request may be running on it.
+        texts: ``(ids, given)`` of each text: full ids, and how many of them are given, at least one and not
+            all. The ids after them are scored.
     """
     lengths: deque[int] = deque()
     scored = Scored(np.empty(0), np.empty(0, dtype=np.int64))
-    # Closed here, not when it is collected: by then the decoder may be at another request.
+    # Closed here, not at garbage collection: by then the decoder may run another request.
     with closing(_positions(decoder, texts, lengths)) as pieces:
         for states, targets in _batches(pieces):
             more = decoder.score(states, targets)
@@ -39,12 +46,12 @@ def score(decoder: Decoder[Any], texts: Iterable[tuple[Ids, int]]) -> Generator[
 def _positions(
     decoder: Decoder[Any], texts: Iterable[tuple[Ids, int]], lengths: deque[int]
 ) -> Generator[tuple[Any, Ids], None, None]:
-    """Pieces of states and the ids that follow them; ``lengths`` gets how many of these each text has."""
+    """Pieces of states and the ids to score there; ``lengths`` gets the number of ids of each text."""
     last: tuple[Ids, Any] | None = None
     for ids, given in texts:
         read, targets = ids[:-1], ids[given:]
         lengths.append(len(targets))
-        # Choices of one token each behind the same text: that is read once.
+        # Single-token choices after the same text: read it once.
         if last is not None and len(targets) == 1 and np.array_equal(last[0], read):
             yield last[1], targets
             continue
@@ -61,7 +68,7 @@ def _positions(
 
 
 def _batches(pieces: Iterable[tuple[Any, Ids]]) -> Iterator[tuple[list[Any], Ids]]:
-    """Pieces together until they have :data:`POSITIONS` positions."""
+    """Join pieces until they have :data:`POSITIONS` positions."""
     states: list[Any] = []
     targets: list[Ids] = []
     for piece, ids in pieces:
