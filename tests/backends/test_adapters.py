@@ -1,4 +1,4 @@
-"""LoRA adapters as PEFT and as mlx-lm save them: the ids are those of the framework that saved one."""
+"""LoRA adapters saved by PEFT and by mlx-lm give the ids of the framework that saved them."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_ids_are_those_of_peft(backend, kind, settings, saved, tiny):
 
 
 @pytest.mark.parametrize("mode", ["int8", "int4"])
-def test_layers_of_fewer_bits_take_one_and_are_not_made_float_for_it(mode, saved, tiny, monkeypatch):
+def test_adapters_on_quantized_layers_do_not_dequantize_them(mode, saved, tiny, monkeypatch):
     from vt_torch import quantized as quantized
 
     adapter, _ = saved("gemma3", "plain")
@@ -103,7 +103,7 @@ def test_ids_are_those_of_mlx_lm(backend, tiny, tmp_path):
 
 
 @backends
-def test_an_adapter_of_another_model_is_refused(backend, saved, tiny, tmp_path):
+def test_adapter_of_another_model_is_refused(backend, saved, tiny, tmp_path):
     adapter, _ = saved("llama", "plain")
     with pytest.raises(
         ModelError, match="for a layer of 48 inputs and 48 outputs, and this model's has 48 and 64"

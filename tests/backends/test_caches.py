@@ -1,4 +1,4 @@
-"""Taking tokens back from each of mlx-lm's caches: as if they had never been read."""
+"""After a rewind, each of mlx-lm's caches is as if the tokens had never been read."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ CACHES = {
 
 
 def _read(cache, values):
-    """Run tokens of these values through a cache, as attention would; what it then sees."""
+    """Run tokens of these values through a cache. Returns what attention would see."""
     if isinstance(cache, CacheList):
         return np.concatenate([_read(part, values) for part in cache.caches])
     if hasattr(cache, "maybe_trim_front"):
@@ -43,13 +43,13 @@ def _read(cache, values):
     keys, _ = cache.update_and_fetch(rows, -rows)
     if isinstance(cache, QuantizedKVCache):
         keys = mx.dequantize(*keys, group_size=cache.group_size, bits=cache.bits)
-    # A ring has no order.
+    # A ring buffer has no order.
     return np.sort(np.array(keys)[0, 0, :, 0])
 
 
 @pytest.mark.parametrize("prompt", [1, 5, WINDOW, 20])
 @pytest.mark.parametrize("make", CACHES.values(), ids=CACHES)
-def test_steps_that_were_taken_back_leave_no_trace(make, prompt):
+def test_rewind_restores_the_cache(make, prompt):
     rng = np.random.default_rng(prompt)
     plain, rewound = make(), make()
     for cache in (plain, rewound):
@@ -67,7 +67,7 @@ def test_steps_that_were_taken_back_leave_no_trace(make, prompt):
         np.testing.assert_allclose(_read(rewound, [token]), _read(plain, [token]), atol=0.5)
 
 
-def test_layers_that_replace_their_arrays():
+def test_rewind_of_array_caches():
     cache = ArraysCache(size=2)
     cache[0], cache[1] = mx.array([1.0]), mx.array([2.0])
     log = CacheLog([cache])
@@ -79,7 +79,7 @@ def test_layers_that_replace_their_arrays():
         log.rewind(1)
 
 
-def test_an_unknown_cache_is_not_rewound():
+def test_unknown_caches_cannot_rewind():
     class Other(_BaseCache):
         pass
 

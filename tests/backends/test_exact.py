@@ -1,4 +1,4 @@
-"""Exact decoding on the real backends: the text is the full head's, whatever rows the head holds."""
+"""Exact decoding on the real backends gives the text of the full head, whichever rows are active."""
 
 from __future__ import annotations
 
@@ -16,10 +16,8 @@ TOKENS = 24
 RNG = np.random.default_rng(1)
 PROMPTS = [[5, 17, 300, 42, 42, 980, 7], RNG.integers(3, 900, size=60).tolist(), [9]]
 
-pytestmark = [
-    pytest.mark.parametrize("backend", backend_params()),
-    pytest.mark.parametrize("kind", KINDS),
-]
+pytestmark = pytest.mark.parametrize("backend", backend_params())
+every_kind = pytest.mark.parametrize("kind", KINDS)
 SAMPLINGS = {
     "greedy": {},
     "sampled": {"temperature": 0.8, "top_p": 0.95, "seed": 3},
@@ -30,7 +28,7 @@ SAMPLINGS = {
 }
 
 
-#: How weights are held: the run's type, and what they are quantized to while loading.
+#: Float type of the run, and how weights are quantized while they are loaded.
 FORMATS = [
     ("float32", None),
     ("bfloat16", None),
@@ -52,19 +50,20 @@ def models(tiny):
     return make
 
 
+@every_kind
 @pytest.mark.parametrize("sampling", SAMPLINGS)
 @pytest.mark.parametrize(("dtype", "quantize"), FORMATS)
-def test_ids_are_those_of_the_full_head(backend, kind, dtype, quantize, sampling, models):
+def test_exact_ids_equal_full_head_ids(backend, kind, dtype, quantize, sampling, models):
     if quantize is not None and (backend == "mlx" or kind in QUANTIZED):
         pytest.skip("PyTorch quantizes float weights while loading")
     if (quantize is not None or kind in QUANTIZED) and sampling not in ("greedy", "sampled"):
-        pytest.skip("two ways to choose show it")
+        pytest.skip("greedy and sampled suffice for quantized weights")
     sampling = SAMPLINGS[sampling]
     full, model = models(backend, kind, dtype, quantize)
     model.forget_learned()
     model.decoder.head.set_static(range(0, 300, 2))
     rescued = 0
-    for prompt in PROMPTS:  # the second is longer than Gemma's window, and generation wraps it in the others
+    for prompt in PROMPTS:  # the second is longer than Gemma's window; generation wraps it for the others
         expected = full.generate(prompt, max_tokens=TOKENS, **sampling)
         result = model.generate(prompt, max_tokens=TOKENS, **sampling)
         assert result.exact
@@ -74,15 +73,16 @@ def test_ids_are_those_of_the_full_head(backend, kind, dtype, quantize, sampling
     assert model.decoder.head.vocabulary.learned_size > 0
 
 
-def test_approximate_ids_stay_within_the_active_vocabulary(backend, kind, tiny):
-    model = load(tiny(kind)[1], backend=backend, device="cpu")
+def test_approximate_ids_are_active(backend, tiny):
+    model = load(tiny("llama")[1], backend=backend, device="cpu")
     model.decoder.head.set_static(range(0, 300, 2))
     result = model.generate(PROMPTS[0], max_tokens=TOKENS, approximate=True)
     assert not result.exact and result.stats.verifications == 0
     assert set(result.token_ids) <= {*range(0, 300, 2), *PROMPTS[0]}
 
 
-def test_rewinding_restores_the_state_before_wrapped_windows_too(backend, kind, tiny):
+@every_kind
+def test_rewind_restores_the_state_also_in_wrapped_windows(backend, kind, tiny):
     decoder = load(tiny(kind)[1], backend=backend, device="cpu").decoder
     assert kind != "gemma3" or len(PROMPTS[1]) > 16
     for prompt in PROMPTS:
@@ -107,15 +107,15 @@ def test_rewinding_restores_the_state_before_wrapped_windows_too(backend, kind, 
         np.testing.assert_allclose(undone, reference, rtol=1e-5, atol=1e-5)
 
 
-def test_a_request_may_come_from_another_thread_than_the_one_that_loaded(backend, kind, tiny):
-    model = load(tiny(kind)[1], backend=backend, device="cpu")
+def test_request_from_another_thread(backend, tiny):
+    model = load(tiny("llama")[1], backend=backend, device="cpu")
     with ThreadPoolExecutor(1) as pool:
         elsewhere = pool.submit(model.generate, PROMPTS[0], max_tokens=TOKENS).result()
     assert model.generate(PROMPTS[0], max_tokens=TOKENS).token_ids == elsewhere.token_ids
 
 
-def test_a_request_that_fails_inside_a_block_leaves_the_model_usable(backend, kind, tiny, monkeypatch):
-    model = load(tiny(kind)[1], backend=backend, device="cpu")
+def test_failed_request_leaves_the_model_usable(backend, tiny, monkeypatch):
+    model = load(tiny("llama")[1], backend=backend, device="cpu")
     model.decoder.head.set_static(range(0, 300, 2))
     expected = model.generate(PROMPTS[0], max_tokens=TOKENS).token_ids
     kept = model.decoder.head.vocabulary.ids.tolist()
@@ -138,11 +138,11 @@ def test_a_request_that_fails_inside_a_block_leaves_the_model_usable(backend, ki
     assert model.generate(PROMPTS[0], max_tokens=TOKENS).token_ids == expected
 
 
-def test_learned_ids_are_saved_and_begin_the_next_session(backend, kind, tiny, tmp_path, monkeypatch):
+def test_learned_ids_are_saved_for_the_next_session(backend, tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("VT_CACHE", str(tmp_path))
     results = []
     for _ in range(2):
-        model = load(tiny(kind)[1], backend=backend, device="cpu", learn=True)
+        model = load(tiny("llama")[1], backend=backend, device="cpu", learn=True)
         model.decoder.head.set_static([0, 1, 2])
         model.decoder.head.set_learned(model._learned.ids)
         results.append(model.generate(PROMPTS[0], max_tokens=TOKENS))

@@ -1,4 +1,4 @@
-"""What loading a model reads, and how."""
+"""Loading a model."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from vt_core.errors import ModelError
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks at Linux's list of mappings")
 @pytest.mark.parametrize("run", ["float32", "bfloat16"])
-def test_weights_are_mapped_only_where_they_stay_as_they_are(tiny, run):
+def test_weights_are_mapped_unless_they_are_converted(tiny, run):
     torch = pytest.importorskip("torch")
     from vt_torch.body import _weights
 
@@ -46,7 +46,7 @@ def test_weights_are_mapped_only_where_they_stay_as_they_are(tiny, run):
 
 
 @pytest.mark.parametrize("backend", backend_params())
-def test_weights_of_other_sizes_than_config_gives_are_refused_by_name(backend, tmp_path):
+def test_weights_of_wrong_shape_are_named(backend, tmp_path):
     source = write_model(tmp_path / "in", "phi3")
     config = json.loads((source / "config.json").read_text())
     (source / "config.json").write_text(json.dumps(config | {"intermediate_size": 96}))
@@ -57,7 +57,7 @@ def test_weights_of_other_sizes_than_config_gives_are_refused_by_name(backend, t
 
 @pytest.mark.parametrize("backend", backend_params())
 @pytest.mark.parametrize("change", [{"num_hidden_layers": "x"}, {"num_attention_heads": 0}], ids=str)
-def test_a_configuration_of_impossible_values_is_refused(backend, change, tmp_path):
+def test_impossible_configuration_values_are_refused(backend, change, tmp_path):
     source = write_model(tmp_path / "in", "llama")
     config = json.loads((source / "config.json").read_text())
     (source / "config.json").write_text(json.dumps(config | change))
@@ -66,8 +66,7 @@ def test_a_configuration_of_impossible_values_is_refused(backend, change, tmp_pa
         load(directory, backend=backend, device="cpu")
 
 
-def test_the_language_models_arguments_may_be_read_already():
-    """As those of Llama 4 are."""
+def test_logit_transform_reads_text_arguments_parsed_or_not():
     mx = pytest.importorskip("mlx.core")
     from vt_mlx.verification import logit_transform
 
@@ -79,7 +78,7 @@ def test_the_language_models_arguments_may_be_read_already():
 
 @pytest.mark.parametrize("backend", backend_params())
 @pytest.mark.parametrize("shown", [True, False])
-def test_loading_and_generating_leave_the_applications_settings(backend, shown, tiny, monkeypatch):
+def test_application_settings_are_unchanged(backend, shown, tiny, monkeypatch):
     transformers_logging = pytest.importorskip("transformers").logging
     from huggingface_hub.utils import are_progress_bars_disabled
 
@@ -122,7 +121,7 @@ def rewrite_weights(source, change):
 
 
 @pytest.mark.parametrize("backend", backend_params())
-def test_tensors_that_the_model_does_not_have_are_passed_over_and_logged(backend, tiny, tmp_path, caplog):
+def test_unused_tensors_are_logged(backend, tiny, tmp_path, caplog):
     source, directory = tiny("llama")
     expected = load(directory, backend=backend, device="cpu").generate([5, 6, 7], max_tokens=8).token_ids
     beside = {

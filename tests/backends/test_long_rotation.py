@@ -1,5 +1,5 @@
-"""Rotary embeddings that depend on the length of the text: across the border, the text is the stock
-framework's, also after tokens were taken back, and in a short request after a long one.
+"""Rotary embeddings that depend on the length of the text (longrope, dynamic NTK): the ids are those of the
+stock framework on both sides of the border, after a rollback across it, and in a short request after a long one.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ def directories(request, tmp_path_factory):
     return source, convert(source, root / "vt", progress=False)
 
 
-def test_texts_are_the_stock_frameworks_on_both_sides_and_across(backend, directories, monkeypatch):
+def test_stock_ids_and_scores_across_the_border(backend, directories, monkeypatch):
     source, directory = directories
     if backend == "torch":  # mlx-lm reads long prompts in pieces too, of another size
         monkeypatch.setattr("vt_core.decode.decoder.PREFILL_TOKENS", 13)
     model = load(directory, backend=backend, device="cpu", dtype="float32")
-    # The longest first: what it leaves must not change the others.
+    # The longest first: its state must not leak into the others.
     for length in (len(TEXT), BORDER - 6, 20):
         # Stock models remember the longest text as well.
         original = stock.LOAD[backend](source, "float32")

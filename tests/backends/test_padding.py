@@ -1,4 +1,4 @@
-"""Rows behind the last token are padding: they never come out, even where theirs is the largest logit."""
+"""Padding rows, after the last token, are never chosen, even with the largest logit."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ pytestmark = pytest.mark.parametrize("backend", backend_params())
 
 @pytest.fixture(scope="module", params=["llama", "qwen2"])
 def hostile(request, tiny, tmp_path_factory):
-    """Source and model directory of a model whose largest logits are those of padding rows."""
+    """Source and model directory of a model in which padding rows have the largest logits."""
     root = tmp_path_factory.mktemp("padding")
     source = shutil.copytree(tiny(request.param)[0], root / "source")
     tensors = load_file(source / "model.safetensors")
     head = tensors["lm_head.weight" if request.param == "qwen2" else "model.embed_tokens.weight"]
-    # Opposite to each other: whatever the hidden state, one of the two is far above all others.
+    # Opposite rows: for any hidden state, one of the two logits is far above all others.
     head[-1] = np.random.default_rng(0).normal(size=head.shape[1]).astype(np.float32) * 100
     head[-2] = -head[-1]
     save_file(tensors, source / "model.safetensors", {"format": "pt"})
     return source, convert(source, root / "vt", progress=False)
 
 
-def test_padding_rows_never_come_out(backend, hostile):
+def test_padding_rows_are_never_chosen(backend, hostile):
     source, directory = hostile
     logits = stock.next_logits(backend, stock.LOAD[backend](source, "float32"), PROMPT)
     tokens = len(logits) - PADDING_ROWS
     assert logits.argmax() >= tokens
     texts = {name: set() for name in SAMPLINGS}
     for head in HEADS:
-        # Small tiles, so that padding has some of its own.
+        # Small tiles, so that some hold only padding.
         model = load(directory, backend=backend, head=head, device="cpu", dtype="float32", tile_bytes=4000)
         model.decoder.head.set_static(range(0, 300, 2))
         for name, approximate in product(SAMPLINGS, (False, True)):
@@ -59,7 +59,7 @@ def test_padding_rows_never_come_out(backend, hostile):
     assert [len(each) for each in texts.values()] == [1, 1]
 
 
-def test_padding_is_no_prompt_has_no_bias_and_is_not_static(backend, hostile):
+def test_padding_ids_are_refused_in_prompts_and_biases_and_dropped_from_static(backend, hostile):
     model = load(hostile[1], backend=backend, device="cpu")
     padding = model.directory.manifest.vocab_rows - 1
     model.set_static(np.array([3, 4, padding]))

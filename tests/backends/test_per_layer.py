@@ -1,5 +1,5 @@
-"""Models whose layers look tokens up in a table of their own; what they share with others the table of
-architectures tests.
+"""Models with a per-layer vocabulary table (Gemma 3n, Gemma 4). What they share with other models is tested in
+``test_architectures``.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ every_kind = pytest.mark.parametrize("kind", ["gemma3n", "gemma4"])
 
 @every_backend
 @every_kind
-def test_each_token_reads_one_row_and_nothing_holds_the_table(backend, kind, tiny):
+def test_each_token_reads_one_row_of_the_table(backend, kind, tiny):
     model = load(tiny(kind)[1], backend=backend, device="cpu", dtype="float32")
     table = model.decoder._rows.per_layer
     assert table.bytes_read == 0 and not model.decoder.can_follow
@@ -70,8 +70,7 @@ def test_each_token_reads_one_row_and_nothing_holds_the_table(backend, kind, tin
 
 
 @every_backend
-def test_tokens_behind_the_tables_end_have_its_first_row(backend, tiny):
-    """And those in it their own, whatever place they have among the rows of a prompt."""
+def test_tokens_after_the_last_row_use_row_0(backend, tiny):
     source, directory = tiny("gemma3n")
     original = stock.LOAD[backend](stock_source(source, backend), "float32")
     model = load(directory, backend=backend, device="cpu", dtype="float32")
@@ -87,8 +86,7 @@ def test_tokens_behind_the_tables_end_have_its_first_row(backend, tiny):
 
 @every_backend
 @every_kind
-def test_steps_that_were_taken_back_leave_no_trace(backend, kind, tiny):
-    """In windows that have wrapped, and where layers see the keys and values of others."""
+def test_rewind_restores_wrapped_windows_and_shared_keys(backend, kind, tiny):
     rng = np.random.default_rng(5)
     prompt, text = rng.integers(3, 900, 40), rng.integers(3, 900, 20).tolist()
 
@@ -112,8 +110,8 @@ def test_steps_that_were_taken_back_leave_no_trace(backend, kind, tiny):
 
 @every_backend
 @every_kind
-def test_half_precision_gives_the_stock_frameworks_logits(backend, kind, tiny):
-    """The scale of the rows is rounded as it is there."""
+def test_bfloat16_logits_equal_stock_logits(backend, kind, tiny):
+    """The scale of the rows is rounded in the same way."""
     source, directory = tiny(kind, "bfloat16")
     original = stock.LOAD[backend](stock_source(source, backend), "bfloat16")
     decoder = load(directory, backend=backend, head="full", device="cpu", dtype="bfloat16").decoder
@@ -126,7 +124,7 @@ def test_half_precision_gives_the_stock_frameworks_logits(backend, kind, tiny):
 
 @every_backend
 @pytest.mark.parametrize(("kind", "bits"), [("gemma4", 4), ("gemma3n", 8)])
-def test_packed_rows_give_the_stock_frameworks_ids(backend, kind, bits, tmp_path):
+def test_packed_rows_give_stock_ids(backend, kind, bits, tmp_path):
     source = write_model(tmp_path / "in", kind, **WIDE)
     if kind == "gemma4":
         quantize(source, bits, 32)
@@ -147,7 +145,7 @@ def test_packed_rows_give_the_stock_frameworks_ids(backend, kind, bits, tmp_path
 
 @every_kind
 @pytest.mark.parametrize("mode", ["int8", "int4"])
-def test_layers_may_have_fewer_bits_on_pytorch(kind, mode, tiny):
+def test_quantize_on_pytorch(kind, mode, tiny):
     pytest.importorskip("torch")
     options = {"backend": "torch", "device": "cpu", "quantize": mode}
     texts = []
@@ -159,8 +157,8 @@ def test_layers_may_have_fewer_bits_on_pytorch(kind, mode, tiny):
 
 
 @every_backend
-def test_a_gemma_4_without_such_a_table_runs_as_others_do(backend, tmp_path):
-    """Its larger sizes have none, and experts in its place."""
+def test_gemma_4_without_a_per_layer_table(backend, tmp_path):
+    """The larger sizes have experts instead."""
     source = write_model(tmp_path / "in", "gemma4", **EXPERTS)
     config = json.loads((source / "config.json").read_text())
     (source / "config.json").write_text(json.dumps(config | {"num_global_key_value_heads": 1}))
@@ -174,7 +172,7 @@ def test_a_gemma_4_without_such_a_table_runs_as_others_do(backend, tmp_path):
 
 
 @every_backend
-def test_the_table_may_be_held_in_memory_when_that_is_asked_for(backend, tiny):
+def test_table_in_memory(backend, tiny):
     models = [
         load(tiny("gemma4")[1], backend=backend, device="cpu", store=store) for store in ("lmdb", "ram")
     ]
@@ -184,7 +182,7 @@ def test_the_table_may_be_held_in_memory_when_that_is_asked_for(backend, tiny):
 
 @every_backend
 @pytest.mark.parametrize("kind", ["gemma3-multimodal", "gemma4-multimodal"])
-def test_an_adapter_may_name_layers_by_their_place_in_the_larger_model(backend, kind, tiny, tmp_path):
+def test_adapter_with_names_of_the_multimodal_model(backend, kind, tiny, tmp_path):
     torch, peft = pytest.importorskip("torch"), pytest.importorskip("peft")
     source, directory = tiny(kind)
     original = stock.LOAD["torch"](source, "float32")
@@ -205,7 +203,7 @@ def test_an_adapter_may_name_layers_by_their_place_in_the_larger_model(backend, 
 
 
 @every_backend
-def test_a_table_that_the_framework_does_not_know_is_refused(backend, tmp_path):
+def test_per_layer_table_unknown_to_the_framework_is_refused(backend, tmp_path):
     from safetensors.torch import load_file, save_file
 
     source = write_model(tmp_path / "in", "llama")
@@ -221,8 +219,8 @@ def test_a_table_that_the_framework_does_not_know_is_refused(backend, tmp_path):
         load(directory, backend=backend, device="cpu")
 
 
-def test_the_stock_framework_may_need_a_package_more(tiny):
-    """vt does not: it loads the language model alone."""
+def test_stock_may_need_another_package(tiny):
+    """vt does not, because it loads the language model only."""
     pytest.importorskip("torch")
     if importlib.util.find_spec("timm") is not None:
         pytest.skip("timm is here")
@@ -231,7 +229,7 @@ def test_the_stock_framework_may_need_a_package_more(tiny):
 
 
 @pytest.mark.parametrize("layout", ["gptq", "compressed-tensors"])
-def test_layers_may_have_come_quantized_inside_a_larger_model(layout, tmp_path, monkeypatch):
+def test_prequantized_layers_inside_a_multimodal_model(layout, tmp_path, monkeypatch):
     if layout == "compressed-tensors":
         pytest.importorskip("compressed_tensors")
     left_alone = ["lm_head", "re:.*vision.*", "re:.*per_layer.*"]

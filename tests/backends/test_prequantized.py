@@ -1,4 +1,4 @@
-"""Models whose layers came quantized (GPTQ, AWQ, compressed-tensors), with tables in floats."""
+"""Models whose layers are already quantized (GPTQ, AWQ, compressed-tensors), with tables in floats."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from vt_core.errors import BackendError, ModelError, OptionError
 PROMPT = [5, 17, 300, 42, 42, 980, 7]
 LAYER = "model.layers.1.self_attn.q_proj"
 TABLES = ("model.embed_tokens.weight", "lm_head.weight")
-#: What runs which, and the package that it needs besides.
+#: Backends that run each layout, and the package that is needed.
 RUNS = {
     ("mlx", "awq"): None,
     ("torch", "awq"): None,
@@ -54,7 +54,7 @@ def method_of(kind):
 
 
 @every_kind
-def test_layers_are_carried_and_tables_go_to_the_store(kind, made):
+def test_conversion_keeps_packed_layers_and_stores_tables(kind, made):
     packed, _, directory = made(kind)
     before, after = (load_file(path / "model.safetensors") for path in (packed, directory))
     assert before.keys() - after.keys() == set(TABLES)
@@ -65,7 +65,7 @@ def test_layers_are_carried_and_tables_go_to_the_store(kind, made):
 
 @every_kind
 @pytest.mark.parametrize("backend", backend_params())
-def test_the_text_is_that_of_the_floats_or_refused_by_name(kind, backend, made):
+def test_ids_equal_those_of_dequantized_weights_or_are_refused(kind, backend, made):
     _, floats, directory = made(kind)
     method = method_of(kind)
     package = RUNS.get((backend, method), "no")
@@ -91,7 +91,7 @@ def test_inspect_names_the_layout(kind, made):
 
 
 @every_kind
-def test_they_are_not_quantized_again(kind, made, tmp_path):
+def test_quantizing_again_is_refused(kind, made, tmp_path):
     packed, _, directory = made(kind)
     method = method_of(kind)
     for options, name in (({"quantize": 4}, "--quantize"), ({"dtype": "bfloat16"}, "--dtype")):
@@ -141,7 +141,7 @@ def test_four_bits_stay_four_bits(kind, made):
         ("gptq", {"bits": 8}, "does not fit a layer of 128 inputs and 64 outputs with 8 bits"),
     ],
 )
-def test_other_forms_are_refused(kind, changes, said, made, tmp_path):
+def test_unknown_variants_are_refused(kind, changes, said, made, tmp_path):
     pytest.importorskip("torch")
     packed = shutil.copytree(made(kind)[0], tmp_path / "packed")
     config = json.loads((packed / "config.json").read_text())
@@ -160,7 +160,7 @@ def test_other_forms_are_refused(kind, changes, said, made, tmp_path):
         ("awq", {"version": None, "format": "gemm"}),
     ],
 )
-def test_forms_are_read_under_both_names_and_in_capitals(kind, settings, made, tmp_path):
+def test_variant_names_of_older_files_and_in_capitals(kind, settings, made, tmp_path):
     pytest.importorskip("torch")
     packed = shutil.copytree(made(kind)[0], tmp_path / "packed")
     config = json.loads((packed / "config.json").read_text())
@@ -173,7 +173,7 @@ def test_forms_are_read_under_both_names_and_in_capitals(kind, settings, made, t
     assert weights[0].equal(weights[1])
 
 
-def test_what_came_packed_is_let_go_layer_by_layer(made, monkeypatch):
+def test_packed_tensors_are_freed_layer_by_layer(made, monkeypatch):
     pytest.importorskip("torch")
     from vt_torch.prequantized import PrequantizedLinear
 
@@ -197,25 +197,25 @@ def test_what_came_packed_is_let_go_layer_by_layer(made, monkeypatch):
             lambda tensors: tensors.update(
                 {f"{LAYER}.qweight": tensors[f"{LAYER}.qweight"].astype(np.float32)}
             ),
-            f"{LAYER}.qweight is of the type F32, and should be of whole numbers",
+            f"{LAYER}.qweight has the type F32 instead of integers",
         ),
         (
             lambda tensors: tensors.update({f"{LAYER}.scales": tensors[f"{LAYER}.scales"].astype(np.int32)}),
-            f"{LAYER}.scales is of the type I32, and should be of floats",
+            f"{LAYER}.scales has the type I32 instead of floats",
         ),
         (
             lambda tensors: tensors.update({f"{LAYER}.bias": np.zeros(3, np.float16)}),
-            rf"{LAYER}.bias has the shape \[3\], and by config.json it should have \[64\]",
+            rf"{LAYER}.bias has the shape \[3\], but config.json asks for \[64\]",
         ),
         (lambda tensors: tensors[f"{LAYER}.g_idx"].fill(9), "g_idx names groups from 9 to 9, of 2"),
         (
-            lambda tensors: tensors.update({"model.extra.qweight": tensors[f"{LAYER}.qweight"]}),
-            "model.extra.qweight belongs to no linear layer",
+            lambda tensors: tensors.update({"model.norm.qweight": tensors[f"{LAYER}.qweight"]}),
+            "model.norm is not a linear layer",
         ),
     ],
-    ids=["missing", "words of floats", "whole scales", "bias", "no such group", "no such layer"],
+    ids=["missing", "float words", "integer scales", "bias", "no such group", "not linear"],
 )
-def test_layers_that_do_not_fit_are_refused(change, said, made, tmp_path):
+def test_tensors_that_do_not_fit_are_refused(change, said, made, tmp_path):
     pytest.importorskip("torch")
     packed = shutil.copytree(made("gptq")[0], tmp_path / "packed")
     tensors = {name: array.copy() for name, array in load_file(packed / "model.safetensors").items()}
@@ -225,8 +225,8 @@ def test_layers_that_do_not_fit_are_refused(change, said, made, tmp_path):
         load(convert(packed, tmp_path / "vt", progress=False), backend="torch", device="cpu")
 
 
-def test_a_bias_that_only_the_file_has_counts(made, tmp_path):
-    """Some tools write one of zeros for every layer."""
+def test_bias_that_only_the_file_has_is_used(made, tmp_path):
+    """Some tools write a bias of zeros for every layer."""
     pytest.importorskip("torch")
     packed = shutil.copytree(made("gptq")[0], tmp_path / "packed")
     tensors = load_file(packed / "model.safetensors")
@@ -239,8 +239,8 @@ def test_a_bias_that_only_the_file_has_counts(made, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["gptq", "awq"])
-def test_layers_may_be_those_of_a_language_model_inside_a_model(kind, tmp_path):
-    """Whose tensors are published under other names than transformers' modules have."""
+def test_layers_of_a_multimodal_model(kind, tmp_path):
+    """Published files have other names than transformers' modules."""
     pytest.importorskip("torch")
     text = ARCHITECTURES["gemma3-multimodal"][1]["text_config"]
     sizes = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16}

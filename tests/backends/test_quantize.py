@@ -1,4 +1,4 @@
-"""Weights that are quantized while a model is loaded: arithmetic, sizes, and who cannot have them."""
+"""Quantizing float weights while a model is loaded: arithmetic, sizes and refusals."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def layer() -> torch.nn.Linear:
     return made
 
 
-def test_a_row_does_not_depend_on_the_others():
+def test_quantized_rows_do_not_depend_on_other_rows():
     numbers, scales = quantized.quantize_rows(WEIGHT)
     for start, end in ((0, 1), (3, 17), (47, 48)):
         some, own = quantized.quantize_rows(WEIGHT[start:end])
@@ -32,7 +32,7 @@ def test_a_row_does_not_depend_on_the_others():
     np.testing.assert_allclose((numbers * scales[:, None]).numpy(), eight_bits(WEIGHT.numpy()), atol=1e-6)
 
 
-def test_rows_of_zeros_stay_zeros():
+def test_zero_rows_stay_zero():
     numbers, scales = quantized.quantize_rows(torch.zeros(2, 8, dtype=torch.bfloat16))
     assert not numbers.any() and torch.isfinite(scales).all()
 
@@ -40,7 +40,7 @@ def test_rows_of_zeros_stay_zeros():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("positions", [1, 8, 9, 40])
 @pytest.mark.parametrize("columns", [128, 40, 4])
-def test_few_and_many_positions_have_the_same_product(columns, positions, dtype, monkeypatch):
+def test_products_of_few_and_many_positions_agree(columns, positions, dtype, monkeypatch):
     monkeypatch.setattr(quantized, "CHUNK_BYTES", 2000)  # several pieces
     hidden = torch.randn(positions, columns, generator=torch.Generator().manual_seed(1)).to(dtype)
     numbers, scales = quantized.quantize_rows(WEIGHT[:, :columns].to(dtype))
@@ -53,7 +53,7 @@ def test_few_and_many_positions_have_the_same_product(columns, positions, dtype,
 
 
 @pytest.mark.parametrize("bits", [8, 4])
-def test_layers_hold_the_rounded_weights_in_fewer_bytes(bits):
+def test_quantized_layers_are_smaller_and_close(bits):
     made = quantized._quantized(layer(), bits)
     expected = eight_bits(WEIGHT.numpy()) if bits == 8 else four_bits(WEIGHT.numpy(), 64)
     np.testing.assert_allclose(made.weight.numpy(), expected, atol=1e-5)
@@ -67,8 +67,8 @@ def test_layers_hold_the_rounded_weights_in_fewer_bytes(bits):
 
 
 @pytest.mark.parametrize("bits", [8, 4])
-def test_positions_may_lie_the_other_way_round(bits):
-    """As those of Mamba do."""
+def test_transposed_input(bits):
+    """Mamba passes one."""
     made = quantized._quantized(layer().bfloat16(), bits)
     turned = torch.randn(1, 128, 3, generator=torch.Generator().manual_seed(2)).bfloat16().transpose(1, 2)
     with torch.no_grad():
@@ -76,11 +76,11 @@ def test_positions_may_lie_the_other_way_round(bits):
 
 
 @pytest.mark.parametrize("shape", [(48, 16), (64, 24)], ids=["no whole groups", "rows not by the sixteen"])
-def test_what_the_kernels_for_four_bits_do_not_take_has_eight(shape):
+def test_layers_without_a_4_bit_kernel_get_8_bits(shape):
     assert type(quantized._quantized(torch.nn.Linear(*shape), 4)) is quantized.Int8Linear
 
 
-def test_four_bits_need_a_kernel(monkeypatch):
+def test_int4_without_a_kernel_is_refused(monkeypatch):
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
     assert quantized.pick_bits("int4", cpu, torch.float32) == 4
     assert quantized.pick_bits("int8", torch.device("mps"), torch.float16) == 8
@@ -95,7 +95,7 @@ def test_four_bits_need_a_kernel(monkeypatch):
     assert quantized.pick_bits("int4", cuda, torch.bfloat16) == 4
 
 
-def test_quantized_weights_run_in_bfloat16_unless_told_otherwise():
+def test_quantized_weights_run_in_bfloat16_by_default():
     cpu = torch.device("cpu")
     assert pick_dtype(None, "float32", cpu, "int8") == torch.bfloat16
     assert pick_dtype("float32", "bfloat16", cpu, "int4") == torch.float32
@@ -103,7 +103,7 @@ def test_quantized_weights_run_in_bfloat16_unless_told_otherwise():
     assert pick_dtype(None, "float16", torch.device("cuda"), "int8") == torch.float16
 
 
-def test_a_loaded_model_holds_no_float_layer_and_its_text_stays_close(tiny):
+def test_quantized_model_has_no_float_layer_and_similar_logits(tiny):
     directory = tiny("gemma3")[1]
     for mode in ("int8", "int4"):
         model = load(directory, backend="torch", device="cpu", quantize=mode)
@@ -119,7 +119,7 @@ def test_a_loaded_model_holds_no_float_layer_and_its_text_stays_close(tiny):
         assert rows.weight.dtype == torch.int8 and decoder.head.nbytes == decoder.head._capacity * (48 + 2)
 
 
-def test_mlx_and_other_words_are_refused(tiny):
+def test_mlx_and_unknown_modes_are_refused(tiny):
     directory = tiny("llama")[1]
     with pytest.raises(OptionError, match="unknown quantization 'int3': choose one of int8, int4"):
         load(directory, quantize="int3")

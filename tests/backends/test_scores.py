@@ -1,5 +1,5 @@
-"""Scores of texts through :class:`vt_core.Model`. Their values are held against the stock frameworks in
-``test_architectures``.
+"""Scoring texts through :class:`vt_core.Model`. ``test_architectures`` compares values with the stock
+frameworks.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def model(request, tiny):
     return load(tiny("llama")[1], backend=request.param, device="cpu", dtype="float32")
 
 
-def test_what_greedy_decoding_writes_is_greedy_and_nothing_else_is(model):
+def test_is_greedy_holds_for_greedy_text_only(model):
     prompt = "the cat sat"
     written = model.generate(prompt, max_tokens=8).token_ids
     score = model.score(prompt, written)
@@ -31,14 +31,14 @@ def test_what_greedy_decoding_writes_is_greedy_and_nothing_else_is(model):
     assert other.log_probs[3] < score.log_probs[3]
 
 
-def test_text_is_encoded_by_itself_behind_the_prompt(model):
+def test_continuation_text_is_encoded_alone(model):
     ids = model.tokenizer.encode("on a mat", special=False).tolist()
     for options in ({}, {"raw": True}, {"system": "be brief"}):
         by_ids = model.score(model.encode("the cat sat ", **options).tolist(), ids)
         assert model.score("the cat sat ", "on a mat", **options).log_probs == by_ids.log_probs
 
 
-def test_head_and_store_do_not_change_a_score(model, tiny):
+def test_scores_do_not_depend_on_head_and_store(model, tiny):
     expected = model.score([5, 6, 7], [8, 9]).log_probs
     for options in ({"head": "full"}, {"store": "ram"}, {"head": "split", "tile_bytes": 3000}):
         other = load(tiny("llama")[1], backend=model.backend, device="cpu", dtype="float32", **options)
@@ -46,14 +46,14 @@ def test_head_and_store_do_not_change_a_score(model, tiny):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_score_in_bfloat16_differs_from_the_stock_frameworks_by_rounding(model, kind, tiny):
+def test_bfloat16_scores_are_close_to_stock(model, kind, tiny):
     source, directory = tiny(kind, "bfloat16")
     prompt, text = list(range(20, 45)), [7, 900, 12]
     original = stock.LOAD[model.backend](stock_source(source, model.backend), "bfloat16")
     logits = stock.text_logits(model.backend, original, prompt, text)
     expected = stock.log_softmax(logits)[range(3), text]
     ours = load(directory, backend=model.backend, device="cpu", dtype="bfloat16").score(prompt, text)
-    # A unit in the last place of the logits and of what they come from.
+    # Up to a few units in the last place of the logits.
     assert ours.log_probs == pytest.approx(expected, abs=3 * float(np.abs(logits).max()) * 2**-8)
 
 
@@ -72,10 +72,12 @@ def test_a_score_in_bfloat16_differs_from_the_stock_frameworks_by_rounding(model
         ),
     ],
 )
-def test_what_cannot_be_scored_is_refused(model, prompt, continuation, message):
+def test_invalid_texts_are_refused(model, prompt, continuation, message):
     with pytest.raises(PromptError, match=message):
         model.score(prompt, continuation)
-    assert len(model.score([5] * 9, [6] * 504).log_probs) == 504  # as before, and just short enough
+    assert (
+        len(model.score([5] * 9, [6] * 504).log_probs) == 504
+    )  # the model is still usable, and this just fits
 
 
 def test_one_request_at_a_time(model):
@@ -87,8 +89,8 @@ def test_one_request_at_a_time(model):
     assert model.score([5], [6]).token_ids == (6,)
 
 
-def test_a_special_token_ends_a_text_where_it_is_asked_for(model):
-    """Decoded text does not show it, so it is known by its id. Here one comes because it is made likely."""
+def test_stop_at_a_special_token(model):
+    """Decoded text omits special tokens, so they are recognized by id."""
     options = {"logit_bias": {1: 1000.0}, "max_tokens": 4}
     assert 1 not in model.eos_ids
     for exact in (True, False):
