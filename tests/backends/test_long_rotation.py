@@ -1,5 +1,6 @@
 """Rotary embeddings that depend on the length of the text (longrope, dynamic NTK): the ids are those of the
-stock framework on both sides of the border, after a rollback across it, and in a short request after a long one.
+stock framework on both sides of the border, after a rollback across it, and in a short request after a
+long one.
 """
 
 from __future__ import annotations

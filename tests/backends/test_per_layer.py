@@ -1,5 +1,5 @@
-"""Models with a per-layer vocabulary table (Gemma 3n, Gemma 4). What they share with other models is tested in
-``test_architectures``.
+"""Models with a per-layer vocabulary table (Gemma 3n, Gemma 4). What they share with other models is tested
+in ``test_architectures``.
 """
 
 from __future__ import annotations
