@@ -93,6 +93,8 @@ class MlxRows:
         self._bias = tables.get("head_bias")
         self.per_layer, self._per_layer_how = tables.get("per_layer"), quantized.get("per_layer")
         self._device, self._dtype = device, dtype
+        #: Packed rows are multiplied in multiples of so many.
+        self._multiple = KERNEL_ROWS if device.type == mx.DeviceType.gpu else 1
 
     def embed(self, ids: Ids) -> mx.array:
         """Embedding rows ``[n, hidden]`` of full ids, without the scale that some models apply."""
@@ -169,12 +171,12 @@ class MlxRows:
     def _packed_product(self, hidden: mx.array, *parts: mx.array) -> mx.array:
         """Logits of packed rows; ``parts``: weight, scales and biases."""
         count = len(parts[0])
-        odd = count % KERNEL_ROWS if self._device.type == mx.DeviceType.gpu else 0
+        odd = count % self._multiple
         logits = []
         if count > odd:
             logits.append(self._multiply(hidden, *(part[: count - odd] for part in parts)))
         if odd:
-            padding = [(0, KERNEL_ROWS - odd), (0, 0)]
+            padding = [(0, self._multiple - odd), (0, 0)]
             rest = (mx.pad(part[count - odd :], padding) for part in parts)
             logits.append(self._multiply(hidden, *rest)[:, :odd])
         # MLX divides by the number of rows: with none, the process would crash.
