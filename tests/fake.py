@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field, replace
+
 import numpy as np
 
 from vt_core.decode.decoder import Decoder
 from vt_core.decode.rounding import Rounding
-from vt_core.decode.types import NOT_A_NUMBER
+from vt_core.decode.types import NOT_A_NUMBER, Slot
 from vt_core.decode.verification import NumpyTile
 from vt_core.vocab.heads import Head
 
@@ -61,7 +63,13 @@ class FakeRows:
         return self.table[ids]
 
 
-class FakeDecoder(Decoder[np.ndarray]):
+@dataclass(slots=True, eq=False)
+class FakeSlot(Slot[np.ndarray]):
+    state: np.ndarray | None = None
+    past: list[np.ndarray] = field(default_factory=list)  #: states before each token
+
+
+class FakeDecoder(Decoder[np.ndarray, FakeSlot]):
     """A model whose hidden state is a fixed function of everything it has read."""
 
     def __init__(self, table: np.ndarray, head: type[Head], can_follow: bool = False, seed: int = 0) -> None:
@@ -78,7 +86,8 @@ class FakeDecoder(Decoder[np.ndarray]):
         )
         self.rows = rows
         self._mix = np.random.default_rng(seed).normal(size=(2, table.shape[1], table.shape[1]))
-        self.state: np.ndarray | None = None
+        self.can_rewind = self.can_cut = True
+        self.opened = 0  #: slots that are open
         self.fail_at: int | None = None
         self.nan_at: int | None = None
         self.steps = 0
@@ -86,9 +95,6 @@ class FakeDecoder(Decoder[np.ndarray]):
         self.scored: list[int] = []  #: positions of each read of the full head for scores
         self.softmaxes = 0
         self._states = self._logits = np.empty(0)
-        self._past: list[np.ndarray] = []
-
-    can_rewind = True
 
     def verify(self, steps, drafts, sampler):
         self.verified += len(steps)
@@ -103,46 +109,66 @@ class FakeDecoder(Decoder[np.ndarray]):
         self.scored.append(len(targets))
         return super().score(states, targets)
 
-    def follow(self, step):
-        return self.step(int(self.head.vocabulary.ids[step.local[0]]))
+    def follow(self, slot, step):
+        return self.step(slot, int(self.head.vocabulary.ids[step.local[0]]))
+
+    def close(self, slot):
+        super().close(slot)
+        self.opened -= 1
 
     def peak_memory(self):
         return None
 
-    # The caches: the states before each token since the last rewind.
+    # The caches.
 
-    def _open_caches(self):
-        self.state = np.zeros(self.rows.table.shape[1])
+    def _new_slot(self):
+        self.opened += 1
+        return FakeSlot(state=np.zeros(self.rows.table.shape[1]), can_rewind=self.can_rewind)
 
-    def _close_caches(self):
-        self.state = None
+    def _copy_slot(self, slot):
+        self.opened += 1
+        return replace(slot, text=list(slot.text), past=list(slot.past))
 
-    def _rewind_caches(self, count):
-        assert 0 <= count <= len(self._past), "only what was read since the last call can be taken back"
+    def _empty_caches(self, slot):
+        slot.state, slot.past = np.zeros(self.rows.table.shape[1]), []
+
+    def _rewind_caches(self, slot, count):
+        assert 0 <= count <= len(slot.past), "only what was read since the last call can be taken back"
         if count:
-            self.state = self._past[-count]
-        self._past = []
+            slot.state = slot.past[-count]
+        slot.past = []
 
-    def _allow_rewind(self):
-        self._past = []
+    def _cut_caches(self, slot, count):
+        if count and not self.can_cut:
+            return False
+        if count:
+            kept = slot.ids[: len(slot.text) - count]
+            self._empty_caches(slot)
+            for token in kept:
+                self._read(slot, self.rows.table[token])
+        return True
+
+    def _allow_rewind(self, slot):
+        slot.past = []
 
     # Running the body.
 
-    def _run(self, inputs, index):
-        states = []
-        for place in index[0]:
-            self._past.append(self.state)
-            self.state = np.tanh(self._mix[0] @ self.state + self._mix[1] @ inputs[place])
-            states.append(self.state)
+    def _read(self, slot, row):
+        slot.past.append(slot.state)
+        slot.state = np.tanh(self._mix[0] @ slot.state + self._mix[1] @ row)
+        return slot.state
+
+    def _run(self, slot, inputs, index):
+        states = [self._read(slot, inputs[place]) for place in index[0]]
         self._states = np.stack(states)
         self._logits = self.head.logits(self._states[-1:])
         return self._logits
 
-    def _run_step(self, inputs, index):
+    def _run_step(self, slot, inputs, index):
         self.steps += 1
         if self.steps == self.fail_at:
             raise MemoryError("the device is full")
-        logits = self._run(inputs, index)
+        logits = self._run(slot, inputs, index)
         return logits * np.nan if self.steps == self.nan_at else logits
 
     def _copy_states(self, start, end):

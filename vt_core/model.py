@@ -45,7 +45,7 @@ class Model:
     def __init__(
         self,
         directory: ModelDirectory,
-        decoder: Decoder[Any],
+        decoder: Decoder[Any, Any],
         tokenizer: Tokenizer,
         *,
         backend: str,
@@ -70,7 +70,7 @@ class Model:
         self.quantization = quantize or directory.quantization  #: how the weights are quantized, or None
         self.rows = decoder.head.vocabulary.rows  #: rows that have a token; padding rows are left out
         self.eos_ids = self.tokenizer.eos_ids(self.rows)  #: full ids that end an answer
-        self._decoder: Decoder[Any] | None = decoder
+        self._decoder: Decoder[Any, Any] | None = decoder
         self._clock = clock
         self._memory = ProcessMemory()
         self._use = Exclusive()
@@ -100,7 +100,7 @@ class Model:
         trim_heap()
 
     @property
-    def decoder(self) -> Decoder[Any]:
+    def decoder(self) -> Decoder[Any, Any]:
         """The model body and its head.
 
         Raises:

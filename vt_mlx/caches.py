@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
+from mlx.utils import tree_map
 from mlx_lm.models.cache import (
     ArraysCache,
     CacheList,
@@ -45,6 +46,28 @@ class CacheLog:
             for undo in self._log.pop():
                 undo()
         self._log.clear()
+
+    def cut(self, count: int) -> bool:
+        """Take back ``count`` tokens, maybe none, whenever they were read. Returns False, and does nothing,
+        where that cannot be done exactly.
+        """
+        if count and any(type(cache) is not KVCache for cache in self._caches):
+            return False
+        for cache in self._caches if count else []:
+            cache.trim(count)
+        self._log.clear()
+        return True
+
+
+def copy_caches(source: list[Any], target: list[Any]) -> None:
+    """Make empty caches of the same model hold what others hold, in arrays of their own."""
+
+    def copied(part: Any) -> Any:
+        return mx.array(part) if isinstance(part, mx.array) else part
+
+    for old, new in zip(_leaves(source), _leaves(target), strict=True):
+        if not old.empty():
+            new.state = tree_map(copied, old.state)
 
 
 def _leaves(caches: list[Any]) -> list[Any]:

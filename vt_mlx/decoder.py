@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from typing import Any
 
 import mlx.core as mx
@@ -13,6 +14,7 @@ import numpy.typing as npt
 from mlx_lm.models.cache import make_prompt_cache
 
 from vt_core.decode.decoder import Decoder
+from vt_core.decode.types import Slot
 from vt_core.errors import BackendError, ModelError
 from vt_core.files.adapters import LowRank
 from vt_core.files.model_dir import ModelDirectory
@@ -20,13 +22,21 @@ from vt_core.files.tables import ScaledTable, Table, open_tables
 from vt_core.vocab.heads import Head, head_class
 from vt_mlx.adapters import adapt
 from vt_mlx.body import LayerRows, RowEmbedding, RowHead, load_body
-from vt_mlx.caches import CacheLog
+from vt_mlx.caches import CacheLog, copy_caches
 from vt_mlx.device import on_device, peak_memory, pick_device, pick_dtype, reset_peak
 from vt_mlx.rows import Inputs, MlxRows, Rows, greedy
 from vt_mlx.verification import HeadScan, logit_transform
 
 
-class MlxDecoder(Decoder[mx.array]):
+@dataclass(slots=True, eq=False)
+class MlxSlot(Slot[mx.array]):
+    """A slot with mlx-lm's caches."""
+
+    caches: list[Any] = field(kw_only=True)
+    log: CacheLog = field(kw_only=True)
+
+
+class MlxDecoder(Decoder[mx.array, MlxSlot]):
     """See :class:`vt_core.decode.decoder.Decoder`."""
 
     last_token_alone = True  # as in mlx-lm
@@ -63,13 +73,7 @@ class MlxDecoder(Decoder[mx.array]):
         self._embedding, self._layers = embedding, layers
         self._output = output
         output.set_head(head)
-        self._cache: list[Any] = []
-        self._log = CacheLog([])
         self._tile_bytes = tile_bytes
-
-    @property
-    def can_rewind(self) -> bool:
-        return self._log.can_rewind
 
     def peak_memory(self) -> int | None:
         return peak_memory(self._device)
@@ -79,26 +83,34 @@ class MlxDecoder(Decoder[mx.array]):
 
     # The framework's caches.
 
-    def _open_caches(self) -> None:
-        self._cache = make_prompt_cache(self._model)
-        self._log = CacheLog(self._cache)
+    def _new_slot(self) -> MlxSlot:
+        caches = make_prompt_cache(self._model)
+        log = CacheLog(caches)
+        return MlxSlot(caches=caches, log=log, can_rewind=log.can_rewind)
 
-    def _close_caches(self) -> None:
-        self._cache = []
-        self._log = CacheLog([])
-        self._clear()
-        mx.clear_cache()
+    def _copy_slot(self, slot: MlxSlot) -> MlxSlot:
+        other = self._new_slot()
+        other.text = list(slot.text)
+        copy_caches(slot.caches, other.caches)
+        return other
 
-    def _rewind_caches(self, count: int) -> None:
+    def _empty_caches(self, slot: MlxSlot) -> None:
+        slot.caches = make_prompt_cache(self._model)
+        slot.log = CacheLog(slot.caches)
+
+    def _rewind_caches(self, slot: MlxSlot, count: int) -> None:
         if count:
             # What still holds the head's buffer (a step in flight, its embedding table) would make the next
             # write copy it whole: 9 to 22 ms for 29 MB instead of 0.1.
             self._clear()
             mx.synchronize()
-        self._log.rewind(count)
+        slot.log.rewind(count)
 
-    def _allow_rewind(self) -> None:
-        self._log.rewind(0)
+    def _cut_caches(self, slot: MlxSlot, count: int) -> bool:
+        return slot.log.cut(count)
+
+    def _allow_rewind(self, slot: MlxSlot) -> None:
+        slot.log.rewind(0)
 
     def _clear(self) -> None:
         """Drop what the last call looked up and left."""
@@ -106,22 +118,26 @@ class MlxDecoder(Decoder[mx.array]):
             if part is not None:
                 part.clear()
 
+    def _release(self) -> None:
+        self._clear()
+        mx.clear_cache()
+
     # Running the body.
 
-    def _run(self, inputs: Inputs, index: mx.array) -> mx.array:
+    def _run(self, slot: MlxSlot, inputs: Inputs, index: mx.array) -> mx.array:
         self._embedding.set_table(inputs.embedding)
         if inputs.per_layer is not None:
             assert self._layers is not None
             self._layers.set_rows(inputs.per_layer[index])
-        return self._model(index, cache=self._cache)[0]
+        return self._model(index, cache=slot.caches)[0]
 
-    def _run_step(self, inputs: Inputs, index: mx.array) -> mx.array:
-        self._log.record()
-        return self._run(inputs, index)
+    def _run_step(self, slot: MlxSlot, inputs: Inputs, index: mx.array) -> mx.array:
+        slot.log.record()
+        return self._run(slot, inputs, index)
 
-    def _finish_piece(self) -> None:
+    def _finish_piece(self, slot: MlxSlot) -> None:
         # Compute what a piece leaves in the caches, and drop the rest.
-        mx.eval([layer.state for layer in self._cache])
+        mx.eval([layer.state for layer in slot.caches])
         mx.clear_cache()
 
     def _copy_states(self, start: int, end: int) -> mx.array:

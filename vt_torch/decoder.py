@@ -5,14 +5,17 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from copy import deepcopy
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
 
 from vt_core.decode.decoder import PREFILL_TOKENS, Decoder
-from vt_core.decode.types import Step
+from vt_core.decode.types import Slot, Step
 from vt_core.errors import ModelError
 from vt_core.files.adapters import LowRank
 from vt_core.files.architectures import architecture
@@ -30,7 +33,18 @@ from vt_torch.rows import Inputs, Rows, TorchRows, greedy
 from vt_torch.verification import HeadScan, logit_transform
 
 
-class TorchDecoder(Decoder[torch.Tensor]):
+@dataclass(slots=True, eq=False)
+class TorchSlot(Slot[torch.Tensor]):
+    """A slot with transformers' caches."""
+
+    cache: DynamicCache = field(kw_only=True)
+    #: Tokens that were read at once: a sliding window holds only the last of them.
+    prefilled: int = 0
+    #: On which side of the border the cache was computed; None: invalid.
+    beyond_border: bool | None = False
+
+
+class TorchDecoder(Decoder[torch.Tensor, TorchSlot]):
     """See :class:`vt_core.decode.decoder.Decoder`."""
 
     def __init__(
@@ -65,22 +79,14 @@ class TorchDecoder(Decoder[torch.Tensor]):
         self._embedding, self._layers = model.get_input_embeddings(), layer_table(model)
         self._output = model.get_output_embeddings()
         self._output.head = head
-        self._cache: DynamicCache | None = None
         self._rotary = RotaryLog(model)
         self._cache_argument = _cache_argument(model)
-        # Tokens that were read at once: a sliding window holds only the last of them.
-        self._prefilled = 0
-        # On which side of the border the cache was computed; None: invalid.
-        self._beyond_border: bool | None = False
         self._tile_bytes = tile_bytes
 
-    @property
-    def can_rewind(self) -> bool:
-        return self._cache is None or self._cache.is_croppable
-
-    def prefill(self, ids: Ids) -> Step[torch.Tensor]:
-        self._prefilled, self._beyond_border = len(ids), self._is_beyond_border(len(ids))
-        return super().prefill(ids)
+    def prefill(self, slot: TorchSlot, ids: Ids) -> Step[torch.Tensor]:
+        step = super().prefill(slot, ids)
+        slot.prefilled, slot.beyond_border = len(slot.text), self._is_beyond_border(len(slot.text))
+        return step
 
     def peak_memory(self) -> int | None:
         return peak_memory(self._device)
@@ -90,57 +96,78 @@ class TorchDecoder(Decoder[torch.Tensor]):
 
     # The framework's caches.
 
-    def _open_caches(self) -> None:
-        self._cache = DynamicCache(config=self._model.config)
+    def _new_slot(self) -> TorchSlot:
+        self._rotary.begin()
+        return TorchSlot(cache=DynamicCache(config=self._model.config))
+
+    def _copy_slot(self, slot: TorchSlot) -> TorchSlot:
+        return deepcopy(slot)
+
+    def _empty_caches(self, slot: TorchSlot) -> None:
+        slot.cache = DynamicCache(config=self._model.config)
+        slot.prefilled, slot.beyond_border, slot.can_rewind = 0, False, True
         self._rotary.begin()
 
-    def _close_caches(self) -> None:
-        self._cache = self._embedding.table = None
+    def _rewind_caches(self, slot: TorchSlot, count: int) -> None:
+        self._rotary.rewind(count)
+        if not slot.can_rewind:
+            return
+        if self._border is not None and len(slot.text) < slot.prefilled:
+            slot.beyond_border = None
+        else:
+            slot.cache.crop(-count)
+
+    def _cut_caches(self, slot: TorchSlot, count: int) -> bool:
+        if self._scaled_beyond is not None:
+            return False  # a longer prompt may rotate all keys anew
+        if count and any(type(layer) is not DynamicLayer for layer in slot.cache.layers):
+            return False
+        if count:
+            slot.cache.crop(-count)
+        return True
+
+    def _allow_rewind(self, slot: TorchSlot) -> None:
+        self._rotary.rewind(0)
+        # Known only after the first tokens: layers with recurrent states cannot be cropped.
+        slot.can_rewind = slot.cache.is_croppable
+        if slot.can_rewind:
+            # Not before the prompt was read: recording keeps what slides out of a window.
+            slot.cache.activate_past_recording()
+            slot.cache.crop(0)
+
+    def _caches_are_stale(self, slot: TorchSlot, length: int) -> bool:
+        return bool(slot.text) and self._is_beyond_border(length) != slot.beyond_border
+
+    def _release(self) -> None:
+        self._embedding.table = None
         if self._layers is not None:
             self._layers.rows = None
         self._output.states = self._output.hidden = self._output.logits = None
 
-    def _rewind_caches(self, count: int) -> None:
-        assert self._cache is not None
-        self._rotary.rewind(count)
-        if not self._cache.is_croppable:
-            return
-        if self._border is not None and len(self._text) < self._prefilled:
-            self._beyond_border = None
-        else:
-            self._cache.crop(-count)
-
-    def _allow_rewind(self) -> None:
-        # Not before the prompt was read: recording keeps what slides out of a window.
-        assert self._cache is not None
-        self._rotary.rewind(0)
-        if self._cache.is_croppable:
-            self._cache.activate_past_recording()
-
-    def _caches_are_stale(self, length: int) -> bool:
-        return self._is_beyond_border(length) != self._beyond_border
-
     def _is_beyond_border(self, length: int) -> bool:
         return self._border is not None and length > self._border
 
-    def _piece_tokens(self, length: int) -> int:
-        # Mamba continues from a state with single tokens only. Scaling that depends on the length rotates all
-        # keys of a prompt alike only if they are read together.
+    def _piece_tokens(self, slot: TorchSlot, length: int) -> int:
+        if self._cache_argument == "cache_params":
+            # Mamba continues from a state with single tokens only.
+            return 1 if slot.text else length
+        # Scaling that depends on the length rotates all keys of a prompt alike only if they are read
+        # together.
         scaled = self._scaled_beyond is not None and length > self._scaled_beyond
-        return length if scaled or self._cache_argument == "cache_params" else PREFILL_TOKENS
+        return length if scaled else PREFILL_TOKENS
 
     # Running the body.
 
-    def _run(self, inputs: Inputs, index: torch.Tensor) -> torch.Tensor:
+    def _run(self, slot: TorchSlot, inputs: Inputs, index: torch.Tensor) -> torch.Tensor:
         self._embedding.table = inputs.embedding
         if inputs.per_layer is not None:
             self._layers.rows = inputs.per_layer[index]
-        cache = {self._cache_argument: self._cache}
+        cache = {self._cache_argument: slot.cache}
         return self._model(input_ids=index, use_cache=True, **cache).logits[0]
 
-    def _run_step(self, inputs: Inputs, index: torch.Tensor) -> torch.Tensor:
+    def _run_step(self, slot: TorchSlot, inputs: Inputs, index: torch.Tensor) -> torch.Tensor:
         self._rotary.record()
-        return self._run(inputs, index)
+        return self._run(slot, inputs, index)
 
     def _copy_states(self, start: int, end: int) -> torch.Tensor:
         return self._output.states[start:end].clone()

@@ -100,11 +100,12 @@ def test_reduced_logits_are_columns_of_the_full_logits(backend, kind, dtype, qua
         options = {"device": "cpu", "dtype": dtype, "quantize": quantize}
         decoder = load(tiny(kind, dtype)[1], backend=backend, head=head, **options).decoder
         decoder.head.set_static(static)
-        decoder.begin()
+        slot = decoder.open()
         decoder.head.add(LONG)
-        values = decoder.logits(decoder.prefill(np.array(LONG)))
+        values = decoder.logits(decoder.prefill(slot, np.array(LONG)))
         ids = decoder.head.vocabulary.ids.copy()
-        decoder.end()
+        decoder.close(slot)
+        decoder.head.truncate()
         return values, ids
 
     # In bfloat16, rounding hides the order of summation.
@@ -121,17 +122,19 @@ def test_reduced_logits_are_columns_of_the_full_logits(backend, kind, dtype, qua
 
 def test_prefill_equals_shorter_prefill_and_steps(backend, kind, tiny):
     decoder = load(tiny(kind)[1], backend=backend, device="cpu").decoder
-    decoder.begin()
+    slot = decoder.open()
     decoder.head.add(LONG)
-    whole = decoder.logits(decoder.prefill(np.array(LONG)))
-    decoder.end()
-    decoder.begin()
+    whole = decoder.logits(decoder.prefill(slot, np.array(LONG)))
+    decoder.close(slot)
+    decoder.head.truncate()
+    slot = decoder.open()
     decoder.head.add(LONG)
-    step = decoder.prefill(np.array(LONG[:9]))
+    step = decoder.prefill(slot, np.array(LONG[:9]))
     for token in LONG[9:]:
-        step = decoder.step(token)
+        step = decoder.step(slot, token)
     np.testing.assert_allclose(decoder.logits(step), whole, rtol=1e-4, atol=1e-4)
-    decoder.end()
+    decoder.close(slot)
+    decoder.head.truncate()
 
 
 def test_follow_equals_step_on_the_choice(backend, kind, tiny):
@@ -141,15 +144,16 @@ def test_follow_equals_step_on_the_choice(backend, kind, tiny):
         return
     runs = []
     for follow in (True, False):
-        decoder.begin()
+        slot = decoder.open()
         decoder.head.add(PROMPT)
-        step = decoder.prefill(np.array(PROMPT))
+        step = decoder.prefill(slot, np.array(PROMPT))
         ids = []
         for _ in range(8):
             ids.append(decoder.poll(step))
-            step = decoder.follow(step) if follow else decoder.step(ids[-1])
+            step = decoder.follow(slot, step) if follow else decoder.step(slot, ids[-1])
         runs.append(ids)
-        decoder.end()
+        decoder.close(slot)
+        decoder.head.truncate()
     assert runs[0] == runs[1]
 
 

@@ -89,21 +89,22 @@ def test_rewind_restores_the_state_also_in_wrapped_windows(backend, kind, tiny):
         extra = RNG.integers(3, 900, size=42).tolist()
         reference, undone = [], []
         for rewinding, seen in ((False, reference), (True, undone)):
-            decoder.begin()
+            slot = decoder.open()
             decoder.head.add([*prompt, *extra])
-            decoder.prefill(np.array(prompt))
-            assert decoder.can_rewind
-            decoder.rewind(0)
+            decoder.prefill(slot, np.array(prompt))
+            assert slot.can_rewind
+            decoder.rewind(slot, 0)
             for index in range(0, 36, 6):
                 if rewinding:
                     for wrong in extra[index : index + 5]:
-                        decoder.step(wrong)
-                    decoder.rewind(5)
+                        decoder.step(slot, wrong)
+                    decoder.rewind(slot, 5)
                 for token in extra[index : index + 6]:
-                    seen.append(decoder.logits(decoder.step(token)))
+                    seen.append(decoder.logits(decoder.step(slot, token)))
                 if rewinding:
-                    decoder.rewind(0)
-            decoder.end()
+                    decoder.rewind(slot, 0)
+            decoder.close(slot)
+            decoder.head.truncate()
         np.testing.assert_allclose(undone, reference, rtol=1e-5, atol=1e-5)
 
 
@@ -122,12 +123,12 @@ def test_failed_request_leaves_the_model_usable(backend, tiny, monkeypatch):
     calls = 0
     original = model.decoder.step
 
-    def failing(token):
+    def failing(slot, token):
         nonlocal calls
         calls += 1
         if calls == 5:
             raise MemoryError("the device is full")
-        return original(token)
+        return original(slot, token)
 
     model.decoder.can_follow = False
     monkeypatch.setattr(model.decoder, "step", failing)

@@ -93,16 +93,17 @@ def test_rewind_restores_wrapped_windows_and_shared_keys(backend, kind, tiny):
     def logits(wrong):
         decoder = load(tiny(kind)[1], backend=backend, device="cpu", dtype="float32").decoder
         decoder.head.set_static(range(1000))
-        decoder.begin()
-        decoder.prefill(prompt)
-        assert decoder.can_rewind
+        slot = decoder.open()
+        decoder.prefill(slot, prompt)
+        assert slot.can_rewind
         for token in text:
             for other in wrong:
-                decoder.step(other)
-            decoder.rewind(len(wrong))
-            yield decoder.logits(decoder.step(token))
-            decoder.rewind(0)
-        decoder.end()
+                decoder.step(slot, other)
+            decoder.rewind(slot, len(wrong))
+            yield decoder.logits(decoder.step(slot, token))
+            decoder.rewind(slot, 0)
+        decoder.close(slot)
+        decoder.head.truncate()
 
     for plain, rewound in zip(logits([]), logits([950, 951, 952]), strict=True):
         np.testing.assert_allclose(rewound, plain, atol=1e-5)
@@ -115,9 +116,10 @@ def test_bfloat16_logits_equal_stock_logits(backend, kind, tiny):
     source, directory = tiny(kind, "bfloat16")
     original = stock.LOAD[backend](stock_source(source, backend), "bfloat16")
     decoder = load(directory, backend=backend, head="full", device="cpu", dtype="bfloat16").decoder
-    decoder.begin()
-    logits = decoder.logits(decoder.prefill(np.array(PROMPT)))
-    decoder.end()
+    slot = decoder.open()
+    logits = decoder.logits(decoder.prefill(slot, np.array(PROMPT)))
+    decoder.close(slot)
+    decoder.head.truncate()
     expected = stock.next_logits(backend, original, PROMPT)[: len(logits)]
     np.testing.assert_array_equal(logits, expected)
 

@@ -31,10 +31,14 @@ def test_kept_logits_are_the_full_heads_to_the_bit(kind, dtype, tiny):
     for head in ("full", "prealloc", "split", "rebuild"):
         decoder = load(tiny(kind, dtype)[1], backend="mlx", head=head, device="cpu", dtype=dtype).decoder
         decoder.head.set_static(STATIC)
-        decoder.begin()
+        slot = decoder.open()
         decoder.head.add(PROMPT)
-        found[head] = decoder.logits(decoder.prefill(np.array(PROMPT))), decoder.head.vocabulary.ids.copy()
-        decoder.end()
+        found[head] = (
+            decoder.logits(decoder.prefill(slot, np.array(PROMPT))),
+            decoder.head.vocabulary.ids.copy(),
+        )
+        decoder.close(slot)
+        decoder.head.truncate()
     full, _ = found.pop("full")
     for logits, ids in found.values():
         np.testing.assert_array_equal(logits, full[ids])

@@ -52,7 +52,7 @@ class Backend(Protocol):
         quantize: str | None = None,
         tokens: int | None = None,
         adapter: Sequence[LowRank] = (),
-    ) -> Decoder[Any]:
+    ) -> Decoder[Any, Any]:
         """A decoder for a model directory; the head holds no rows yet.
 
         Args:

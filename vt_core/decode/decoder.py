@@ -1,13 +1,14 @@
 """A model body with its caches and a head: what every backend's decoder does alike.
 
 A backend subclasses :class:`Decoder` and fills in the hooks: how arrays are made and run, and how its
-framework's caches begin, rewind and end. The loop (:mod:`vt_core.decode.request`) calls the public methods.
+framework's caches are made, cut and dropped. The loop (:mod:`vt_core.decode.request`) calls the public
+methods.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Generic
 
@@ -16,7 +17,7 @@ import numpy.typing as npt
 
 from vt_core.decode.probabilities import log_probabilities
 from vt_core.decode.sampling import Sampler
-from vt_core.decode.types import NOT_A_NUMBER, Array, Scored, Step
+from vt_core.decode.types import NOT_A_NUMBER, AnySlot, Array, Scored, Step
 from vt_core.decode.verification import Draft, HeadScan, Verified, verify
 from vt_core.errors import ModelError
 from vt_core.vocab.active import Ids
@@ -30,12 +31,12 @@ PREFILL_TOKENS = 2048
 POSITIONS = 256
 
 
-class Decoder(ABC, Generic[Array]):
-    """A model body with its caches and a head. One request at a time: :meth:`begin`, steps, :meth:`end`.
+class Decoder(ABC, Generic[Array, AnySlot]):
+    """A model body and a head, for texts in slots: :meth:`open`, :meth:`prefill`, steps, :meth:`close`.
 
     Laws, tested on every backend: ``prefill(a + b)`` leaves the state of ``prefill(a)`` followed by ``step``
-    over ``b``; reduced logits are the gathered columns of the full ones; after :meth:`end`, and after a
-    failed request, the head holds exactly the static and learned rows.
+    over ``b``; reduced logits are the gathered columns of the full ones; what happens in one slot never
+    changes another.
     """
 
     #: Whether the last token of a prompt runs alone, as the stock framework runs it. Products of other sizes
@@ -77,65 +78,95 @@ class Decoder(ABC, Generic[Array]):
         self._tied = tied
         self._transform = transform
         self._framework_name = framework_name
-        self._text: list[int] = []  # tokens in the caches, for computing stale caches anew
-        self._wants_confidence = True
         self._scan: HeadScan | None = None
         self._transform_is_known = True
 
     # The protocol.
 
-    @property
-    @abstractmethod
-    def can_rewind(self) -> bool:
-        """Whether the caches of this model can take tokens back."""
-
-    def begin(self, *, confidence: bool = True) -> None:
-        """Start a request with empty caches.
-
-        Args:
-            confidence: whether :meth:`confidence` will be asked of its steps. It costs a softmax a step.
-        """
-        self._wants_confidence = confidence and self.head.name != "full"
-        self._text = []
+    def open(self) -> AnySlot:
+        """A slot with empty caches."""
         with self._context():
-            self._open_caches()
+            return self._new_slot()
 
-    def prefill(self, ids: Ids) -> Step[Array]:
-        """Run a prompt of full ids (at least one) and return its last position.
+    def prefill(self, slot: AnySlot, ids: Ids) -> Step[Array]:
+        """Read full ids (at least one) after what a slot holds; returns the last position.
 
         Raises:
             ModelError: the logits are not finite numbers.
         """
-        self._text = ids.tolist()
-        first = len(ids) - 1 if self.last_token_alone else 0
-        pieces = [*self._pieces(0, first, len(ids)), *self._pieces(first, len(ids), len(ids))]
         with self._context():
+            tokens = ids.tolist()
+            if self._caches_are_stale(slot, len(slot.text) + len(tokens)):
+                tokens = slot.ids + tokens
+                self._empty(slot)
+            whole = np.array(tokens, dtype=np.int64)
+            size = self._piece_tokens(slot, len(slot.text) + len(tokens))
+            first = len(tokens) - 1 if self.last_token_alone else 0
+            pieces = [*_pieces(0, first, size), *_pieces(first, len(tokens), size)]
+            slot.text = [*slot.text, *tokens]
             for start, end in pieces[:-1]:
-                self._run(*self._inputs(ids[start:end]))
-                self._finish_piece()
+                self._run(slot, *self._inputs(whole[start:end]))
+                self._finish_piece(slot)
             start, end = pieces[-1]
-            step = self._forward(*self._inputs(ids[start:end]))
+            step = self._forward(slot, *self._inputs(whole[start:end]))
             self._check_logits(step.logits)
-            self._allow_rewind()
+            self._allow_rewind(slot)
         return step
 
-    def step(self, token: int) -> Step[Array]:
-        """Run one more token, a full id that is active."""
-        self._text.append(token)
+    def step(self, slot: AnySlot, token: int) -> Step[Array]:
+        """Read one more token, a full id that is active."""
         with self._context():
-            if self._caches_are_stale(len(self._text)):
-                self._open_caches()
-                return self.prefill(np.array(self._text))
+            if self._caches_are_stale(slot, len(slot.text) + 1):
+                return self.prefill(slot, np.array([token]))
+            slot.text.append(token)
             if self._tied:
                 rows, place = self.head.locate(int(self.head.vocabulary.local([token])[0]))
-                return self._forward(self._rows.tied_inputs(rows), self._index(np.array([place])))
-            return self._forward(*self._inputs(np.array([token])))
+                return self._forward(slot, self._rows.tied_inputs(rows), self._index(np.array([place])))
+            return self._forward(slot, *self._inputs(np.array([token])))
 
-    def follow(self, step: Step[Array]) -> Step[Array]:
-        """Run the greedy choice of ``step`` without waiting for it; only where :attr:`can_follow`."""
+    def follow(self, slot: AnySlot, step: Step[Array]) -> Step[Array]:
+        """Read the greedy choice of ``step`` without waiting for it; only where :attr:`can_follow`."""
         with self._context():
+            slot.text.append(step.token)
             (rows,) = self.head.pieces
-            return self._forward(self._rows.tied_inputs(rows), step.local[None])
+            return self._forward(slot, self._rows.tied_inputs(rows), step.local[None])
+
+    def rewind(self, slot: AnySlot, count: int) -> None:
+        """Take back the last ``count`` tokens of a slot, among those read since the last call.
+
+        ``rewind(slot, 0)`` keeps all. Either way, tokens read from now on can be taken back. Only where
+        :attr:`Slot.can_rewind`, unless ``count`` is 0.
+        """
+        if count:
+            del slot.text[-count:]
+        with self._context():
+            self._rewind_caches(slot, count)
+
+    def cut(self, slot: AnySlot, length: int) -> int:
+        """Prepare a slot for another prompt: keep at most its first ``length`` tokens.
+
+        Returns:
+            The number of tokens that are kept: ``length``, or 0 where these caches cannot be cut.
+        """
+        count = len(slot.text) - length
+        with self._context():
+            if not self._cut_caches(slot, count):
+                self._empty(slot)
+            elif count:
+                del slot.text[length:]
+        return len(slot.text)
+
+    def copy(self, slot: AnySlot) -> AnySlot:
+        """A slot that holds the same. Neither changes the other."""
+        with self._context():
+            slot.text = list(slot.ids)
+            return self._copy_slot(slot)
+
+    def close(self, slot: AnySlot) -> None:
+        """Drop the caches of a slot, and what the last call left on the device. Safe at any moment."""
+        with self._context():
+            self._empty(slot)
+            self._release()
 
     def poll(self, step: Step[Array]) -> int:
         """The greedy choice of a step, a full id; waits for the device. Ties go to the lowest full id.
@@ -163,7 +194,7 @@ class Decoder(ABC, Generic[Array]):
 
     def confidence(self, step: Step[Array]) -> float:
         """Probability of the greedy choice among the active rows; waits for the device."""
-        assert step.confidence is not None, "begin(confidence=False) was called"
+        assert step.confidence is not None, "the slot was told that nobody asks"
         with self._context():
             return float(step.confidence.item())
 
@@ -173,21 +204,23 @@ class Decoder(ABC, Generic[Array]):
             hidden = self._concatenate([step.hidden for step in steps])
             return verify(self._full_head(hidden), hidden, drafts, sampler)
 
-    def states(self, ids: Ids, start: int) -> Iterator[Array]:
-        """Read a text of full ids, in place of :meth:`prefill`, and yield the hidden states of its positions
-        from ``start`` on, in order, ``[k, hidden]`` with ``k`` at most :data:`POSITIONS`.
-
-        A piece stays valid after :meth:`end`.
+    def states(self, ids: Ids, start: int) -> Generator[Array, None, None]:
+        """Read a text of full ids in a slot of its own, and yield the hidden states of its positions from
+        ``start`` on, in order, ``[k, hidden]`` with ``k`` at most :data:`POSITIONS`. Each piece stays valid.
         """
-        for first, end in self._pieces(0, len(ids), len(ids)):
-            with self._context():
-                self._check_logits(self._run(*self._inputs(ids[first:end])))
-            for at in range(max(start - first, 0), end - first, POSITIONS):
+        slot = self.open()
+        try:
+            for first, end in _pieces(0, len(ids), self._piece_tokens(slot, len(ids))):
                 with self._context():
-                    states = self._copy_states(at, min(at + POSITIONS, end - first))
-                yield states
-            with self._context():
-                self._finish_piece()
+                    self._check_logits(self._run(slot, *self._inputs(ids[first:end])))
+                for at in range(max(start - first, 0), end - first, POSITIONS):
+                    with self._context():
+                        states = self._copy_states(at, min(at + POSITIONS, end - first))
+                    yield states
+                with self._context():
+                    self._finish_piece(slot)
+        finally:
+            self.close(slot)
 
     def score(self, states: Sequence[Array], targets: Ids) -> Scored:
         """Log-probabilities of the full ids ``targets [k]`` at the ``k`` positions of some states, with one
@@ -197,22 +230,9 @@ class Decoder(ABC, Generic[Array]):
             hidden = self._concatenate(list(states))
             return log_probabilities(self._full_head(hidden).tiles(hidden), targets)
 
-    def rewind(self, count: int) -> None:
-        """Take back the last ``count`` tokens that were read since the last call: the caches are as before.
-
-        ``rewind(0)`` keeps all. Either way, tokens read from now on can be taken back. Only where
-        :attr:`can_rewind`, unless ``count`` is 0.
-        """
-        if count:
-            del self._text[-count:]
+    def truncate_head(self) -> None:
+        """Drop the dynamic rows: the head holds exactly the static and learned ones."""
         with self._context():
-            self._rewind_caches(count)
-
-    def end(self) -> None:
-        """End a request: drop the caches and the dynamic rows. Safe at any moment."""
-        self._text = []
-        with self._context():
-            self._close_caches()
             self.head.truncate()
 
     @abstractmethod
@@ -221,10 +241,15 @@ class Decoder(ABC, Generic[Array]):
 
     # Shared parts.
 
-    def _forward(self, inputs: Any, index: Array) -> Step[Array]:
-        logits = self._run_step(inputs, index)
+    def _empty(self, slot: AnySlot) -> None:
+        slot.text = []
+        self._empty_caches(slot)
+
+    def _forward(self, slot: AnySlot, inputs: Any, index: Array) -> Step[Array]:
+        logits = self._run_step(slot, inputs, index)
         token, local = self._greedy(logits)
-        confidence = self._top_probability(logits) if self._wants_confidence else None
+        wanted = slot.wants_confidence and self.head.name != "full"
+        confidence = self._top_probability(logits) if wanted else None
         # Start now: if the value is asked for later, the next step may be queued before it.
         self._start([token, local] if confidence is None else [token, local, confidence])
         return Step(self._last_hidden(), logits, token, local, confidence)
@@ -233,12 +258,6 @@ class Decoder(ABC, Generic[Array]):
         """Embedding rows of some tokens, each once, and where each token's row is, ``[1, n]``."""
         needed, index = np.unique(ids, return_inverse=True)
         return self._rows.inputs(needed), self._index(index)
-
-    def _pieces(self, start: int, end: int, length: int) -> Iterator[tuple[int, int]]:
-        """Begin and end of the pieces in which the tokens ``start … end - 1`` of a text are read."""
-        step = self._piece_tokens(length)
-        for at in range(start, end, step):
-            yield at, min(at + step, end)
 
     def _check_logits(self, logits: Array) -> None:
         """Check the logits of a prompt: finite, and what :attr:`_transform` makes of the head's product.
@@ -283,40 +302,53 @@ class Decoder(ABC, Generic[Array]):
     # Hooks: the framework's caches.
 
     @abstractmethod
-    def _open_caches(self) -> None:
-        """Make empty caches."""
+    def _new_slot(self) -> AnySlot:
+        """A slot with empty caches."""
 
     @abstractmethod
-    def _close_caches(self) -> None:
-        """Drop the caches and what the last call left on the device."""
+    def _copy_slot(self, slot: AnySlot) -> AnySlot:
+        """See :meth:`copy`."""
 
     @abstractmethod
-    def _rewind_caches(self, count: int) -> None:
+    def _empty_caches(self, slot: AnySlot) -> None:
+        """Give a slot empty caches."""
+
+    @abstractmethod
+    def _rewind_caches(self, slot: AnySlot, count: int) -> None:
         """Take back ``count`` tokens, maybe none, and let later ones be taken back."""
 
-    def _allow_rewind(self) -> None:
+    @abstractmethod
+    def _cut_caches(self, slot: AnySlot, count: int) -> bool:
+        """Take back ``count`` tokens, maybe none, whenever they were read. Returns False, and does nothing,
+        where another prompt cannot go on from these caches.
+        """
+
+    def _allow_rewind(self, slot: AnySlot) -> None:
         """A prompt was read: tokens from now on can be taken back."""
 
-    def _caches_are_stale(self, length: int) -> bool:
+    def _caches_are_stale(self, slot: AnySlot, length: int) -> bool:
         """Whether a text of ``length`` tokens needs caches that are computed anew."""
         return False
 
-    def _piece_tokens(self, length: int) -> int:
-        """Tokens that run at once when a text of ``length`` tokens is read."""
+    def _piece_tokens(self, slot: AnySlot, length: int) -> int:
+        """Tokens that run at once when a slot is to hold ``length`` tokens."""
         return PREFILL_TOKENS
 
     # Hooks: running the body.
 
     @abstractmethod
-    def _run(self, inputs: Any, index: Array) -> Array:
+    def _run(self, slot: AnySlot, inputs: Any, index: Array) -> Array:
         """Run some tokens, ``index [1, n]`` into the rows of ``inputs``; logits ``[1, size]`` of the last."""
 
-    def _run_step(self, inputs: Any, index: Array) -> Array:
+    def _run_step(self, slot: AnySlot, inputs: Any, index: Array) -> Array:
         """:meth:`_run` for a step that may be taken back."""
-        return self._run(inputs, index)
+        return self._run(slot, inputs, index)
 
-    def _finish_piece(self) -> None:
+    def _finish_piece(self, slot: AnySlot) -> None:
         """A piece of a text was read and another follows."""
+
+    def _release(self) -> None:
+        """Drop what the last call looked up and left on the device."""
 
     @abstractmethod
     def _copy_states(self, start: int, end: int) -> Array:
@@ -367,3 +399,9 @@ class Decoder(ABC, Generic[Array]):
 
     @abstractmethod
     def _equal(self, first: Array, second: Array) -> bool: ...
+
+
+def _pieces(start: int, end: int, size: int) -> Iterator[tuple[int, int]]:
+    """Begin and end of pieces of at most ``size`` tokens that cover ``start … end - 1``."""
+    for at in range(start, end, size):
+        yield at, min(at + size, end)

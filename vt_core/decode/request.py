@@ -7,7 +7,7 @@ block with the full head. An approximate request, or one on the full head, skips
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Generator
+from collections.abc import Collection, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +17,7 @@ from vt_core.decode.decoder import Decoder
 from vt_core.decode.metrics import Clock
 from vt_core.decode.policy import Block, BlockPolicy
 from vt_core.decode.sampling import Sampler
-from vt_core.decode.types import Step
+from vt_core.decode.types import Slot, Step
 from vt_core.decode.verification import Draft, accepted_prefix
 from vt_core.vocab.active import Ids
 
@@ -42,13 +42,17 @@ class Request:
     before.
     """
 
-    decoder: Decoder[Any]  #: model body and head
+    decoder: Decoder[Any, Any]  #: model body and head
     sampler: Sampler  #: chooses tokens; belongs to this request
     max_tokens: int  #: most tokens to generate
     eos_ids: Collection[int]  #: full ids that end the answer
     policy: BlockPolicy | None = None  #: block lengths of an exact request; None skips verification
     clock: Clock = time.perf_counter  #: clock of the measurements
     dynamic: bool = True  #: whether the rows of the prompt's tokens join the head
+    #: Caches of the caller's, to go on from and to keep: afterwards they hold the text as far as it was read.
+    #: None: caches of the request's own.
+    slot: Slot[Any] | None = None
+    reused: int = 0  #: tokens of the prompt that the slot held already
     checks: Checks = field(default_factory=Checks)  #: what verification did so far
 
     def run(self, prompt: Ids) -> Generator[int, None, None]:
@@ -58,34 +62,50 @@ class Request:
             prompt: full ids, int64 ``[n]``.
         """
         self.sampler.extend(prompt)
-        self.decoder.begin(confidence=self.policy is not None)
+        decoder = self.decoder
+        slot = decoder.open() if self.slot is None else self.slot
+        slot.wants_confidence = self.policy is not None
         try:
             if self.policy is not None:
                 self.policy.begin()
             if self.dynamic:
-                self.decoder.head.add(np.concatenate([prompt, self.sampler.biased]))
-            step = self.decoder.prefill(prompt)
+                decoder.head.add(np.concatenate([prompt, self.sampler.biased]))
+            # At least one token is read, for its logits.
+            self.reused = decoder.cut(slot, common_prefix(slot.ids, prompt[:-1]))
+            step = decoder.prefill(slot, prompt[self.reused :])
             done = 0
             while True:
                 started = self.clock() if done and self.policy is not None else None
-                block = _Block(self, done)
+                block = _Block(self, slot, done)
                 block.draft(step, started)
                 ids, rescue = block.check()
-                yield from ids
                 done += len(ids)
-                if done == self.max_tokens or ids[-1] in self.eos_ids:
+                ended = done == self.max_tokens or ids[-1] in self.eos_ids
+                if ended and self.slot is not None:
+                    block.drop_wrong(rescue)
+                yield from ids
+                if ended:
                     return
                 self.sampler.extend(np.array(ids))
                 step = block.resume(rescue)
         finally:
-            self.decoder.end()
+            if self.slot is None:
+                decoder.close(slot)
+            decoder.truncate_head()
+
+
+def common_prefix(first: Sequence[int], second: Ids) -> int:
+    """The number of ids that two texts have in common at their beginning."""
+    length = min(len(first), len(second))
+    different = np.flatnonzero(np.array(first[:length], dtype=np.int64) != second[:length])
+    return int(different[0]) if len(different) else length
 
 
 class _Block:
     """Tokens that were decoded on the reduced head and are not verified yet, with their steps."""
 
-    def __init__(self, request: Request, done: int) -> None:
-        self._request = request
+    def __init__(self, request: Request, slot: Slot[Any], done: int) -> None:
+        self._request, self._slot = request, slot
         self._decoder = request.decoder
         self._done = done
         self._steps: list[Step[Any]] = []
@@ -103,21 +123,21 @@ class _Block:
             step: the step that chooses the block's first token.
             started: when the block began, in seconds of the clock; None for the first block.
         """
-        request, decoder = self._request, self._decoder
+        request, decoder, slot = self._request, self._decoder, self._slot
         while True:
             more = self._done + len(self._tokens) + 1 < request.max_tokens
             follows = decoder.can_follow and request.sampler.settings.plain_greedy
-            if self._course is not None and not decoder.can_rewind:
+            if self._course is not None and not slot.can_rewind:
                 follows = False
             # Queue the next step before this token is known, so that the device does not wait for the host.
-            self._ahead = decoder.follow(step) if follows and more else None
+            self._ahead = decoder.follow(slot, step) if follows and more else None
             token = self._choose(step)
             ended = not more or token in request.eos_ids
             if self._course is None or self._course.push(decoder.confidence(step)) or ended:
                 break
-            if not decoder.can_rewind:
+            if not slot.can_rewind:
                 break
-            step = decoder.step(token) if self._ahead is None else self._ahead
+            step = decoder.step(slot, token) if self._ahead is None else self._ahead
         if request.policy is not None and started is not None:
             self._step_s = (request.clock() - started) / len(self._tokens)
             request.policy.costs.add_step(self._step_s)
@@ -153,19 +173,25 @@ class _Block:
 
     def resume(self, rescue: int | None) -> Step[Any]:
         """Return the step after the verified ids. After a rescue, take back the wrong steps first."""
-        decoder = self._decoder
-        read = len(self._tokens) - 1 + (self._ahead is not None)
+        decoder, slot = self._decoder, self._slot
         if rescue is None:
-            decoder.rewind(0)
-            return decoder.step(self._tokens[-1]) if self._ahead is None else self._ahead
+            decoder.rewind(slot, 0)
+            return decoder.step(slot, self._tokens[-1]) if self._ahead is None else self._ahead
         started = self._request.clock()
+        self.drop_wrong(rescue)
+        decoder.head.add([rescue])
+        self._request.checks.rescue_s += self._request.clock() - started
+        return decoder.step(slot, rescue)
+
+    def drop_wrong(self, rescue: int | None) -> None:
+        """Take back the tokens that were read after the last accepted one, if there was a rescue."""
+        if rescue is None:
+            return
+        read = len(self._tokens) - 1 + (self._ahead is not None)
         # Drop steps in flight first: they hold the head's buffer, and writing to a held buffer copies it.
         self._ahead = None
         self._steps.clear()
-        decoder.rewind(read - self._accepted)
-        decoder.head.add([rescue])
-        self._request.checks.rescue_s += self._request.clock() - started
-        return decoder.step(rescue)
+        self._decoder.rewind(self._slot, read - self._accepted)
 
     def _choose(self, step: Step[Any]) -> int:
         """Choose the token of a step on the reduced head and add it to the block."""

@@ -17,7 +17,7 @@ from vt_core.decode.types import Scored
 from vt_core.vocab.active import Ids
 
 
-def score(decoder: Decoder[Any], texts: Iterable[tuple[Ids, int]]) -> Generator[Scored, None, None]:
+def score(decoder: Decoder[Any, Any], texts: Iterable[tuple[Ids, int]]) -> Generator[Scored, None, None]:
     """Score texts, in order.
 
     Positions of several texts are gathered, so that one read of the full head serves many.
@@ -44,7 +44,7 @@ def score(decoder: Decoder[Any], texts: Iterable[tuple[Ids, int]]) -> Generator[
 
 
 def _positions(
-    decoder: Decoder[Any], texts: Iterable[tuple[Ids, int]], lengths: deque[int]
+    decoder: Decoder[Any, Any], texts: Iterable[tuple[Ids, int]], lengths: deque[int]
 ) -> Generator[tuple[Any, Ids], None, None]:
     """Pieces of states and the ids to score there; ``lengths`` gets the number of ids of each text."""
     last: tuple[Ids, Any] | None = None
@@ -56,14 +56,11 @@ def _positions(
             yield last[1], targets
             continue
         at = 0
-        decoder.begin(confidence=False)
-        try:
-            for states in decoder.states(read, given - 1):
+        with closing(decoder.states(read, given - 1)) as pieces:
+            for states in pieces:
                 last = read, states
                 yield states, targets[at : at + len(states)]
                 at += len(states)
-        finally:
-            decoder.end()
         last = last if len(targets) == 1 else None
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
@@ -32,6 +32,26 @@ class Step(Generic[Array]):
     token: Array  #: greedy choice, full id ``[1]``; :data:`NOT_A_NUMBER` where a logit is NaN
     local: Array  #: the same as local id ``[1]``
     confidence: Array | None  #: its probability among the active rows, if the request asked for it
+
+
+@dataclass(slots=True, eq=False)
+class Slot(Generic[Array]):
+    """One text's place in a decoder: its caches, and the tokens that they hold. Backends add their caches."""
+
+    #: Tokens that the caches hold, full ids; one that was queued before it was known is an array ``[1]``.
+    text: list[Any] = field(default_factory=list)
+    can_rewind: bool = True  #: whether tokens that were read can be taken back
+    wants_confidence: bool = False  #: whether :meth:`Decoder.confidence` will be asked of its steps
+
+    @property
+    def ids(self) -> list[int]:
+        """Tokens that the caches hold, full ids; waits for the device where one was queued."""
+        self.text = [token if isinstance(token, int) else int(token.item()) for token in self.text]
+        return self.text
+
+
+#: The slot class of a backend.
+AnySlot = TypeVar("AnySlot", bound=Slot[Any])
 
 
 #: Stands for the token of a step whose logits hold a NaN; larger than any id, and fits 32 bits.

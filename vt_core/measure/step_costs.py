@@ -11,7 +11,7 @@ from vt_core.decode.costs import Costs
 from vt_core.decode.decoder import Decoder
 from vt_core.decode.policy import MAX_BLOCK
 from vt_core.decode.sampling import Sampler, SamplerSettings
-from vt_core.decode.types import Step
+from vt_core.decode.types import Slot, Step
 from vt_core.decode.verification import Draft
 from vt_core.files.model_dir import ModelDirectory
 
@@ -31,7 +31,8 @@ def measure(directory: ModelDirectory, backend: str, quantize: str | None = None
 
     costs = Costs()
     model = load(directory.path, backend=backend, quantize=quantize)
-    steps = _decode(model.decoder, MAX_BLOCK)
+    slot = model.decoder.open()
+    steps = _decode(model.decoder, slot, MAX_BLOCK)
     costs.add_step(_median(seconds for _, seconds in steps))
     block = [step for step, _ in steps]
     sampler = Sampler(SamplerSettings(), model.rows)
@@ -43,24 +44,23 @@ def measure(directory: ModelDirectory, backend: str, quantize: str | None = None
             model.decoder.verify(block[:positions], drafts, sampler)
             times.append(time.perf_counter() - started)
         costs.add_verification(positions, _median(times[1:]))
-    model.decoder.end()
+    model.decoder.close(slot)
     del model, steps, block
     full = load(directory.path, backend=backend, head="full", quantize=quantize).decoder
-    full_step_s = _median(seconds for _, seconds in _decode(full, MAX_BLOCK))
-    full.end()
+    full_step_s = _median(seconds for _, seconds in _decode(full, full.open(), MAX_BLOCK))
     return costs, full_step_s
 
 
-def _decode(decoder: Decoder[Any], count: int) -> list[tuple[Step[Any], float]]:
+def _decode(decoder: Decoder[Any, Any], slot: Slot[Any], count: int) -> list[tuple[Step[Any], float]]:
     """Run that many steps after a short prompt. Returns each step and its seconds."""
     prompt = decoder.head.vocabulary.ids[:_PROMPT_TOKENS].copy()
-    decoder.begin()
-    step = decoder.prefill(prompt)
+    slot.wants_confidence = True
+    step = decoder.prefill(slot, prompt)
     decoder.poll(step)
     steps = []
     for _ in range(count):
         started = time.perf_counter()
-        step = decoder.step(decoder.poll(step))
+        step = decoder.step(slot, decoder.poll(step))
         decoder.poll(step)
         steps.append((step, time.perf_counter() - started))
     return steps

@@ -89,7 +89,7 @@ def test_ended_request_leaves_only_static_rows(how, exact):
     else:
         list(tokens)
     assert decoder.head.vocabulary.ids.tolist() == [1, 2, 3]
-    assert decoder.state is None
+    assert decoder.opened == 0
     decoder.fail_at = None
     again = list(request(decoder, max_tokens=8, policy=policy).run(np.array([50, 60])))
     assert again == run(HEADS["prealloc"], [1, 2, 3], [50, 60], max_tokens=8, policy=policy)
