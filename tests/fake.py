@@ -116,6 +116,12 @@ class FakeDecoder(Decoder[np.ndarray, FakeSlot]):
         super().close(slot)
         self.opened -= 1
 
+    def _export_caches(self, slot):
+        return {"state": slot.state}, None
+
+    def _restore_caches(self, slot, arrays, state):
+        slot.state = arrays["state"]
+
     def peak_memory(self):
         return None
 

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING
 from vt_core.errors import VtError
 
 if TYPE_CHECKING:
-    from vt_core.model import Chunk, Generation, Model, Score, Stats
+    from vt_core.model import Chunk, Generation, Model, Score, Session, Stats
     from vt_core.vocab.task import TaskVocabulary
 
 __version__ = "0.1.0"
-__all__ = ["Chunk", "Generation", "Model", "Score", "Stats", "TaskVocabulary", "VtError", "load"]
+__all__ = ["Chunk", "Generation", "Model", "Score", "Session", "Stats", "TaskVocabulary", "VtError", "load"]
 
 
 def load(
@@ -46,6 +46,8 @@ def load(
     ...     print(chunk.text, end="")
     >>> chunk.result.finish_reason, chunk.result.stats.tokens_per_s
     >>> model.score("The sky is", " blue").log_prob
+    >>> with model.session(system="Answer in one sentence.") as session:
+    ...     session.send("Why is the sky blue?").text
     >>> model.close()
 
     ``help(vt_core.Model)`` describes the arguments of these methods, ``help(vt_core.Generation)`` and
@@ -86,7 +88,7 @@ def load(
     from converters.cache import cache_directory, resolve
     from vt_core.decode.backend import backend as import_backend
     from vt_core.decode.options import load_options
-    from vt_core.files.adapters import read_adapter
+    from vt_core.files.adapters import layers_digest, read_adapter
     from vt_core.files.model_dir import ModelDirectory
     from vt_core.host import trim_heap
     from vt_core.model import Model
@@ -150,7 +152,13 @@ def load(
         adapter=layers,
     )
     model = Model(
-        directory, decoder, tokenizer, backend=options.backend, quantize=quantize, learned_file=learned_file
+        directory,
+        decoder,
+        tokenizer,
+        backend=options.backend,
+        quantize=quantize,
+        learned_file=learned_file,
+        adapter=layers_digest(layers),
     )
     model.set_static(static)
     trim_heap()
@@ -159,7 +167,7 @@ def load(
 
 def __getattr__(name: str) -> object:
     """Import public classes when first used, so that ``import vt_core`` stays fast."""
-    if name in ("Chunk", "Generation", "Model", "Score", "Stats"):
+    if name in ("Chunk", "Generation", "Model", "Score", "Session", "Stats"):
         from vt_core import model
 
         return getattr(model, name)

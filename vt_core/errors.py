@@ -9,6 +9,7 @@
     ├── DataError             an input file cannot be read, or a line of it cannot be used
     ├── OutputError           a file cannot be written
     ├── PromptError           a prompt cannot be run: empty, too long, or with ids outside the table
+    ├── SessionError          a saved session cannot be read, or belongs to another model
     ├── OptionError           an option is out of range or does not go with another
     ├── BackendError          a backend is not installed, unknown, or cannot do this on this machine
     └── SandboxError          generated programs cannot be run safely on this machine
@@ -68,6 +69,10 @@ class OutputError(VtError):
 
 class PromptError(VtError):
     """A prompt cannot be run: empty, too long, or with ids outside the table."""
+
+
+class SessionError(VtError):
+    """A saved session cannot be read, or belongs to another model."""
 
 
 class OptionError(VtError):

@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,15 +25,17 @@ from vt_core.decode.results import Chunk, Generation, Score, Stats
 from vt_core.decode.sampling import Sampler
 from vt_core.decode.scoring import score
 from vt_core.decode.stopping import StopMatcher
+from vt_core.decode.types import Slot
 from vt_core.errors import BackendError, PromptError, VocabularyError, VtError, shorten
 from vt_core.files.model_dir import ModelDirectory
 from vt_core.host import trim_heap
+from vt_core.session import Session
 from vt_core.vocab.active import Ids
 from vt_core.vocab.learning import Learned, LearnedFile
 from vt_core.vocab.task import TaskVocabulary
 from vt_core.vocab.tokenizer import Prompt, Tokenizer
 
-__all__ = ["Chunk", "Generation", "Model", "Score", "Stats"]
+__all__ = ["Chunk", "Generation", "Model", "Score", "Session", "Stats"]
 
 
 class Model:
@@ -52,6 +55,7 @@ class Model:
         quantize: str | None = None,
         clock: Clock = time.perf_counter,
         learned_file: LearnedFile | None = None,
+        adapter: str | None = None,
     ) -> None:
         """Join the parts of a model; applications call :func:`vt_core.load`.
 
@@ -62,7 +66,8 @@ class Model:
             backend: name of the decoder's backend.
             quantize: how weights were quantized while loading.
             clock: clock of the measurements.
-            learned_file: where learned ids are kept; None keeps them for this session only.
+            learned_file: where learned ids are kept; None keeps them as long as the model is loaded.
+            adapter: digest of the adapter's layers, if there is one.
         """
         self.directory = directory  #: the model directory
         self.tokenizer = tokenizer  #: the full tokenizer
@@ -71,6 +76,7 @@ class Model:
         self.rows = decoder.head.vocabulary.rows  #: rows that have a token; padding rows are left out
         self.eos_ids = self.tokenizer.eos_ids(self.rows)  #: full ids that end an answer
         self._decoder: Decoder[Any, Any] | None = decoder
+        self._adapter = adapter
         self._clock = clock
         self._memory = ProcessMemory()
         self._use = Exclusive()
@@ -109,6 +115,17 @@ class Model:
         if self._decoder is None:
             raise BackendError("this model is closed; load it again")
         return self._decoder
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What the caches of a text depend on, apart from the text: weights, backend and float type."""
+        return {
+            "model": self.directory.manifest.digest,
+            "backend": self.backend,
+            "dtype": self.decoder.dtype,
+            "quantization": self.quantization,
+            "adapter": self._adapter,
+        }
 
     @property
     def context(self) -> int | None:
@@ -274,8 +291,77 @@ class Model:
         ids = self.encode(
             prompt, system=options.system, raw=options.raw, template_arguments=options.template_arguments
         )
+        return self.run(ids, options)
+
+    def run(
+        self, ids: Ids, options: RequestOptions, slot: Slot[Any] | None = None
+    ) -> Generator[Chunk, None, None]:
+        """Run full ids with checked options; applications call :meth:`stream` or a session.
+
+        Args:
+            ids: the prompt, int64 ``[n]``.
+            options: of the request, apart from the prompt.
+            slot: caches to go on from, and to keep; None uses caches of its own.
+
+        Raises:
+            PromptError: the prompt is empty or too long, or has ids without a row.
+            BackendError: another request of this model is running, or the model is closed.
+        """
         prompts.check_prompt(ids, options.max_tokens, self.rows, self.context)
-        return self._use.track(self._run(self._request(options), ids, StopMatcher(options.stop)))
+        request = self._request(options, slot)
+        return self._use.track(self._run(request, ids, StopMatcher(options.stop)))
+
+    def session(
+        self,
+        *,
+        system: str | None = None,
+        max_tokens: int = 256,
+        stop: str | Sequence[str] = (),
+        approximate: bool = False,
+        template_arguments: Mapping[str, Any] | None = None,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        seed: int = 0,
+        repetition_penalty: float = 1.0,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
+        logit_bias: Mapping[int, float] | None = None,
+    ) -> Session:
+        """Start a conversation whose caches are kept between turns. The arguments are those of
+        :meth:`stream`, and hold for every turn.
+
+        Raises:
+            PromptError: the model has no chat template.
+            OptionError: an argument has the wrong type or is out of range.
+            BackendError: the model is closed.
+        """
+        options = request_options(
+            system=system,
+            max_tokens=max_tokens,
+            stop=stop,
+            approximate=approximate,
+            template_arguments=template_arguments,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            seed=seed,
+            repetition_penalty=repetition_penalty,
+            presence_penalty=presence_penalty,
+            frequency_penalty=frequency_penalty,
+            logit_bias=logit_bias,
+        )
+        return Session(self, options)
+
+    def load_session(self, path: str | Path) -> Session:
+        """Continue a conversation that :meth:`Session.save` wrote, with the options that it had.
+
+        Raises:
+            SessionError: the file cannot be read, or belongs to another model, backend or float type.
+        """
+        return Session.load(self, path)
 
     def score(
         self,
@@ -337,7 +423,7 @@ class Model:
             template_arguments=options.template_arguments,
         )
 
-    def _request(self, options: RequestOptions) -> Request:
+    def _request(self, options: RequestOptions, slot: Slot[Any] | None) -> Request:
         exact = not options.approximate and self.decoder.head.name != "full"
         return Request(
             self.decoder,
@@ -347,6 +433,7 @@ class Model:
             self._policy if exact else None,
             self._clock,
             options.dynamic,
+            slot,
         )
 
     def _run(self, request: Request, ids: Ids, stops: StopMatcher) -> Generator[Chunk, None, None]:

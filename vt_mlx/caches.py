@@ -7,10 +7,11 @@ reverse order.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 from mlx.utils import tree_map
 from mlx_lm.models.cache import (
     ArraysCache,
@@ -68,6 +69,52 @@ def copy_caches(source: list[Any], target: list[Any]) -> None:
     for old, new in zip(_leaves(source), _leaves(target), strict=True):
         if not old.empty():
             new.state = tree_map(copied, old.state)
+
+
+def export_caches(caches: list[Any]) -> tuple[dict[str, np.ndarray], list[Any]]:
+    """Arrays of the caches by name, in storage dtypes, and the rest of their states as JSON can hold it."""
+    arrays: dict[str, np.ndarray] = {}
+
+    def exported(path: str, part: Any) -> Any:
+        if isinstance(part, (list, tuple)):
+            return [exported(f"{path}.{index}", item) for index, item in enumerate(part)]
+        if not isinstance(part, mx.array):
+            return part
+        kind = str(part.dtype).removeprefix("mlx.core.")
+        arrays[path] = np.array(part.view(mx.uint16) if part.dtype == mx.bfloat16 else part)
+        return {"array": path, "dtype": kind}
+
+    layers = [
+        {"class": type(cache).__name__, "state": None if cache.empty() else exported(str(index), cache.state)}
+        for index, cache in enumerate(_leaves(caches))
+    ]
+    return arrays, layers
+
+
+def restore_caches(caches: list[Any], arrays: Mapping[str, np.ndarray], layers: list[Any]) -> None:
+    """Give empty caches of the same model what :func:`export_caches` gave.
+
+    Raises:
+        ValueError: the layers are not those of these caches.
+    """
+
+    def restored(part: Any) -> Any:
+        if isinstance(part, list):
+            return [restored(item) for item in part]
+        if not isinstance(part, dict):
+            return part
+        array = mx.array(arrays[part["array"]])
+        if part["dtype"] == "bfloat16":
+            return array.view(mx.bfloat16)
+        if str(array.dtype) != f"mlx.core.{part['dtype']}":
+            raise ValueError(f"{part['array']} is not {part['dtype']}")
+        return array
+
+    for cache, saved in zip(_leaves(caches), layers, strict=True):
+        if saved["class"] != type(cache).__name__:
+            raise ValueError(f"a layer is not a {type(cache).__name__}")
+        if saved["state"] is not None:
+            cache.state = restored(saved["state"])
 
 
 def _leaves(caches: list[Any]) -> list[Any]:

@@ -1,4 +1,4 @@
-"""Taking back what transformers' rotary embeddings remember about the length of a text.
+"""transformers' caches: saving them, and taking back what rotary embeddings remember about a text's length.
 
 Dynamic NTK scaling computes new frequencies whenever a text becomes longer than all before it, and keeps
 them. After tokens were taken back, and in the next request, keys would be rotated by the wrong ones.
@@ -6,9 +6,13 @@ them. After tokens were taken back, and in the next request, keys would be rotat
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
+import torch
 from torch import nn
+from transformers import DynamicCache
 
 #: Attributes of a rotary embedding, besides its buffers, that depend on the lengths that it has seen.
 _REMEMBERED = ("max_seq_len_cached", "attention_scaling", "original_inv_freq")
@@ -69,3 +73,77 @@ def _is_dynamic(module: nn.Module) -> bool:
     kinds = getattr(module, "rope_type", None)
     each = kinds.values() if isinstance(kinds, dict) else [kinds]
     return any(isinstance(kind, str) and "dynamic" in kind for kind in each)
+
+
+#: Attributes that follow from the tensors.
+_DERIVED = ("dtype", "device")
+
+
+def export_cache(cache: DynamicCache) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:
+    """Tensors of a cache by name, in storage dtypes, and the other attributes of its layers.
+
+    An attribute is a tensor, a plain value, or a dictionary of these by number (the states of recurrent
+    layers).
+    """
+    arrays: dict[str, np.ndarray] = {}
+    layers = []
+    for index, layer in enumerate(cache.layers):
+        values: dict[str, Any] = {"class": type(layer).__name__}
+        for name, value in vars(layer).items():
+            if name in _DERIVED:
+                continue
+            parts = value if isinstance(value, dict) else {None: value}
+            exported = {key: _exported(part, f"{index}.{name}.{key}", arrays) for key, part in parts.items()}
+            values[name] = [*exported.items()] if isinstance(value, dict) else exported[None]
+        layers.append(values)
+    return arrays, layers
+
+
+def restore_cache(
+    cache: DynamicCache, arrays: Mapping[str, np.ndarray], layers: list[dict[str, Any]], device: torch.device
+) -> None:
+    """Give an empty cache of the same model what :func:`export_cache` gave.
+
+    Raises:
+        ValueError: layers or attributes are not those of this cache.
+    """
+    if len(layers) != len(cache.layers):
+        raise ValueError(f"{len(layers)} layers instead of {len(cache.layers)}")
+    for layer, saved in zip(cache.layers, layers, strict=True):
+        values = dict(saved)
+        if values.pop("class") != type(layer).__name__:
+            raise ValueError(f"a layer is not a {type(layer).__name__}")
+        tensor = None
+        for name, value in values.items():
+            if name in _DERIVED or name.startswith("__") or callable(getattr(type(layer), name, None)):
+                raise ValueError(f"{name} is not an attribute of a cache")
+            if isinstance(value, list):
+                restored: Any = {key: _restored(part, arrays, device) for key, part in value}
+                tensors = [part for part in restored.values() if isinstance(part, torch.Tensor)]
+            else:
+                restored = _restored(value, arrays, device)
+                tensors = [restored] if isinstance(restored, torch.Tensor) else []
+            tensor = next((part for part in tensors if part.is_floating_point()), tensor)
+            setattr(layer, name, restored)
+        if tensor is not None:
+            layer.dtype, layer.device = tensor.dtype, tensor.device
+
+
+def _exported(value: Any, name: str, arrays: dict[str, np.ndarray]) -> Any:
+    if not isinstance(value, torch.Tensor):
+        return value
+    tensor = value.detach().cpu().contiguous()
+    kind = str(tensor.dtype).removeprefix("torch.")
+    arrays[name] = (tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
+    return {"array": name, "dtype": kind}
+
+
+def _restored(value: Any, arrays: Mapping[str, np.ndarray], device: torch.device) -> Any:
+    if not isinstance(value, dict):
+        return value
+    tensor = torch.from_numpy(arrays[value["array"]].copy())
+    if value["dtype"] == "bfloat16":
+        tensor = tensor.view(torch.bfloat16)
+    elif str(tensor.dtype) != f"torch.{value['dtype']}":
+        raise ValueError(f"{value['array']} is not {value['dtype']}")
+    return tensor.to(device)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from copy import deepcopy
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +26,7 @@ from vt_core.vocab.active import Ids
 from vt_core.vocab.heads import Head, head_class
 from vt_torch.adapters import adapt
 from vt_torch.body import layer_table, load_body
-from vt_torch.caches import RotaryLog
+from vt_torch.caches import RotaryLog, export_cache, restore_cache
 from vt_torch.device import peak_memory, pick_device, pick_dtype, reset_peak
 from vt_torch.prequantized import find_layout
 from vt_torch.quantized import pick_bits
@@ -87,6 +88,15 @@ class TorchDecoder(Decoder[torch.Tensor, TorchSlot]):
         step = super().prefill(slot, ids)
         slot.prefilled, slot.beyond_border = len(slot.text), self._is_beyond_border(len(slot.text))
         return step
+
+    def _export_caches(self, slot: TorchSlot) -> tuple[dict[str, np.ndarray], Any]:
+        arrays, layers = export_cache(slot.cache)
+        return arrays, {"layers": layers, "prefilled": slot.prefilled, "beyond_border": slot.beyond_border}
+
+    def _restore_caches(self, slot: TorchSlot, arrays: Mapping[str, np.ndarray], state: Any) -> None:
+        restore_cache(slot.cache, arrays, state["layers"], self._device)
+        slot.prefilled, slot.beyond_border = state["prefilled"], state["beyond_border"]
+        slot.can_rewind = slot.cache.is_croppable
 
     def peak_memory(self) -> int | None:
         return peak_memory(self._device)

@@ -70,6 +70,7 @@ class Answer:
         allocated = decoder.peak_memory()
         stats = Stats(
             prompt_tokens=self._prompt_tokens,
+            cached_tokens=request.reused,
             generated_tokens=len(self.token_ids),
             head=head.name,
             backend=backend,

@@ -8,7 +8,7 @@ methods.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Generic
 
@@ -162,6 +162,18 @@ class Decoder(ABC, Generic[Array, AnySlot]):
             slot.text = list(slot.ids)
             return self._copy_slot(slot)
 
+    def export(self, slot: AnySlot) -> tuple[dict[str, np.ndarray], Any]:
+        """The caches of a slot: arrays in storage dtypes by name, and the rest as JSON can hold it."""
+        with self._context():
+            return self._export_caches(slot)
+
+    def restore(self, slot: AnySlot, arrays: Mapping[str, np.ndarray], state: Any) -> None:
+        """Fill the empty caches of a slot with what :meth:`export` gave. What does not fit raises one of
+        Python's own errors.
+        """
+        with self._context():
+            self._restore_caches(slot, arrays, state)
+
     def close(self, slot: AnySlot) -> None:
         """Drop the caches of a slot, and what the last call left on the device. Safe at any moment."""
         with self._context():
@@ -308,6 +320,14 @@ class Decoder(ABC, Generic[Array, AnySlot]):
     @abstractmethod
     def _copy_slot(self, slot: AnySlot) -> AnySlot:
         """See :meth:`copy`."""
+
+    @abstractmethod
+    def _export_caches(self, slot: AnySlot) -> tuple[dict[str, np.ndarray], Any]:
+        """See :meth:`export`."""
+
+    @abstractmethod
+    def _restore_caches(self, slot: AnySlot, arrays: Mapping[str, np.ndarray], state: Any) -> None:
+        """See :meth:`restore`."""
 
     @abstractmethod
     def _empty_caches(self, slot: AnySlot) -> None:

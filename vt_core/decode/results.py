@@ -11,6 +11,7 @@ class Stats:
     """Measurements of one request, and the settings that it ran with. None: could not be measured."""
 
     prompt_tokens: int  #: tokens of the prompt, chat template included
+    cached_tokens: int  #: of these, tokens that the caches of a session held already
     generated_tokens: int  #: tokens generated, an EOS token included
     head: str  #: how the head was held: ``prealloc``, ``split``, ``rebuild`` or ``full``
     backend: str  #: ``mlx`` or ``torch``

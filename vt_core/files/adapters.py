@@ -6,10 +6,11 @@ they may be quantized. The low-rank part is computed in float32, as PEFT and mlx
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -241,3 +242,14 @@ def _tensors(file: Path) -> dict[str, Floats]:
         values = np.frombuffer(tensor["data"], storage_dtype(dtype)).reshape(tensor["shape"])
         tensors[name] = to_float32(values, dtype)
     return tensors
+
+
+def layers_digest(layers: Sequence[LowRank]) -> str | None:
+    """SHA-256, in hex, over the layers of an adapter; None for no adapter."""
+    if not layers:
+        return None
+    digest = hashlib.sha256()
+    for layer in layers:
+        digest.update(repr((layer.module, layer.a.shape, layer.b.shape, layer.scale)).encode())
+        digest.update(np.ascontiguousarray(layer.a).tobytes() + np.ascontiguousarray(layer.b).tobytes())
+    return digest.hexdigest()

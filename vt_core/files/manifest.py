@@ -74,6 +74,12 @@ class Manifest:
     quantization: dict[str, Quantization] | None = None
     format_version: int = FORMAT_VERSION
 
+    @property
+    def digest(self) -> str:
+        """SHA-256, in hex, over the digests of all files: changes when any of them does."""
+        files = json.dumps({name: info.sha256 for name, info in self.files.items()}, sort_keys=True)
+        return hashlib.sha256(files.encode()).hexdigest()
+
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
 
