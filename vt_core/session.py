@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,11 +54,11 @@ class Session:
 
     def stream(
         self, content: str | Sequence[Message] = (), *, max_tokens: int | None = None
-    ) -> Iterator[Chunk]:
+    ) -> Generator[Chunk, None, None]:
         """Add a turn and generate the answer piece by piece; the last chunk carries the result.
 
-        Turn and answer join :attr:`messages`. If the stream is closed early, what was generated so far is the
-        answer; if it fails, the conversation stays as it was.
+        Turn and answer join :attr:`messages`. If the stream is closed early or interrupted, the answer is what
+        was generated so far; if it fails, the conversation stays as it was.
 
         Args:
             content: text of the user's turn, or chat messages to add, such as the results of tools. Empty:
@@ -90,21 +90,24 @@ class Session:
             template_arguments=options.template_arguments,
         )
         answer = ""
-        failed = True
+        finished = interrupted = False
         try:
             for chunk in model.run(ids, options, self._slot):
                 answer += chunk.text
                 if chunk.result is not None:
                     answer = chunk.result.text
                 yield chunk
-            failed = False
+            finished = True
         except GeneratorExit:
-            failed = False
+            finished = True
+            raise
+        except KeyboardInterrupt:
+            interrupted = True
             raise
         finally:
-            if failed:
-                self._drop_caches()
-            else:
+            if not finished:
+                self._drop_caches()  # a layer may have read a token that another has not
+            if finished or interrupted:
                 self.messages = [*messages, {"role": "assistant", "content": answer}]
 
     def edit(self, index: int, content: str) -> None:

@@ -73,6 +73,7 @@ def _report(name: str, error: object) -> None:
 def build_group(backend: str) -> click.Group:
     """The command group of a backend, ``mlx`` or ``torch``."""
     from vt_core.cli.bench import bench
+    from vt_core.cli.chat import chat
     from vt_core.cli.convert import convert
     from vt_core.cli.eval import evaluate
     from vt_core.cli.generate import generate
@@ -84,7 +85,7 @@ def build_group(backend: str) -> click.Group:
     def group() -> None:
         """Exact, low-memory generation for small language models."""
 
-    for command in (generate, convert, profile, inspect, bench, evaluate):
+    for command in (generate, chat, convert, profile, inspect, bench, evaluate):
         own = copy.copy(command)
         # Help texts are written for vt-torch; their examples must run when pasted.
         own.help = (command.help or "").replace("vt-torch", f"vt-{backend}")

@@ -56,7 +56,60 @@ template_option = click.option(
     "--template", metavar="TEXT", help="Prompt around {input}. In profile, its words count as input."
 )
 
+approximate_option = click.option(
+    "--approximate",
+    is_flag=True,
+    help="Skip verification, as the published method does. Otherwise the text is the full head's.",
+)
+
+verbose_option = click.option("-v", "--verbose", is_flag=True, help="Report on stderr what was done.")
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+
+
+def combined(*options: Option) -> Option:
+    """Several options as one decorator; help lists them in this order."""
+
+    def decorate(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+sampling_options = combined(
+    click.option("--temperature", default=0.0, show_default=True, help="0 is greedy."),
+    click.option(
+        "--top-p", default=1.0, show_default=True, help="Keep the most likely tokens up to this probability."
+    ),
+    click.option("--top-k", default=0, show_default=True, help="Keep the K most likely tokens; 0 keeps all."),
+    click.option(
+        "--min-p",
+        default=0.0,
+        show_default=True,
+        help="Keep tokens at least this likely, relative to the best.",
+    ),
+    click.option("--seed", default=0, show_default=True, help="The same seed gives the same text."),
+    click.option(
+        "--repetition-penalty",
+        default=1.0,
+        show_default=True,
+        help="Make tokens that occur less likely; 1: off.",
+    ),
+    click.option(
+        "--presence-penalty",
+        default=0.0,
+        show_default=True,
+        help="Subtract this once from the logits of tokens that occur; 0: off.",
+    ),
+    click.option(
+        "--frequency-penalty",
+        default=0.0,
+        show_default=True,
+        help="Subtract this from a token's logit each time it occurs; 0: off.",
+    ),
+)
 
 
 def model_option(also: str = "") -> Option:
