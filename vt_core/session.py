@@ -57,8 +57,8 @@ class Session:
     ) -> Generator[Chunk, None, None]:
         """Add a turn and generate the answer piece by piece; the last chunk carries the result.
 
-        Turn and answer join :attr:`messages`. If the stream is closed early or interrupted, the answer is what
-        was generated so far; if it fails, the conversation stays as it was.
+        Turn and answer join :attr:`messages`. If the stream is closed early or interrupted, the answer is
+        what was generated so far; if it fails, the conversation stays as it was.
 
         Args:
             content: text of the user's turn, or chat messages to add, such as the results of tools. Empty:
