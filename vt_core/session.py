@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Generator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -149,7 +149,7 @@ class Session:
             arrays,
             {
                 "model": self._model.identity,
-                "options": asdict(self._options),
+                "options": _options_as_json(self._options),
                 "messages": self.messages,
                 "ids": self._slot.ids,
                 "caches": state,
@@ -187,3 +187,11 @@ class Session:
         wants = self._slot.wants_confidence
         self._model.decoder.close(self._slot)
         self._slot = replace(self._model.decoder.open(), wants_confidence=wants)
+
+
+def _options_as_json(options: RequestOptions) -> dict[str, Any]:
+    def plain(value: Any) -> dict[str, Any]:
+        return {field.name: getattr(value, field.name) for field in fields(value)}
+
+    sampling = plain(options.sampling)
+    return {**plain(options), "sampling": {**sampling, "logit_bias": dict(sampling["logit_bias"])}}

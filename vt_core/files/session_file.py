@@ -31,8 +31,12 @@ def save(path: str | Path, arrays: Mapping[str, np.ndarray], content: Mapping[st
 
     Raises:
         OutputError: the file cannot be written.
+        SessionError: the content is not JSON, such as functions among the template's arguments.
     """
-    header = json.dumps({"format_version": FORMAT_VERSION, **content}, ensure_ascii=False)
+    try:
+        header = json.dumps({"format_version": FORMAT_VERSION, **content}, ensure_ascii=False)
+    except (TypeError, ValueError) as error:
+        raise SessionError(f"{path}: this conversation cannot be saved ({error}).") from error
     write_atomically(path, serialize(dict(arrays), {_FIELD: header}))
 
 
