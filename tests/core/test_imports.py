@@ -86,7 +86,7 @@ ALLOWED = {
     "profile": LOW,
     "decode": LOW,
     "model": LOW | {"decode", "session"},
-    "session": LOW | {"decode", "model"},
+    "session": LOW | {"decode"},
     "measure": LOW | {"decode", "model", "profile"},
     "harness": LOW | {"decode", "model"},
     "cli": LOW | {"decode", "model", "profile", "measure"},
