@@ -44,3 +44,9 @@ def tiny(tmp_path_factory):
         return made[kind, dtype]
 
     return make
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Workers that run tests side by side must give them the same names."""
+    for item in items:
+        assert " at 0x" not in item.nodeid, f"an address is in the name of {item.nodeid}; give it an id"

@@ -123,7 +123,6 @@ FIELDS = (
         {"bos_token": "<mine>"},
         {"add_generation_prompt": False, "continue_final_message": True},
     ],
-    ids=str,
 )
 def test_rendered_as_in_transformers(tmp_path, arguments):
     ours = tokenizer_with(tmp_path, FIELDS)
