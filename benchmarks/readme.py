@@ -25,6 +25,10 @@ from vt_core.measure.report import NONE, markdown
 ROOT = Path(__file__).parents[1]
 FOLDER = Path(__file__).with_name("results")
 BEGIN, END = "<!-- bench: python -m benchmarks.readme -->\n", "<!-- /bench -->\n"
+_EXPLANATION = (
+    "Memory (peak of the process) and tokens/s are vt's divided by the stock framework's: below 1 × is less "
+    "memory, above 1 × is faster. "
+)
 STOCK_NAMES = {"torch": "transformers", "mlx": "mlx-lm"}
 #: Names of the models, by model directory.
 TITLES = {"gemma-vt": "Gemma 3 270M", "qwen-vt": "Qwen2.5-Coder 0.5B", "smollm2-vt": "SmolLM2 135M"}
@@ -102,8 +106,8 @@ def table(all_results: Sequence[Mapping[str, Any]]) -> str:
     if not shown:
         return ""
     machines = dict.fromkeys(machine_text(each.results["machine"]) for each in shown)
-    lines = [f"Figures are ratios to the stock framework; {', and '.join(machines)}.", ""]
-    columns = ["model", "to", "prompts", "rows of the head", "memory of the process", "tokens/s, approximate"]
+    lines = [_EXPLANATION + f"{', and '.join(machines)}.", ""]
+    columns = ["model", "compared with", "prompts", "rows of the head", "memory", "tokens/s, approximate"]
     columns += ["tokens/s, exact", "same text, exact"]
     lines += [f"| {' | '.join(columns)} |", "|---|---|" + "---:|" * (len(columns) - 2)]
     lines += [f"| {' | '.join(_cells(each))} |" for each in shown]

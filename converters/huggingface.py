@@ -106,7 +106,6 @@ def read_config(path: Path) -> dict[str, Any]:
     check_links(path)
     config = read_object(path / "config.json", "model configuration", ConfigError, strict=False)
     check_config(config, path / "config.json")
-    check_config(config, path / "config.json")
     refuse_foreign_quantization(path, config)
     return config
 

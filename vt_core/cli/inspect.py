@@ -77,6 +77,7 @@ def _inspect_model(
         report["verified"] = True
         lines.append(("digests", f"verified, of {len(directory.manifest.files)} files"))
     if measured_on is not None:
+        click.echo("measuring: the model is loaded twice and runs some tens of steps", err=True)
         measured, texts = _speed_report(directory, measured_on, quantize)
         report, lines = report | measured, lines + texts
     return report, lines

@@ -39,7 +39,7 @@ loading_options = combined(
         type=click.Choice(list(HEADS)),
         default="prealloc",
         show_default=True,
-        help="How the head is held; full is the original one.",
+        help="How the head is stored in memory; full is the original one.",
     ),
     click.option(
         "--store",
@@ -56,7 +56,12 @@ loading_options = combined(
     device_option,
     dtype_option(),
     quantize_option,
-    click.option("--learn", is_flag=True, help="Save the tokens that verification put in, for the next run."),
+    click.option(
+        "--learn",
+        is_flag=True,
+        help="Save the tokens that verification corrected, for the next run: beside the task file, or in the "
+        "user's cache.",
+    ),
 )
 
 template_options = combined(

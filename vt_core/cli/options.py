@@ -20,7 +20,11 @@ FILE = click.Path(path_type=Path)
 revision_option = click.option("--revision", metavar="REV", help="Branch, tag or commit of a hub id.")
 
 task_option = click.option(
-    "--task", multiple=True, type=FILE, metavar="FILE", help="Task vocabulary; repeat it for their union."
+    "--task",
+    multiple=True,
+    type=FILE,
+    metavar="FILE",
+    help="Task vocabulary; may be repeated, the vocabularies are combined.",
 )
 
 stop_option = click.option(
@@ -81,7 +85,10 @@ def combined(*options: Option) -> Option:
 sampling_options = combined(
     click.option("--temperature", default=0.0, show_default=True, help="0 is greedy."),
     click.option(
-        "--top-p", default=1.0, show_default=True, help="Keep the most likely tokens up to this probability."
+        "--top-p",
+        default=1.0,
+        show_default=True,
+        help="Keep the most likely tokens whose total probability reaches this.",
     ),
     click.option("--top-k", default=0, show_default=True, help="Keep the K most likely tokens; 0 keeps all."),
     click.option(
@@ -95,13 +102,13 @@ sampling_options = combined(
         "--repetition-penalty",
         default=1.0,
         show_default=True,
-        help="Make tokens that occur less likely; 1: off.",
+        help="Make tokens that have already occurred less likely; 1: off.",
     ),
     click.option(
         "--presence-penalty",
         default=0.0,
         show_default=True,
-        help="Subtract this once from the logits of tokens that occur; 0: off.",
+        help="Subtract this once from the logits of tokens that have already occurred; 0: off.",
     ),
     click.option(
         "--frequency-penalty",
