@@ -83,7 +83,7 @@ def test_terminal_commands(session, monkeypatch, tmp_path, capsys):
     typed(
         session,
         monkeypatch,
-        ["/help", "/system jkl", "abc \\", "def", "/edit ghi", f"/save {file}", "/wrong"],
+        ["/help", "/system jkl", "abc \\", "def", "/edit ghi", f"/save {file}", "/no"],
     )
     assert roles(session) == [("system", "jkl"), ("user", "ghi")]
     assert "/reset" in (shown := capsys.readouterr().err) and "unknown command /no" in shown

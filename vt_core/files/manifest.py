@@ -16,6 +16,8 @@ from vt_core.files.quantization import Quantization
 MANIFEST_NAME = "vt.json"
 #: Version 1 had no digests of files.
 FORMAT_VERSION = 2
+#: Hugging Face directories, GGUF files, and random weights in the shapes of a model.
+SOURCE_KINDS = ("huggingface", "gguf", "random")
 STORE_NAME = "vocab.lmdb"
 STORE_FILE = f"{STORE_NAME}/data.mdb"
 #: Name of the per-layer embedding table (Gemma 3n, Gemma 4).
@@ -26,7 +28,7 @@ PER_LAYER = "per_layer"
 class SourceInfo:
     """Where a model came from."""
 
-    kind: str  #: ``huggingface`` or ``gguf``
+    kind: str  #: one of :data:`SOURCE_KINDS`
     name: str  #: as the user gave it
     fingerprint: str  #: changes when one of the source's files does
 
@@ -139,7 +141,7 @@ class Manifest:
         return sum(rows * table.row_bytes for name, table in self.tables.items() if name != PER_LAYER)
 
     def _check(self, path: Path) -> None:
-        if self.dtype not in FLOATS or self.source.kind not in ("huggingface", "gguf"):
+        if self.dtype not in FLOATS or self.source.kind not in SOURCE_KINDS:
             raise ModelError(
                 f"{path}: dtype {shorten(self.dtype)} or source {shorten(self.source.kind)} is unknown. "
                 "Convert the model again."
