@@ -1,6 +1,6 @@
-"""What is typical of each kind of tiny model, and how to take it away.
+"""The features of each kind of tiny model, and how to remove each one.
 
-A test that compares texts checks a feature only if the text would be another one without it.
+A test that compares texts checks a feature only if the text changes without it.
 """
 
 from __future__ import annotations

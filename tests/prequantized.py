@@ -1,4 +1,5 @@
-"""Tiny models whose layers are packed as GPTQ, AWQ and compressed-tensors do, beside what they stand for.
+"""Tiny models whose layers are packed as GPTQ, AWQ and compressed-tensors do, and the floats that
+they represent.
 
 Groups of 32, embedding and head in floats. All values are float16 without rounding.
 """
@@ -15,14 +16,14 @@ from safetensors.numpy import load_file, save_file
 from tests.tiny import write_model
 
 GROUP = 32
-#: In which order AWQ puts eight numbers into a word, the lowest bits first.
+#: Order in which AWQ packs eight numbers into a word, lowest bits first.
 _AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 
 Parts = dict[str, np.ndarray]
 
 
 def write_carried(root: Path, kind: str, model: str = "llama-wide", **changes: object) -> tuple[Path, Path]:
-    """A packed model's directory, and one of the floats that it stands for; ``kind``: one of SETTINGS."""
+    """A packed model's directory, and one of the floats that it represents; ``kind``: one of SETTINGS."""
     floats, packed = root / "floats", root / kind
     settings = SETTINGS[kind]
     method, bits, shuffled = settings["quant_method"], settings.get("bits", 4), settings.get("desc_act")
@@ -34,7 +35,7 @@ def write_carried(root: Path, kind: str, model: str = "llama-wide", **changes: o
         carried[name] = values[name] = tensor
         if "_proj." in name and "vision" not in name:
             del carried[name]
-            # The column that lies where a group has its place.
+            # The columns in the order in which the groups store them.
             order = np.arange(tensor.shape[1])
             if shuffled:
                 np.random.default_rng(0).shuffle(order)
@@ -63,19 +64,19 @@ def _rounded(weight: np.ndarray, bits: int, *, symmetric: bool) -> tuple[np.ndar
     groups = weight.astype(np.float32).reshape(len(weight), -1, GROUP)
     least, most = groups.min(axis=-1), groups.max(axis=-1)
     span = 2 * np.maximum(-least, most) if symmetric else most - least
-    # Of few digits, so that products with zeros and numbers are exact.
+    # With few digits, so that products with zeros and numbers are exact.
     digits = 0xFF00 if bits == 8 else 0xFFF0
     scales = ((span / last).astype(np.float16).view(np.uint16) & digits).view(np.float16)
     wide = scales.astype(np.float32)
     middle = np.full(scales.shape, 1 << bits - 1)
-    # From 1: what a GPTQ file notes is one less.
+    # From 1: a GPTQ file stores one less.
     zeros = middle if symmetric else np.clip(np.round(-least / wide), 1, last).astype(int)
     numbers = np.clip(np.round(groups / wide[..., None]) + zeros[..., None], 0, last).astype(int)
     return scales, zeros, numbers.reshape(weight.shape)
 
 
 def _words(numbers: np.ndarray, order: tuple[int, ...] = tuple(range(8)), bits: int = 4) -> np.ndarray:
-    """Numbers of so many bits, neighbors in the last axis to an int32."""
+    """Pack numbers of ``bits`` bits along the last axis into int32 words."""
     count = 32 // bits
     parts = numbers.reshape(*numbers.shape[:-1], -1, count)[..., order[:count]].astype(np.uint32)
     return np.bitwise_or.reduce(parts << (bits * np.arange(count, dtype=np.uint32)), axis=-1).view(np.int32)

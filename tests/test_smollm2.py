@@ -15,6 +15,8 @@ from vt_core import load
 from vt_core.cli import build
 from vt_core.vocab.tokenizer import Tokenizer
 
+pytestmark = pytest.mark.slow
+
 PROMPT = "Name three colours of the rainbow."
 
 

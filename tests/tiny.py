@@ -13,7 +13,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from tests.families import FAMILIES, Wrapper
 
-#: Padding rows behind the tokenizer's ids, as Qwen has them.
+#: Padding rows after the tokenizer's ids, as in Qwen.
 PADDING_ROWS = 21
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -25,7 +25,7 @@ SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 
 
 def write_tokenizer(directory: Path, words: int = 2000) -> int:
-    """A byte-level tokenizer of ``words`` made-up merges; returns how many ids it has."""
+    """Write a byte-level tokenizer with ``words`` invented merges; returns its number of ids."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: index for index, token in enumerate(SPECIALS + alphabet)}
     letters, merges = "abcdefghijklmnopqrstuvwxyzĠ", []
@@ -51,8 +51,8 @@ def write_tokenizer(directory: Path, words: int = 2000) -> int:
 
 
 def write_model(directory: Path, kind: str, dtype: str = "float32", seed: int = 0, **changes: object) -> Path:
-    """A random model of one of the :data:`KINDS` or :data:`ARCHITECTURES`, with its tokenizer; those of
-    :data:`QUANTIZED` are quantized. ``changes`` go into its configuration.
+    """Write a random model of one of the :data:`KINDS` or :data:`ARCHITECTURES`, with its tokenizer. Those in
+    :data:`QUANTIZED` are quantized. ``changes`` override its configuration.
     """
     _write_floats(directory, kind, dtype, seed, changes)
     if kind in QUANTIZED:
@@ -61,8 +61,8 @@ def write_model(directory: Path, kind: str, dtype: str = "float32", seed: int = 
 
 
 def stock_source(source: Path, backend: str) -> Path:
-    """The directory that a stock framework loads for a model that :func:`write_model` wrote: transformers
-    reads no quantized weights of MLX's, and needs a package more for what Gemma 3n sees with.
+    """The directory that a stock framework loads for a model that :func:`write_model` wrote. transformers
+    does not read MLX's quantized weights, and needs one more package for the vision part of Gemma 3n.
     """
     floats = floats_of(source)
     return floats if backend == "torch" and floats.exists() else source
@@ -99,7 +99,7 @@ def quantize(source: Path, bits: int, group_size: int, tables: tuple[int, int] |
 
 
 def _quantized(tensor, bits: int, group_size: int):
-    """The three tensors that a matrix becomes, and the values that they stand for, in its dtype."""
+    """The three tensors of a quantized matrix, and the values that they represent, in its dtype."""
     import torch
 
     from vt_core.files import packing
@@ -132,15 +132,15 @@ def _write_floats(directory: Path, kind: str, dtype: str, seed: int, changes: di
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            # Large enough that the texts are varied, biases and norms away from their neutral values. Gemma
-            # multiplies its embedding by seven here, which would drown what the layers do.
+            # Large enough for varied texts, with biases and norms away from their neutral values. Gemma
+            # multiplies its embedding by seven here, which would hide the effect of the layers.
             scaled = "gemma" in kind and "embed_tokens" in name
             spread = 0.04 if scaled else 0.3 if parameter.dim() == 1 else 0.25
             parameter.add_(torch.randn_like(parameter) * spread)
         for name, buffer in model.named_buffers():
             if name.endswith("layer_scalar"):
                 buffer.mul_(0.8)
-        # Padding is never chosen, as nobody has trained it to be. Here the stock frameworks must not either.
+        # A trained model never chooses padding. Make sure that this random one does not either.
         for table in (model.get_input_embeddings(), model.get_output_embeddings()):
             for parameter in table.parameters():
                 parameter[-PADDING_ROWS:] = 0
@@ -150,8 +150,7 @@ def _write_floats(directory: Path, kind: str, dtype: str, seed: int, changes: di
         file = directory / "model.safetensors"
         tensors = {name.removeprefix("transformer."): tensor for name, tensor in load_file(file).items()}
         save_file(tensors, file, {"format": "pt"})
-    # transformers 5 writes rope_parameters only and drops what older versions of these files have, and mlx-lm
-    # reads.
+    # transformers 5 writes rope_parameters only. Older files have these fields too, and mlx-lm reads them.
     saved = json.loads((directory / "config.json").read_text())
     theta = saved.get("rope_parameters", {}).get("rope_theta")
     older = ({"rope_theta": theta} if theta else {}) | OLDER_NAMES.get(kind, {})
@@ -183,8 +182,8 @@ def _publish(directory: Path, wrapper: Wrapper) -> None:
 
 
 def _publish_gemma3n(directory: Path) -> None:
-    """Lay a model out as published, which mlx-lm expects: inside one that sees and hears, whose other parts
-    are left out here, and with keys and values of the layers that share them, which nothing uses.
+    """Use the published layout, which mlx-lm expects: the language model inside a multimodal one, whose other
+    parts are left out here, with unused keys and values of the layers that share them.
     """
     import torch
     from safetensors.torch import load_file, save_file
@@ -214,7 +213,7 @@ SIZES = {
     "pad_token_id": None,
 }
 _WIDE = {"hidden_size": 64, "intermediate_size": 128}
-#: Configuration class of transformers and what is particular.
+#: Configuration class of transformers, and fields that differ from the common ones.
 KINDS = {
     "llama": ("LlamaConfig", {"tie_word_embeddings": True, "head_dim": 12}),
     "qwen2": ("Qwen2Config", {"tie_word_embeddings": False}),
@@ -233,7 +232,7 @@ KINDS = {
     "llama-4bit": ("LlamaConfig", {"tie_word_embeddings": True, **_WIDE}),
     "qwen2-8bit": ("Qwen2Config", {"tie_word_embeddings": False, **_WIDE}),
 }
-#: Bits, group size, and bits of embedding and head where those are others.
+#: Bits, group size, and bits of embedding and head where they differ.
 QUANTIZED: dict[str, tuple] = {"llama-4bit": (4, 32), "qwen2-8bit": (8, 64, (5, 6))}
 
 _GEMMA3_TEXT = {key: value for key, value in KINDS["gemma3"][1].items() if key != "tie_word_embeddings"}
@@ -247,8 +246,7 @@ _YARN = {
     "original_max_position_embeddings": 128,
 }
 
-#: Layers that look tokens up in a table of their own, and the last two of which have the keys and values of
-#: the layers before them.
+#: Models with a per-layer table, whose last two layers share the keys and values of earlier ones.
 _PER_LAYER = {
     "num_hidden_layers": 5,
     "layer_types": [f"{kind}_attention" for kind in ("sliding", "full", "sliding", "sliding", "full")],
@@ -268,7 +266,7 @@ _LONGROPE = {
     "original_max_position_embeddings": 128,
 }
 
-#: The same for everything else that people run. Each has what is particular to it at a value that matters.
+#: The same for the other families. Their particular fields have values that change the text.
 ARCHITECTURES: dict[str, tuple[str, dict]] = {
     "qwen3": ("Qwen3Config", {"tie_word_embeddings": True, "head_dim": 16}),
     "gemma2": (
@@ -398,10 +396,10 @@ ARCHITECTURES: dict[str, tuple[str, dict]] = {
 
 ARCHITECTURES |= {kind: (family.config_class, family.options) for kind, family in FAMILIES.items()}
 
-#: Models of particular tests, in none of the tables.
+#: Models of single tests, in none of the tables above.
 OTHERS: dict[str, tuple[str, dict]] = {"llama-wide": ("LlamaConfig", {"tie_word_embeddings": False, **_WIDE})}
 
-#: What published config.json files of these models say besides, and mlx-lm needs.
+#: Further fields of the published config.json files that mlx-lm needs.
 OLDER_NAMES: dict[str, dict] = {
     "phi": {"partial_rotary_factor": 0.5},
     "deepseek-coder": {"rope_scaling": {"type": "linear", "factor": 4.0}},

@@ -26,7 +26,7 @@ from vt_core.model import Model
 from vt_core.vocab.heads import HEADS
 
 RNG = np.random.default_rng(0)
-# The first is longer than the windows of 16, the second becomes so.
+# The first prompt is longer than the windows of 16; the second text becomes longer.
 PROMPTS = [RNG.integers(3, 900, 40).tolist(), [5, 17, 300, 42]]
 TOKENS = [8, 16]
 SAMPLED = 10
@@ -55,7 +55,7 @@ pytestmark = pytest.mark.parametrize(
 
 
 class Cell:
-    """What the tests of one backend and kind share: nothing is loaded or written twice."""
+    """Models and texts that the tests of one backend and kind share, each made once."""
 
     def __init__(self, backend: str, source: Path, directory: Callable[[str | None], Path]) -> None:
         self.backend = backend
@@ -75,12 +75,12 @@ class Cell:
         return [stock.GENERATE[self.backend](self.stock, *pair, eos=EOS)[0] for pair in pairs]
 
     def _stock_logits(self, prompt: tuple[int, ...], text: tuple[int, ...]) -> np.ndarray:
-        """Of the stock framework, for each token of a text behind a prompt."""
+        """Logits of the stock framework for each token of a text after a prompt."""
         return stock.text_logits(self.backend, self.stock, prompt, text)
 
     def drawn(self, text: list[int]) -> list[int]:
-        """What the sampler draws from the stock framework's logits in each place of a text behind the first
-        prompt: the text itself, if that is what the stock framework would write.
+        """The sampler's draws from the stock framework's logits at each position of a text after the first
+        prompt: the text itself, if the stock framework would generate it.
         """
         logits = self.stock_logits(tuple(PROMPTS[0]), tuple(text))[:, :-PADDING_ROWS]
         sampler = Sampler(SamplerSettings(**SAMPLING), logits.shape[1])
@@ -99,8 +99,8 @@ class Cell:
         )
 
     def _exact(self, head: str) -> list[Generation]:
-        """Exact greedy decoding of each prompt. A third of the tokens have no row before they are rescued,
-        so that there are blocks with a miss and blocks without.
+        """Exact greedy decoding of each prompt. A third of the tokens have no row until they are rescued, so
+        that some blocks have a miss and others have none.
         """
         model, results = self.model(head), []
         for prompt, ids in zip(PROMPTS, self.expected, strict=True):
@@ -112,7 +112,7 @@ class Cell:
 
 @pytest.fixture(scope="module")
 def cells(tmp_path_factory):
-    """``cells(backend, kind)``, made when it is asked for."""
+    """``cells(backend, kind)``, made on first use."""
 
     @cache
     def source(kind: str, for_mlx: bool) -> Path:
@@ -141,12 +141,12 @@ def cell(cells, backend, kind) -> Cell:
     return cells(backend, kind)
 
 
-def test_greedy_ids_are_the_stock_frameworks_with_every_head(cell):
+def test_greedy_ids_match_stock_with_every_head(cell):
     for head in HEADS:
         assert [list(result.token_ids) for result in cell.exact(head)] == cell.expected, head
 
 
-def test_a_reduced_head_that_has_the_texts_rows_needs_no_check(cell):
+def test_approximate_ids_are_exact_if_all_rows_are_active(cell):
     ids = cell.expected[0]
     for head in HEADS:
         model = cell.model(head)
@@ -155,7 +155,7 @@ def test_a_reduced_head_that_has_the_texts_rows_needs_no_check(cell):
         assert list(result.token_ids) == ids, head
 
 
-def test_a_cell_is_large_and_varied_enough_to_tell(cell):
+def test_texts_are_long_and_varied(cell):
     assert len({token for ids in cell.expected for token in ids}) >= 8
     for head in HEADS:
         results = cell.exact(head)
@@ -165,7 +165,7 @@ def test_a_cell_is_large_and_varied_enough_to_tell(cell):
             assert sum(result.stats.rescued for result in results) > 0, head
 
 
-def test_sampled_ids_are_those_of_the_stock_frameworks_logits(cell):
+def test_sampled_ids_match_stock_logits(cell):
     model = cell.model("prealloc")
     model.forget_learned()
     model.decoder.head.set_static(STATIC)
@@ -174,8 +174,8 @@ def test_sampled_ids_are_those_of_the_stock_frameworks_logits(cell):
     assert len(ids) == SAMPLED or ids[-1] in EOS
 
 
-def test_what_is_particular_matters(cell, kind):
-    """Without it the texts would be others: so the tests above do look at it."""
+def test_each_feature_changes_the_text(cell, kind):
+    """The texts change without the feature, so the tests above check it."""
     assert PARTICULAR[kind]
     if cell.backend != FEATURE_BACKEND:
         pytest.skip("checked with the other framework")
@@ -193,7 +193,7 @@ def test_a_long_prompt_may_run_in_pieces(cell, monkeypatch):
 
 
 @pytest.mark.parametrize("piece", [13, 2048])
-def test_scores_are_those_of_the_stock_frameworks_log_softmax(cell, piece, monkeypatch):
+def test_scores_match_stock_log_softmax(cell, piece, monkeypatch):
     model = cell.model("prealloc")
     model.decoder.head.set_static(STATIC)
     monkeypatch.setattr("vt_core.decode.decoder.PREFILL_TOKENS", piece)
@@ -209,7 +209,7 @@ def test_scores_are_those_of_the_stock_frameworks_log_softmax(cell, piece, monke
         assert score.is_greedy == (text is written)
 
 
-def test_eight_bits_run_too(cell, kind):
+def test_int8_layers_run(cell, kind):
     if cell.backend == "mlx":
         pytest.skip("quantizing while loading is PyTorch's")
     if kind == "gpt2":

@@ -9,6 +9,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("torch")
 
 #: What PyTorch and oneDNN are told to use, by environment variables that they read when they are loaded.

@@ -14,6 +14,8 @@ from vt_core.cli import build
 from vt_core.measure.eval_report import eval_report
 from vt_core.measure.report import markdown
 
+pytestmark = pytest.mark.slow
+
 ROWS = [
     *({"input": f"ab cd {n}", "output": f"so {n}\n#### {n}"} for n in range(3)),
     {"input": "z" * 9000, "output": "#### 1"},  # longer than the context

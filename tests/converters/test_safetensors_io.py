@@ -84,7 +84,7 @@ BROKEN = {
     ),
     "no JSON": (raw_safetensors(b"hello"), "not valid JSON"),
     "deep JSON": (raw_safetensors(b"[" * 100_000), "levels deep"),
-    "bytes that are no text": (raw_safetensors(b'{"\xff": 1}'), "not UTF-8"),
+    "bytes that are not text": (raw_safetensors(b'{"\xff": 1}'), "not UTF-8"),
     "a list": (raw_safetensors([]), "not a JSON object"),
     "a name twice": (raw_safetensors(b'{"a": {}, "a": {}}'), "'a' appears twice"),
     "no entry": (raw_safetensors({"a": 3}), "entry for 'a' is not an object"),

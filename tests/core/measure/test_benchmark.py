@@ -11,6 +11,8 @@ from vt_core.measure.job import Job
 from vt_core.measure.prompts import Prompts
 from vt_core.measure.variants import parse_variants
 
+pytestmark = pytest.mark.slow
+
 PROMPTS = Prompts(tuple((1, 2, index) for index in range(5)), (9,), "made up")
 
 

@@ -15,6 +15,8 @@ from vt_core.measure.job import Job
 from vt_core.measure.memory_limit import LimitSearch, Trial, bisect
 from vt_core.measure.prompts import Prompts
 
+pytestmark = pytest.mark.slow
+
 
 def test_bisection_brackets_the_limit():
     asked = []
