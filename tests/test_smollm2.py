@@ -39,7 +39,6 @@ def test_the_chat_template_and_tokenizer_are_the_models_own(cached):
         "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
     )
     assert tokenizer.eos_ids(49152) == {2}
-    assert tokenizer.encode("1234 naïve 日本").tolist() == tokenizer.encode("1234 naïve 日本").tolist()
     assert tokenizer.decode(tokenizer.encode("1234 naïve 日本 🙂")) == "1234 naïve 日本 🙂"
 
 

@@ -1,4 +1,4 @@
-"""The machine, the package versions and the command line behind a measurement."""
+"""The machine, the package versions and the command line of a measurement."""
 
 from __future__ import annotations
 

@@ -16,6 +16,8 @@ from vt_core.measure.geometry import GEOMETRIES, geometry_model, tensor_shapes
 from vt_core.measure.output import load_bench
 from vt_core.vocab.token_bytes import TokenTable
 
+pytestmark = pytest.mark.slow
+
 SMALL = {
     "vocab_size": 3000,
     "hidden_size": 32,

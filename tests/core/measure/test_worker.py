@@ -19,6 +19,8 @@ from vt_core.measure.job import Job
 from vt_core.measure.runner import serve
 from vt_core.measure.worker import Worker, exit_on_termination
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("backend", backend_params()[:1])
 def test_worker_runs_requests_and_survives_refused_prompts(backend, tiny):
