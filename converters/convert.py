@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from converters.config import written_config
 from converters.output import check_free_space, locked, new_directory, refuse_existing
-from converters.packed import carried_method, packed_rows
+from converters.packed import packed_rows, prequantized_method
 from converters.quantize import FLOAT_DTYPES, QuantizedSource, check_quantization
 from converters.safetensors_io import tensor_bytes, write_file
 from converters.source import Source, TensorInfo, reading
@@ -64,7 +64,7 @@ def convert(
         check_path(path)
     refuse_existing(out, force=force)
     opened = open_source(source, revision)
-    if (method := carried_method(opened.config)) and (dtype is not None or quantize is not None):
+    if (method := prequantized_method(opened.config)) and (dtype is not None or quantize is not None):
         option = "--dtype" if quantize is None else "--quantize"
         raise OptionError(f"{source} is quantized already ({method}) and stays as it is; leave {option} out.")
     if quantize is not None:

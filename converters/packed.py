@@ -60,7 +60,7 @@ def refuse_foreign_quantization(path: Path, config: dict[str, Any]) -> None:
                 f"{path} holds a quantized model (quantization in config.json), and not in mlx-lm's layout, "
                 "which gives bits and group_size. Use the original weights, or a GGUF file."
             )
-    elif config.get("quantization_config") and carried_method(config) is None:
+    elif config.get("quantization_config") and prequantized_method(config) is None:
         raise ModelError(
             f"{path} holds a quantized model (quantization_config in config.json) in none of the layouts "
             f"{', '.join(CARRIED)}, and vt reads no other. Use the original weights, a GGUF file, or weights "
@@ -68,7 +68,7 @@ def refuse_foreign_quantization(path: Path, config: dict[str, Any]) -> None:
         )
 
 
-def carried_method(config: dict[str, Any]) -> str | None:
+def prequantized_method(config: dict[str, Any]) -> str | None:
     """How the layers of a model are quantized, where that is one of CARRIED."""
     settings = config.get("quantization_config")
     method = settings.get("quant_method") if isinstance(settings, dict) else None

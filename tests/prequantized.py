@@ -22,7 +22,9 @@ _AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 Parts = dict[str, np.ndarray]
 
 
-def write_carried(root: Path, kind: str, model: str = "llama-wide", **changes: object) -> tuple[Path, Path]:
+def write_prequantized(
+    root: Path, kind: str, model: str = "llama-wide", **changes: object
+) -> tuple[Path, Path]:
     """A packed model's directory, and one of the floats that it represents; ``kind``: one of SETTINGS."""
     floats, packed = root / "floats", root / kind
     settings = SETTINGS[kind]
@@ -30,11 +32,11 @@ def write_carried(root: Path, kind: str, model: str = "llama-wide", **changes: o
     symmetric = method == "compressed-tensors" or bits == 8
     write_model(floats, model, "float16", **changes)
     shutil.copytree(floats, packed)
-    carried, values = {}, {}
+    stored, values = {}, {}
     for name, tensor in load_file(floats / "model.safetensors").items():
-        carried[name] = values[name] = tensor
+        stored[name] = values[name] = tensor
         if "_proj." in name and "vision" not in name:
-            del carried[name]
+            del stored[name]
             # The columns in the order in which the groups store them.
             order = np.arange(tensor.shape[1])
             if shuffled:
@@ -47,10 +49,10 @@ def write_carried(root: Path, kind: str, model: str = "llama-wide", **changes: o
                 parts = _gptq(numbers, zeros - one_less, scales, groups, bits)
             else:
                 parts = {"awq": _awq, "compressed-tensors": _compressed}[method](numbers, zeros, scales)
-            carried |= {f"{name.removesuffix('weight')}{part}": array for part, array in parts.items()}
+            stored |= {f"{name.removesuffix('weight')}{part}": array for part, array in parts.items()}
             wide = scales.astype(np.float32)
             values[name] = ((numbers - zeros[:, groups]) * wide[:, groups]).astype(np.float16)
-    for directory, tensors in ((floats, values), (packed, carried)):
+    for directory, tensors in ((floats, values), (packed, stored)):
         ordered = {name: np.ascontiguousarray(part) for name, part in tensors.items()}
         save_file(ordered, directory / "model.safetensors", {"format": "pt"})
     config = json.loads((packed / "config.json").read_text())

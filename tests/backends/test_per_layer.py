@@ -14,7 +14,7 @@ from converters import convert
 from converters.export import export
 from tests import stock
 from tests.conftest import backend_params
-from tests.prequantized import SETTINGS, write_carried
+from tests.prequantized import SETTINGS, write_prequantized
 from tests.tiny import ARCHITECTURES, quantize, stock_source, write_model
 from vt_core import load
 from vt_core.errors import BackendError, ModelError
@@ -238,7 +238,7 @@ def test_prequantized_layers_inside_a_multimodal_model(layout, tmp_path, monkeyp
     monkeypatch.setitem(SETTINGS, layout, SETTINGS[layout] | {"ignore": left_alone})
     text = ARCHITECTURES["gemma4-multimodal"][1]["text_config"]
     sizes = WIDE | {"intermediate_size": 128, "head_dim": 16}
-    packed, floats = write_carried(
+    packed, floats = write_prequantized(
         tmp_path, layout, "gemma4-multimodal", text_config=text | sizes, vision_config=WIDE_VISION
     )
     original = stock.LOAD["torch"](floats, "float32")

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 from converters import convert
 from tests import stock
 from tests.conftest import backend_params
-from tests.prequantized import SETTINGS, write_carried
+from tests.prequantized import SETTINGS, write_prequantized
 from tests.tiny import ARCHITECTURES
 from vt_core import load
 from vt_core.cli import build
@@ -42,7 +42,7 @@ def made(tmp_path_factory):
 
     def make(kind):
         if kind not in done:
-            packed, floats = write_carried(tmp_path_factory.mktemp(kind), kind)
+            packed, floats = write_prequantized(tmp_path_factory.mktemp(kind), kind)
             done[kind] = packed, floats, convert(packed, packed.parent / "vt", progress=False)
         return done[kind]
 
@@ -244,7 +244,7 @@ def test_layers_of_a_multimodal_model(kind, tmp_path):
     pytest.importorskip("torch")
     text = ARCHITECTURES["gemma3-multimodal"][1]["text_config"]
     sizes = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16}
-    packed, floats = write_carried(tmp_path, kind, "gemma3-multimodal", text_config=text | sizes)
+    packed, floats = write_prequantized(tmp_path, kind, "gemma3-multimodal", text_config=text | sizes)
     assert any(name.startswith("language_model.model.") for name in load_file(packed / "model.safetensors"))
     expected = stock.GENERATE["torch"](stock.LOAD["torch"](floats, "float32"), PROMPT, 24, eos=[0, 2])[0]
     directory = convert(packed, tmp_path / "vt", progress=False)

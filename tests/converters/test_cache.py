@@ -96,7 +96,7 @@ def test_changed_source_is_converted_again(source: Path, conversions: list[Path]
 
 
 @pytest.mark.parametrize("spoil", ["truncate", "version"])
-def test_spoilt_entry_is_written_again(source: Path, conversions: list[Path], spoil: str) -> None:
+def test_damaged_entry_is_converted_again(source: Path, conversions: list[Path], spoil: str) -> None:
     path = resolve(source, progress=False)
     if spoil == "truncate":
         os.truncate(path / "model.safetensors", 10)
@@ -124,14 +124,14 @@ def test_failed_conversion_leaves_nothing(source: Path, cache: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["./none", "/none/there", "none.gguf", "a/b/c", ""])
-def test_what_is_no_model(name: str) -> None:
+def test_unusable_model_arguments_are_refused(name: str) -> None:
     if not name:
         name = "no such thing"
     with pytest.raises(ModelError, match="does not exist, and it is not a hub id"):
         resolve(name)
 
 
-def test_directory_that_is_no_model(tmp_path: Path) -> None:
+def test_directory_without_a_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"is not a Hugging Face model: it holds no config\.json"):
         resolve(tmp_path)
 

@@ -241,14 +241,14 @@ def test_failed_replacement_leaves_the_old_model(tmp_path: Path, source: Path) -
         ("{tmp}/out", "is a model directory of vt already"),
     ],
 )
-def test_what_is_no_source(tmp_path: Path, source: Path, argument: str, sentence: str) -> None:
+def test_unusable_sources_are_refused(tmp_path: Path, source: Path, argument: str, sentence: str) -> None:
     convert(source, tmp_path / "out", progress=False)
     with pytest.raises(ModelError, match=sentence):
         convert(argument.format(tmp=tmp_path), tmp_path / "other", progress=False)
     assert not (tmp_path / "other").exists()
 
 
-def test_file_that_is_no_gguf(tmp_path: Path) -> None:
+def test_file_in_another_format_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model.zip").write_bytes(b"PK" * 50)
     with pytest.raises(ModelError, match=r"model\.zip"):
         convert(tmp_path / "model.zip", tmp_path / "out", progress=False)
@@ -325,7 +325,7 @@ def test_parent_that_takes_no_files_is_refused_and_not_waited_for(source: Path) 
         convert(source, "/proc/out", progress=False)
 
 
-def test_what_comes_back_wrong_is_not_kept(
+def test_failed_read_back_keeps_nothing(
     tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def verify(self: ModelDirectory) -> None:
@@ -351,7 +351,7 @@ def test_source_that_breaks_off(tmp_path: Path, source: Path, monkeypatch: pytes
     assert sorted(os.listdir(tmp_path)) == ["source"]
 
 
-def test_progress_is_silent_where_there_is_no_terminal(
+def test_progress_is_silent_without_a_terminal(
     tmp_path: Path, source: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     convert(source, tmp_path / "out", progress=True)

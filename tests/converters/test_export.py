@@ -25,7 +25,7 @@ def tensors(path):
 @pytest.mark.parametrize(
     "kind", [*KINDS, "gemma3-multimodal", "gemma3n", "gemma4", "gemma4-multimodal", "phi", "gpt_neox", "gpt2"]
 )
-def test_what_comes_back_is_what_was_converted(kind, tiny, tmp_path):
+def test_export_equals_the_converted_source(kind, tiny, tmp_path):
     assert kind in {**KINDS, **ARCHITECTURES}
     source, model = tiny(kind)
     directory = ModelDirectory.open(model)

@@ -28,7 +28,7 @@ def config_of(
     return build_config(open_model(tmp_path, architecture, values, **changes), ROWS, True, "bfloat16")
 
 
-def test_what_every_config_has(tmp_path):
+def test_fields_of_every_config(tmp_path):
     ids = {
         "tokenizer.ggml.bos_token_id": 1,
         "tokenizer.ggml.eos_token_id": 2,
@@ -324,7 +324,7 @@ def test_token_ids_outside_the_table_are_ignored(tmp_path, id):
     assert token_ids(file) == dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
 
 
-def test_a_token_id_that_is_no_number_is_refused(tmp_path):
+def test_token_id_of_wrong_type_is_refused(tmp_path):
     file = open_model(tmp_path, "llama", keys={"tokenizer.ggml.eos_token_id": "</s>"})
     with pytest.raises(ModelError, match="'</s>', not a token id"):
         build_generation_config(file)

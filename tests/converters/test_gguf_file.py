@@ -157,7 +157,7 @@ def test_refuses_absurd_metadata(tmp_path, raw, words):
     assert words in refusal(tmp_path, with_value(raw))
 
 
-def test_refuses_text_that_is_no_utf8_in_an_array_when_it_is_read(tmp_path):
+def test_array_text_that_is_not_utf8_is_refused_when_read(tmp_path):
     raw = struct.pack("<IIQ", gguf.ARRAY, gguf.STRING, 2) + text("fine") + text(b"\xff")
     file = open_bytes(tmp_path, with_value(raw))
     with pytest.raises(ModelError, match="entry 1 of key is not UTF-8"):
@@ -207,7 +207,7 @@ def test_refuses_two_tensors_of_one_name(tmp_path):
     assert "two tensors named t" in refusal(tmp_path, data.replace(text("u"), text("t")))
 
 
-def test_refuses_what_is_no_file(tmp_path):
+def test_refuses_directories_and_missing_files(tmp_path):
     with pytest.raises(ModelError, match="cannot be opened"):
         GGUFFile(tmp_path / "missing.gguf")
     with pytest.raises(ModelError, match="is not a file"):

@@ -223,7 +223,7 @@ def test_a_value_that_float16_cannot_hold_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_values_that_are_no_numbers_are_refused(tmp_path, value):
+def test_values_that_are_not_numbers_are_refused(tmp_path, value):
     values = weights("llama")
     values["blk.0.ffn_up.weight"][1, 1] = value
     file = open_model(tmp_path, "llama", values)

@@ -151,7 +151,7 @@ def test_tokenizer_config_and_chat_template(tmp_path):
     assert (tmp_path / "chat_template.jinja").read_bytes() == template.encode()
 
 
-def test_what_a_file_does_not_name_is_not_written(tmp_path):
+def test_unnamed_special_tokens_are_not_written(tmp_path):
     convert(tmp_path, **byte_level(), pre="gpt-2")
     config = json.loads((tmp_path / "tokenizer_config.json").read_text())
     assert not {"bos_token", "eos_token", "pad_token", "unk_token"} & config.keys()
@@ -337,7 +337,7 @@ def test_scores_that_do_not_fit_are_refused(tmp_path):
         convert(tmp_path, **{**sentencepiece(WORDS), "scores": np.zeros(3)})
 
 
-def test_scores_that_are_no_numbers_are_refused(tmp_path):
+def test_scores_that_are_not_numbers_are_refused(tmp_path):
     arguments = sentencepiece(WORDS)
     arguments["scores"][5] = np.nan
     with pytest.raises(TokenizerError, match="scores holds values that are not finite numbers"):

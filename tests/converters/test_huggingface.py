@@ -235,7 +235,7 @@ def test_digest_does_not_need_the_merges(tmp_path: Path, merges: Any, indent: in
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"model": 3}', '{"model": {"merges": [1], "vocab": {}}'])
-def test_digest_of_what_is_no_tokenizer(tmp_path: Path, text: str) -> None:
+def test_digest_of_another_file_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "tokenizer.json"
     path.write_text(text)
     with pytest.raises(TokenizerError, match=r"tokenizer\.json"):

@@ -131,7 +131,7 @@ def test_the_width_may_be_what_the_settings_make_it(tmp_path):
         assert manifest.hidden == HIDDEN and manifest.quantization["head"].bits == 5
 
 
-def test_tensors_that_are_no_packed_matrix_are_refused(tmp_path):
+def test_tensors_that_do_not_form_a_packed_matrix_are_refused(tmp_path):
     good = tensors((4, 32), (4, 32))
     wrong = {
         "their shapes do not belong together": {f"{HEAD}.scales": good[f"{HEAD}.scales"][:-1]},

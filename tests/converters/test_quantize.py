@@ -105,7 +105,7 @@ def test_a_gguf_file_can_be_quantized(dtype, tmp_path):
         ),
     ],
 )
-def test_what_cannot_be_packed_is_refused(options, error, sentence, tmp_path):
+def test_unpackable_models_are_refused(options, error, sentence, tmp_path):
     source = plain.write_model(tmp_path / "in")
     with pytest.raises(error, match=sentence):
         convert(source, tmp_path / "out", **options)
