@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Generator, Sequence
+from contextlib import closing
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -96,37 +97,30 @@ class Session:
         if max_tokens is not None:
             limit = request_options(max_tokens=max_tokens).max_tokens
             options = replace(options, max_tokens=limit)
-        return self._run([*self.messages, *added], options)
-
-    def _run(self, messages: list[Message], options: RequestOptions) -> Generator[Chunk, None, None]:
-        model = self._model
+        messages = [*self.messages, *added]
         ids = encode_prompt(
-            model.tokenizer,
+            self._model.tokenizer,
             messages,
             system=None,
             raw=False,
             template_arguments=options.template_arguments,
         )
+        return self._answer(messages, self._model.run(ids, options, self._slot))
+
+    def _answer(
+        self, messages: list[Message], chunks: Generator[Chunk, None, None]
+    ) -> Generator[Chunk, None, None]:
+        """Pass chunks on, and add the answer to the conversation unless it fails."""
         answer = ""
-        finished = interrupted = False
         try:
-            for chunk in model.run(ids, options, self._slot):
-                answer += chunk.text
-                if chunk.result is not None:
-                    answer = chunk.result.text
-                yield chunk
-            finished = True
-        except GeneratorExit:
-            finished = True
+            with closing(chunks):
+                for chunk in chunks:
+                    answer += chunk.text
+                    yield chunk
+        except (GeneratorExit, KeyboardInterrupt):
+            self.messages = [*messages, {"role": "assistant", "content": answer}]
             raise
-        except KeyboardInterrupt:
-            interrupted = True
-            raise
-        finally:
-            if not finished:
-                self._drop_caches()  # a layer may have read a token that another has not
-            if finished or interrupted:
-                self.messages = [*messages, {"role": "assistant", "content": answer}]
+        self.messages = [*messages, {"role": "assistant", "content": answer}]
 
     def edit(self, index: int, content: str) -> None:
         """Give the message at ``index`` another text, and drop all messages after it.
@@ -193,18 +187,13 @@ class Session:
 
     def close(self) -> None:
         """Free the caches. The session can still be used; its next turn reads the conversation again."""
-        self._drop_caches()
+        self._model.decoder.close(self._slot)
 
     def __enter__(self) -> Session:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def _drop_caches(self) -> None:
-        wants = self._slot.wants_confidence
-        self._model.decoder.close(self._slot)
-        self._slot = replace(self._model.decoder.open(), wants_confidence=wants)
 
 
 def _options_as_json(options: RequestOptions) -> dict[str, Any]:

@@ -43,6 +43,7 @@ class TorchSlot(Slot[torch.Tensor]):
     prefilled: int = 0
     #: On which side of the border the cache was computed; None: invalid.
     beyond_border: bool | None = False
+    begun: bool = False  #: whether the caches hold tokens
 
 
 class TorchDecoder(Decoder[torch.Tensor, TorchSlot]):
@@ -107,7 +108,6 @@ class TorchDecoder(Decoder[torch.Tensor, TorchSlot]):
     # The framework's caches.
 
     def _new_slot(self) -> TorchSlot:
-        self._rotary.begin()
         return TorchSlot(cache=DynamicCache(config=self._model.config))
 
     def _copy_slot(self, slot: TorchSlot) -> TorchSlot:
@@ -115,8 +115,7 @@ class TorchDecoder(Decoder[torch.Tensor, TorchSlot]):
 
     def _empty_caches(self, slot: TorchSlot) -> None:
         slot.cache = DynamicCache(config=self._model.config)
-        slot.prefilled, slot.beyond_border, slot.can_rewind = 0, False, True
-        self._rotary.begin()
+        slot.prefilled, slot.beyond_border, slot.can_rewind, slot.begun = 0, False, True, False
 
     def _rewind_caches(self, slot: TorchSlot, count: int) -> None:
         self._rotary.rewind(count)
@@ -169,6 +168,9 @@ class TorchDecoder(Decoder[torch.Tensor, TorchSlot]):
     # Running the body.
 
     def _run(self, slot: TorchSlot, inputs: Inputs, index: torch.Tensor) -> torch.Tensor:
+        if not slot.begun:
+            self._rotary.begin()
+            slot.begun = True
         self._embedding.table = inputs.embedding
         if inputs.per_layer is not None:
             self._layers.rows = inputs.per_layer[index]

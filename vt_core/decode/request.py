@@ -65,6 +65,7 @@ class Request:
         decoder = self.decoder
         slot = decoder.open() if self.slot is None else self.slot
         slot.wants_confidence = self.policy is not None
+        keep = False
         try:
             if self.policy is not None:
                 self.policy.begin()
@@ -85,11 +86,16 @@ class Request:
                     block.drop_wrong(rescue)
                 yield from ids
                 if ended:
+                    keep = self.slot is not None
                     return
                 self.sampler.extend(np.array(ids))
                 step = block.resume(rescue)
+        except GeneratorExit:
+            keep = self.slot is not None
+            raise
         finally:
-            if self.slot is None:
+            # After a failure a layer may have read a token that another has not: empty the caches.
+            if not keep:
                 decoder.close(slot)
             decoder.truncate_head()
 

@@ -215,10 +215,8 @@ class SplitHead(Head[Rows, Array]):
         self._rest = self.ops.first(self._rest, learned) if self._rest is not None and learned else None
 
 
-class RebuildHead(Head[Rows, Array]):
-    """A new matrix of all active rows whenever some are added. The paper's naive form, for comparison."""
-
-    name = "rebuild"
+class _OneMatrixHead(Head[Rows, Array]):
+    """All active rows in one matrix, without spare capacity."""
 
     _whole: Rows
 
@@ -232,6 +230,12 @@ class RebuildHead(Head[Rows, Array]):
 
     def _place_static(self, rows: Rows) -> None:
         self._whole = rows
+
+
+class RebuildHead(_OneMatrixHead[Rows, Array]):
+    """A new matrix of all active rows whenever some are added. The paper's naive form, for comparison."""
+
+    name = "rebuild"
 
     def _append(self, start: int, rows: Rows) -> None:
         self._whole = self.ops.concatenate(self._whole, rows)
@@ -240,28 +244,15 @@ class RebuildHead(Head[Rows, Array]):
         self._whole = self.ops.first(self._whole, self.vocabulary.kept_size)
 
 
-class FullHead(Head[Rows, Array]):
+class FullHead(_OneMatrixHead[Rows, Array]):
     """The original head, the reference: every row is static, and local ids equal full ids."""
 
     name = "full"
-
-    _whole: Rows
-
-    @property
-    def pieces(self) -> list[Rows]:
-        return [self._whole]
-
-    @property
-    def nbytes(self) -> int:
-        return self.ops.nbytes(self._whole)
 
     def set_static(self, ids: Iterable[int]) -> None:
         """Load every row, whatever ``ids`` are. Later calls do nothing."""
         if self.vocabulary.size == 0:
             super().set_static(range(self.vocabulary.rows))
-
-    def _place_static(self, rows: Rows) -> None:
-        self._whole = rows
 
     def _append(self, start: int, rows: Rows) -> None:
         raise AssertionError("every id is active in a full head")
