@@ -15,6 +15,7 @@ from tests import stock
 from tests.conftest import backend_params
 from tests.tiny import write_model
 from vt_core import load
+from vt_core.errors import BackendError
 
 BORDER = 48  #: tokens of the longest text that is not scaled
 TEXT = np.random.default_rng(0).integers(3, 900, 60).tolist()
@@ -64,3 +65,20 @@ def test_stock_ids_and_scores_across_the_border(backend, directories, monkeypatc
         logits = stock.text_logits(backend, original, TEXT[:start], TEXT[start:])
         wanted = stock.log_softmax(logits)[range(len(logits)), TEXT[start:]]
         np.testing.assert_allclose(score.log_probs, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_sessions_beside_a_stream_do_not_change_it(backend, directories):
+    model = load(directories[1], backend=backend, device="cpu", dtype="float32")
+    prompt = TEXT[: BORDER - 6]
+    expected = list(model.generate(prompt, max_tokens=24).token_ids)
+    model.forget_learned()
+    model.decoder.head.set_static(sorted(expected)[::2])
+    found = []
+    for chunk in model.stream(prompt, max_tokens=24):
+        if chunk.token_id is not None:
+            found.append(chunk.token_id)
+            session = model.session(max_tokens=2)
+            with pytest.raises(BackendError, match="in the middle of a request"):
+                session.send("abc")
+            session.close()
+    assert found == expected and chunk.result.stats.rolled_back > 0
