@@ -1,0 +1,289 @@
+"""Reading tokens of several slots in one pass of a body, each slot with its own cache and length.
+
+The tokens of all slots are laid one after the other into one sequence ``[1, T]`` with explicit positions, so
+that embeddings, norms and linear layers run once for all. Only attention runs slot by slot: a
+:class:`PackedCache` divides keys and values by slot and appends each part to that slot's own cache, and the
+masks and the attention of each slot are those that transformers computes for that slot alone.
+
+transformers finds attention and masks by a name in the model's configuration. The name is switched during a
+packed read only, so a slot that is read alone runs as before.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import (
+    Cache,
+    CacheLayerMixin,
+    DummyLayer,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+)
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from vt_torch.body import layer_table
+from vt_torch.rows import TorchRows
+
+#: Cache layers that depend on a slot's own tokens only. Recurrent layers run over the whole sequence.
+_LAYERS = (DynamicLayer, DynamicSlidingWindowLayer, DummyLayer)
+#: Largest relative L2 distance of hidden states of a packed read from those of reads alone.
+_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.02, torch.float16: 0.02}
+#: Tokens of the probe's two texts, and of the reads after them.
+_PROBE_TEXTS, _PROBE_READS = (5, 9), ((1, 3), (3, 1))
+#: Exceptions of models that use caches, masks or positions in a way that works for one slot only.
+_PROBE_ERRORS = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+
+
+class _PackedLayer(CacheLayerMixin):
+    """One layer of the caches of several slots. What transformers asks of a layer has one value a slot."""
+
+    def __init__(self, layers: Sequence[Any], counts: Sequence[int]) -> None:
+        super().__init__()
+        self._layers, self._counts = layers, list(counts)
+        self.is_sliding = layers[0].is_sliding
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        """The slots' layers do this."""
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:
+        """Append each slot's part of ``[1, heads, T, d]``. Returns the keys and the values of each slot."""
+        parts = (states.split(self._counts, dim=-2) for states in (key_states, value_states))
+        updated = [layer.update(*part) for layer, *part in zip(self._layers, *parts, strict=True)]
+        keys, values = zip(*updated, strict=True)
+        return keys, values
+
+    def get_mask_sizes(self, query_length: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        sizes = [layer.get_mask_sizes(count) for layer, count in zip(self._layers, self._counts, strict=True)]
+        lengths, offsets = zip(*sizes, strict=True)
+        return lengths, offsets
+
+    def get_seq_length(self) -> tuple[int, ...]:
+        return tuple(layer.get_seq_length() for layer in self._layers)
+
+    def get_max_length(self) -> int:
+        return -1
+
+
+class PackedCache(Cache):
+    """The caches of several slots, for one read of ``counts`` tokens each."""
+
+    def __init__(self, caches: Sequence[DynamicCache], counts: Sequence[int]) -> None:
+        layers = zip(*(cache.layers for cache in caches), strict=True)
+        super().__init__(
+            [each[0] if type(each[0]) is DummyLayer else _PackedLayer(each, counts) for each in layers]
+        )
+
+
+def _masks(ordinary: Callable) -> Callable:
+    """A mask function that gives the number of tokens and the mask of each slot of a :class:`PackedCache`."""
+
+    def masks(
+        *,
+        q_length: int,
+        kv_length: Sequence[int],
+        q_offset: Sequence[int],
+        kv_offset: Sequence[int],
+        **options: Any,
+    ) -> list[tuple[int, torch.Tensor | None]]:
+        result = []
+        for length, start, first in zip(kv_length, q_offset, kv_offset, strict=True):
+            count = first + length - start  # the last key is that of the last token
+            mask = ordinary(q_length=count, kv_length=length, q_offset=start, kv_offset=first, **options)
+            result.append((count, mask))
+        return result
+
+    return masks
+
+
+def _attention(name: str) -> Callable:
+    """An attention function that calls the ordinary one called ``name`` for each slot."""
+
+    def attention(
+        module: nn.Module,
+        query: torch.Tensor,
+        keys: tuple[torch.Tensor, ...],
+        values: tuple[torch.Tensor, ...],
+        masks: list[tuple[int, torch.Tensor | None]],
+        **options: Any,
+    ) -> tuple[torch.Tensor, None]:
+        # Every file of transformers has its own eager attention (soft-caps, sinks).
+        eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+        ordinary = ALL_ATTENTION_FUNCTIONS.get_interface(name, eager)
+        queries = query.split([count for count, _ in masks], dim=-2)
+        parts = zip(queries, keys, values, masks, strict=True)
+        outputs = [ordinary(module, *part, mask, **options)[0] for *part, (_, mask) in parts]
+        return torch.cat(outputs, dim=1), None
+
+    return attention
+
+
+#: Names of the attention of packed reads, by the name of the ordinary one.
+_PACKED = {name: f"vt_packed_{name}" for name in ("sdpa", "eager")}
+for _name, _packed in _PACKED.items():
+    ALL_ATTENTION_FUNCTIONS.register(_packed, _attention(_name))
+    ALL_MASK_ATTENTION_FUNCTIONS.register(_packed, _masks(ALL_MASK_ATTENTION_FUNCTIONS[_name]))
+
+
+class Together:
+    """Packed reads of one model's body."""
+
+    def __init__(self, model: PreTrainedModel, rows: TorchRows) -> None:
+        """
+        Args:
+            model: a body as :func:`vt_torch.body.load_body` loads it.
+            rows: of the model, for the tokens of the probe.
+        """
+        self._model, self._rows = model, rows
+        configs = (module.config for module in model.modules() if hasattr(module, "config"))
+        self._configs = [*{id(config): config for config in configs}.values()]
+        can_switch = all(config._attn_implementation in _PACKED for config in self._configs)
+        may_probe = can_switch and not any(map(_rotates_by_length, model.modules()))
+        self._passes_probe: bool | None = None if may_probe else False
+
+    def fits(self, caches: Sequence[DynamicCache]) -> bool:
+        """Whether slots with these caches may be read together: this gives the hidden states of reads alone,
+        up to rounding. The first call reads a few tokens to find out.
+        """
+        if any(type(layer) not in _LAYERS for cache in caches for layer in cache.layers):
+            return False
+        if self._passes_probe is None:
+            self._passes_probe = _Probe(self._model, self._rows, self._read).passes()
+        return self._passes_probe
+
+    def run(
+        self,
+        caches: Sequence[DynamicCache],
+        lengths: Sequence[int],
+        index: torch.Tensor,
+        counts: Sequence[int],
+    ) -> torch.Tensor:
+        """Read tokens of several slots.
+
+        Args:
+            caches: one for each slot; the tokens are appended to it.
+            lengths: how many tokens each slot has read before.
+            index: tokens of all slots ``[1, T]``, as rows of the embedding module's table.
+            counts: how many of them belong to each slot.
+
+        Returns:
+            The logits that the model gives.
+        """
+        return self._read(self._model, caches, lengths, index, counts).logits[0]
+
+    def _read(
+        self,
+        body: nn.Module,
+        caches: Sequence[DynamicCache],
+        lengths: Sequence[int],
+        index: torch.Tensor,
+        counts: Sequence[int],
+    ) -> Any:
+        ranges = zip(lengths, counts, strict=True)
+        positions = np.concatenate([np.arange(length, length + count) for length, count in ranges])
+        with self._packed_attention():
+            return body(
+                input_ids=index,
+                position_ids=torch.from_numpy(positions)[None].to(index.device),
+                past_key_values=PackedCache(caches, counts),
+                use_cache=True,
+                **_all_positions(type(body).forward),
+            )
+
+    @contextmanager
+    def _packed_attention(self) -> Iterator[None]:
+        ordinary = [config._attn_implementation for config in self._configs]
+        try:
+            for config, name in zip(self._configs, ordinary, strict=True):
+                # A plain name would also be given to the configurations inside this one.
+                config._attn_implementation = {"": _PACKED[name]}
+            yield
+        finally:
+            for config, name in zip(self._configs, ordinary, strict=True):
+                config._attn_implementation = {"": name}
+
+
+@functools.cache
+def _all_positions(forward: Callable) -> dict[str, Any]:
+    """Options of a forward method that make it compute all positions of a read: Gemma 4 drops those before
+    the last ones within its layers, and cuts their masks.
+    """
+    is_known = "logits_to_keep" in inspect.signature(forward).parameters
+    return {"logits_to_keep": slice(None)} if is_known else {}
+
+
+class _Probe:
+    """Reads two short texts of different length, each alone and both together, and compares."""
+
+    def __init__(self, model: PreTrainedModel, rows: TorchRows, read_together: Callable) -> None:
+        self._body, self._config = model.base_model, model.config
+        self._embedding, self._layers = model.get_input_embeddings(), layer_table(model)
+        self._read_together = read_together
+        longest = max(_PROBE_TEXTS) + max(map(sum, zip(*_PROBE_READS, strict=True)))
+        size = len(_PROBE_TEXTS), longest
+        # Spread over the tokens in use: special tokens come first, padding rows last.
+        last = rows.embedding.spec.rows // 2
+        self._inputs = rows.inputs(np.linspace(last // 4, last, size[0] * size[1]).astype(np.int64))
+        self._texts = torch.arange(size[0] * size[1], device=self._inputs.embedding.device).view(size)
+
+    def passes(self) -> bool:
+        table, rows = self._embedding.table, None if self._layers is None else self._layers.rows
+        try:
+            with torch.inference_mode():
+                return all(distance <= _TOLERANCE[dtype] for distance, dtype in self._distances())
+        except torch.OutOfMemoryError:
+            raise
+        except _PROBE_ERRORS:
+            return False
+        finally:
+            self._embedding.table = table
+            if self._layers is not None:
+                self._layers.rows = rows
+
+    def _distances(self) -> Iterator[tuple[float, torch.dtype]]:
+        """Relative distance of the hidden states of each packed read, and their dtype."""
+        done = list(_PROBE_TEXTS)
+        alone = [DynamicCache(config=self._config) for _ in done]
+        for text, cache, length in zip(self._texts, alone, done, strict=True):
+            self._read(text[:length], cache)
+        packed = deepcopy(alone)
+        for counts in _PROBE_READS:
+            texts = zip(self._texts, done, counts, strict=True)
+            pieces = [text[length : length + count] for text, length, count in texts]
+            expected = torch.cat([self._read(*pair) for pair in zip(pieces, alone, strict=True)])
+            index = self._look_up(torch.cat(pieces))
+            states = self._read_together(self._body, packed, done, index, counts).last_hidden_state[0]
+            yield float((states - expected).float().norm() / expected.float().norm()), states.dtype
+            done = [length + count for length, count in zip(done, counts, strict=True)]
+
+    def _read(self, ids: torch.Tensor, cache: DynamicCache) -> torch.Tensor:
+        """Hidden states ``[n, hidden]`` of tokens of one text."""
+        output = self._body(input_ids=self._look_up(ids), past_key_values=cache, use_cache=True)
+        return output.last_hidden_state[0]
+
+    def _look_up(self, ids: torch.Tensor) -> torch.Tensor:
+        """Prepare the modules that look tokens up. Returns the input of a call."""
+        self._embedding.table = self._inputs.embedding
+        if self._inputs.per_layer is not None:
+            self._layers.rows = self._inputs.per_layer[ids[None]]
+        return ids[None]
+
+
+def _rotates_by_length(module: nn.Module) -> bool:
+    """Whether a rotary embedding depends on the longest text of a call (dynamic NTK scaling, longrope)."""
+    kinds = getattr(module, "rope_type", None)
+    each = kinds.values() if isinstance(kinds, dict) else [kinds]
+    return any(isinstance(kind, str) and ("dynamic" in kind or kind == "longrope") for kind in each)
