@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vt_core.errors import DataError
 from vt_core.profile.checkpoint import Checkpoint, Position
-from vt_core.profile.chunk_counts import ChunkCounts
 from vt_core.profile.counts import Counts
 
-#: Counts of chunks in the order of the rows, each with the index of its file.
-CountedChunks = Generator[tuple[int, ChunkCounts], None, None]
+if TYPE_CHECKING:
+    import pyarrow
+
+#: Chunks in the order of the rows: the index of the file, the rows with blank lines, and the counts.
+CountedChunks = Generator[tuple[int, int, Iterable["pyarrow.RecordBatch"]], None, None]
 
 
 class CountAccumulator:
     """Counts that grow in place, and the position in the files that they have reached."""
 
-    def __init__(self, start: Counts, position: Position) -> None:
-        self.position = position
+    def __init__(self, start: Counts, position: Position | None = None) -> None:
+        self.position = position or Position()
         self._start = start
         self._needed, self._written = start.needed.copy(), start.written.copy()
-        self._totals = Counter(examples=0, tokens=0, copied=0, bad_rows=0)
+        self._totals: Counter[str] = Counter()
         self._files: Counter[str] = Counter()
         for entry in start.source:
             self._files[entry["file"]] += entry["rows"]
@@ -35,19 +40,30 @@ class CountAccumulator:
         """Rows so far, without blank lines."""
         return sum(self._files.values())
 
-    def add(self, file: int, chunk: ChunkCounts) -> None:
-        """Add the next chunk of the file with index `file`."""
+    def advance(self, file: int, rows: int) -> None:
+        """Move the position by the next `rows` rows of the file with index `file`, blank lines included."""
         done = self.position.rows if file == self.position.file else 0
-        self.position = Position(file, done + chunk.rows)
-        for total, ids in ((self._needed, chunk.needed), (self._written, chunk.written)):
-            total += np.bincount(np.asarray(ids), minlength=len(total))
-        self._files[Path(chunk.file).name] += chunk.rows - chunk.blank_rows
-        for key in self._totals:
-            self._totals[key] += getattr(chunk, key)
+        self.position = Position(file, done + rows)
+
+    def add(self, counts: pyarrow.RecordBatch) -> None:
+        """Add counts, as `count_batches` yields them. Raises DataError for an error among them."""
+        kinds, keys = counts.column("kind").to_pylist(), counts.column("key").to_pylist()
+        needed, written = (counts.column(name).to_numpy() for name in ("needed", "written"))
+        ids = [index for index, kind in enumerate(kinds) if kind == "ids"]
+        at = np.frombuffer(b"".join(map(keys.__getitem__, ids)), "<i4")
+        np.add.at(self._needed, at, needed[ids])
+        np.add.at(self._written, at, written[ids])
+        for kind, key, value in zip(kinds, keys, written.tolist(), strict=True):
+            if kind == "error":
+                raise DataError(os.fsdecode(key))
+            if kind == "total":
+                self._totals[key.decode()] += value
+            elif kind == "file":
+                self._files[Path(os.fsdecode(key)).name] += value
 
     def counts(self) -> Counts:
         """A copy of the counts so far."""
-        totals = {key: getattr(self._start, key) + value for key, value in self._totals.items()}
+        totals = {name: getattr(self._start, name) + value for name, value in self._totals.items()}
         source = tuple({"file": name, "rows": rows} for name, rows in sorted(self._files.items()))
         return replace(
             self._start, needed=self._needed.copy(), written=self._written.copy(), source=source, **totals
@@ -75,11 +91,13 @@ def accumulate(
     begun = total.position
     try:
         with closing(count_after(total)) as chunks:
-            for file, chunk in chunks:
-                total.add(file, chunk)
+            for file, rows, counted in chunks:
+                for counts in counted:
+                    total.add(counts)
+                total.advance(file, rows)
                 if checkpoint is not None and checkpoint.due:
                     checkpoint.save(total.counts(), total.position)
-                on_rows(chunk.rows)
+                on_rows(rows)
     finally:
         if checkpoint is not None and total.position != begun:
             checkpoint.save(total.counts(), total.position)

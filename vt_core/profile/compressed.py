@@ -18,20 +18,29 @@ _BLOCK = 512 * 1024
 _ZSTD_MODULES = ("compression.zstd", "zstandard")  # Python 3.14's own module, and the package
 
 
-def open_decompressed(path: Path) -> io.BufferedReader:
-    """The content of a file, decompressed as its suffix says. Raises DataError or OSError."""
+def open_decompressed(path: Path, file: io.RawIOBase | None = None) -> io.BufferedReader:
+    """The content of a file, decompressed as its suffix says.
+
+    Args:
+        path: the file.
+        file: the open file, if `path` is not a local file.
+
+    Raises:
+        DataError: there is no library that decompresses it.
+        OSError: the file cannot be opened.
+    """
     suffix = path.suffix.lower()
     if suffix == ".gz":
-        return io.BufferedReader(gzip.open(path, "rb"))
+        return io.BufferedReader(gzip.open(file or path, "rb"))
     if suffix != ".zst":
-        return path.open("rb")
+        return path.open("rb") if file is None else io.BufferedReader(file)
     zstd = _zstd_module(path)
     new = (
         zstd.ZstdDecompressor
         if hasattr(zstd, "ZstdFile")
         else lambda: zstd.ZstdDecompressor().decompressobj()
     )
-    return io.BufferedReader(FrameReader(path.open("rb"), new, zstd.ZstdError))
+    return io.BufferedReader(FrameReader(file or path.open("rb"), new, zstd.ZstdError))
 
 
 #: What reading a damaged or truncated file raises.
@@ -46,7 +55,7 @@ class FrameReader(io.RawIOBase):
 
     def __init__(
         self,
-        file: IO[bytes],
+        file: IO[bytes] | io.RawIOBase,
         new: Callable[[], Any],
         error: type[Exception] = zlib.error,
         block: int = _BLOCK,

@@ -9,19 +9,19 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from functools import partial
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 
-from vt_core.errors import DataError, VtError
+import pyarrow as pa
+
+from vt_core.errors import DataError
 from vt_core.host import usable_cores
 from vt_core.profile.accumulator import CountedChunks, accumulate
+from vt_core.profile.batch_counts import ExampleReader, count_batches
+from vt_core.profile.batches import to_batch
 from vt_core.profile.checkpoint import Checkpoint, Position
-from vt_core.profile.chunk_counts import ChunkCounter, ChunkCounts
 from vt_core.profile.counts import Counts
-from vt_core.profile.readers import Chunk, read_chunks
-from vt_core.profile.row_format import RowFormat
-from vt_core.vocab.tokenizer import load_tokenizer
+from vt_core.profile.readers import WHOLE, ArrowChunk, Chunk, read_chunks
 
 #: Chunks that wait per process: enough that none idles, few enough that memory stays bounded.
 WAITING_CHUNKS = 2
@@ -32,12 +32,11 @@ SMALL_BYTES = 4 * 1024 * 1024
 
 def count_files(
     files: Sequence[str | Path],
-    tokenizer_json: str | Path,
+    reader: ExampleReader,
     start: Counts,
-    row_format: RowFormat,
     *,
     processes: int = 1,
-    skip_bad: bool = False,
+    spans: Sequence[range] | None = None,
     checkpoint: Checkpoint | None = None,
     on_rows: Callable[[int], object] = lambda rows: None,
 ) -> Counts:
@@ -45,23 +44,19 @@ def count_files(
 
     Args:
         files: corpus files.
-        tokenizer_json: the tokenizer.
+        reader: turns rows into examples.
         start: counts to add to.
-        row_format: fields of the rows and the prompt around the input.
         processes: how many processes tokenize.
-        skip_bad: skip and count rows that cannot be used.
+        spans: for each file, the bytes in which the rows to count start; see `read_chunks`. None: all.
         checkpoint: where to save and resume; None for neither.
         on_rows: called with the number of rows of each finished chunk.
 
     Raises:
         DataError: a file or a row cannot be used. The message names the file and the line.
-        TokenizerError: the tokenizer cannot be read.
     """
-    make = partial(_make_counter, tokenizer_json, row_format, skip_bad)
+    columns = reader.row_format.columns
     return accumulate(
-        lambda total: _count_in_order(
-            chunks_from(files, total.position, row_format.columns), make, processes
-        ),
+        lambda total: _count_in_order(chunks_from(files, total.position, columns, spans), reader, processes),
         start,
         checkpoint,
         on_rows,
@@ -76,33 +71,33 @@ def default_processes(files: Sequence[str | Path]) -> int:
 
 
 def chunks_from(
-    files: Sequence[str | Path], position: Position, columns: Sequence[str] | None = None
-) -> Iterator[tuple[int, Chunk]]:
+    files: Sequence[str | Path],
+    position: Position,
+    columns: Sequence[str] | None = None,
+    spans: Sequence[range] | None = None,
+) -> Iterator[tuple[int, Chunk | ArrowChunk]]:
     """Chunks of the rows after a position, each with the index of its file. See `read_chunks`."""
     for index, file in enumerate(files):
         if index >= position.file:
             skip = position.rows if index == position.file else 0
-            for chunk in read_chunks(file, skip, columns):
+            for chunk in read_chunks(file, skip, columns, span=spans[index] if spans else WHOLE):
                 yield index, chunk
 
 
 def _count_in_order(
-    chunks: Iterator[tuple[int, Chunk]], make: Callable[[], ChunkCounter], processes: int
+    chunks: Iterator[tuple[int, Chunk | ArrowChunk]], reader: ExampleReader, processes: int
 ) -> CountedChunks:
-    """Counts of chunks, in the order of the chunks.
-
-    Raises what counting raises, and DataError for a worker process that died.
-    """
+    """Counts of chunks, in the order of the chunks. Raises DataError for a worker process that died."""
+    batches = ((file, to_batch(chunk)) for file, chunk in chunks)
     if processes == 1:
-        counter = make()
-        yield from ((file, counter(chunk)) for file, chunk in chunks)
+        yield from ((file, batch.num_rows, count_batches([batch], reader)) for file, batch in batches)
         return
     # Spawned, not forked: a fork would lose the threads of the tokenizers library and of frameworks.
-    pool = ProcessPoolExecutor(processes, get_context("spawn"), _start_process, (make,))
-    waiting: deque[tuple[int, Future[ChunkCounts]]] = deque()
+    pool = ProcessPoolExecutor(processes, get_context("spawn"), _start_process, (reader,))
+    waiting: deque[tuple[int, int, Future[list[pa.RecordBatch]]]] = deque()
     try:
-        for file, chunk in chunks:
-            waiting.append((file, pool.submit(_count_chunk, chunk)))
+        for file, batch in batches:
+            waiting.append((file, batch.num_rows, pool.submit(_count_batch, batch)))
             if len(waiting) > processes * WAITING_CHUNKS:
                 yield _result(*waiting.popleft())
         while waiting:
@@ -115,29 +110,23 @@ def _count_in_order(
         pool.shutdown(cancel_futures=True)
 
 
-def _result(file: int, future: Future[ChunkCounts]) -> tuple[int, ChunkCounts]:
-    return file, future.result()
+def _result(
+    file: int, rows: int, future: Future[list[pa.RecordBatch]]
+) -> tuple[int, int, list[pa.RecordBatch]]:
+    return file, rows, future.result()
 
 
-def _make_counter(tokenizer_json: str | Path, row_format: RowFormat, skip_bad: bool) -> ChunkCounter:
-    return ChunkCounter(load_tokenizer(tokenizer_json), row_format, skip_bad)
+#: The reader of a worker process.
+_reader: ExampleReader | None = None
 
 
-#: The counter of a worker process, or the error that making it raised.
-_counter: ChunkCounter | VtError | None = None
-
-
-def _start_process(make: Callable[[], ChunkCounter]) -> None:
-    global _counter
+def _start_process(reader: ExampleReader) -> None:
+    global _reader
     # Ctrl-C reaches the parent too, which stops its workers in order.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    try:
-        _counter = make()
-    except VtError as error:
-        # An error raised here would look like a process that was killed.
-        _counter = error
+    _reader = reader
 
 
 def _exit_with_parent() -> None:
@@ -148,7 +137,7 @@ def _exit_with_parent() -> None:
         os._exit(1)
 
 
-def _count_chunk(chunk: Chunk) -> ChunkCounts:
-    if isinstance(_counter, ChunkCounter):
-        return _counter(chunk)
-    raise _counter or RuntimeError("this process was not started as a counting process")
+def _count_batch(batch: pa.RecordBatch) -> list[pa.RecordBatch]:
+    if _reader is None:
+        raise RuntimeError("this process was not started as a counting process")
+    return list(count_batches([batch], _reader))

@@ -6,7 +6,6 @@ import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from vt_core.errors import DataError
 
@@ -16,8 +15,8 @@ MAX_VALUE_CHARACTERS = 64 * 1024 * 1024
 _BLOCK = 512 * 1024
 
 
-def read_json_list(path: Path, file: io.BufferedReader, block: int = _BLOCK) -> Iterator[tuple[int, Any]]:
-    """The values of a JSON list, numbered from 1.
+def read_json_list(path: Path, file: io.BufferedReader, block: int = _BLOCK) -> Iterator[tuple[int, bytes]]:
+    """The values of a JSON list, numbered from 1, each as JSON.
 
     Args:
         path: the name of the file, for messages.
@@ -66,13 +65,14 @@ class _JsonText:
         self._position += len(character)
         return character
 
-    def value(self, number: int) -> Any:
-        """The next value. Raises DataError, which names it by `number`."""
+    def value(self, number: int) -> bytes:
+        """The next value, not parsed. Raises DataError, which names it by `number`."""
         self.peek()
         while True:
             try:
-                value, self._position = self._decoder.raw_decode(self._buffer, self._position)
-                return value
+                start = self._position
+                _, self._position = self._decoder.raw_decode(self._buffer, start)
+                return self._buffer[start : self._position].encode()
             except (ValueError, RecursionError):
                 if len(self._buffer) - self._position > MAX_VALUE_CHARACTERS or not self._read_more():
                     raise self.fault(number) from None

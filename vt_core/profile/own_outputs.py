@@ -7,8 +7,8 @@ from pathlib import Path
 
 from vt_core.errors import DataError, PromptError
 from vt_core.profile.accumulator import CountAccumulator, CountedChunks, accumulate
+from vt_core.profile.batch_counts import PartialCounts
 from vt_core.profile.checkpoint import Checkpoint
-from vt_core.profile.chunk_counts import ChunkCounts
 from vt_core.profile.counting import chunks_from
 from vt_core.profile.counts import Counts
 from vt_core.profile.readers import Row
@@ -59,7 +59,7 @@ def count_own_outputs(
     tokenizer = load_tokenizer(tokenizer_json)
     dropped = frozenset(() if always is None else always.tolist())
 
-    def count(row: Row, counts: ChunkCounts) -> None:
+    def count(row: Row, counts: PartialCounts) -> None:
         prompt = row_format.prompt_text(parse_row(row))
         written = [id for id in generate(prompt, max_tokens) if id not in dropped]
         counts.add(tokenizer.encode(prompt, add_special_tokens=False).ids, written)
@@ -69,14 +69,15 @@ def count_own_outputs(
             for index, row in enumerate(chunk.rows):
                 if limit is not None and total.rows >= limit:
                     return
-                counts = ChunkCounts(chunk.file, rows=1, blank_rows=int(is_blank(row)))
+                counts, blank = PartialCounts(), is_blank(row)
+                counts.files[chunk.file] += not blank
                 try:
-                    if not counts.blank_rows:
+                    if not blank:
                         count(row, counts)
                 except (BadRow, PromptError) as error:
                     if not skip_bad:
                         raise DataError(f"{chunk.where(index)}: {error}.") from error
-                    counts.bad_rows = 1
-                yield file, counts
+                    counts.totals["bad_rows"] = 1
+                yield file, 1, [counts.batch()]
 
     return accumulate(count_after, start, checkpoint, on_rows)

@@ -1,54 +1,68 @@
-"""Reads rows of Parquet files: only the columns that are asked for."""
+"""Reads Parquet files: only the columns that are asked for."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vt_core.errors import DataError
 
-#: Rows that are converted to Python objects at a time.
+if TYPE_CHECKING:
+    import pyarrow
+
+#: Rows that are read at a time.
 BATCH_ROWS = 256
 
 
 def read_parquet(
-    path: Path, file: io.BufferedReader, columns: Sequence[str] | None
-) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Rows of a Parquet file, numbered from 1.
+    path: Path, file: io.BufferedIOBase, columns: Sequence[str] | None, span: range
+) -> Iterator[pyarrow.RecordBatch]:
+    """Rows of the row groups of a Parquet file that start in `span`.
 
     Args:
         path: the name of the file, for messages.
         file: the file.
         columns: names of the fields to read, or paths with dots into nested fields; None reads all. Other
             columns cost no memory, and their types do not matter.
+        span: positions in the file, in bytes.
 
     Raises:
-        DataError: pyarrow is not installed, or the file or one of these columns cannot be read.
+        DataError: the file or one of these columns cannot be read.
     """
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise DataError(
-            f"{path}: Parquet files need the library pyarrow; install it with pip install pyarrow."
-        ) from None
+    import pyarrow
+    import pyarrow.parquet
+
     try:
         parquet = pyarrow.parquet.ParquetFile(file)
         names = None if columns is None else _paths(parquet.schema_arrow, columns)
-        number = 0
-        for batch in parquet.iter_batches(batch_size=BATCH_ROWS, columns=names):
-            # A batch without columns has no rows as Python objects.
-            for row in batch.to_pylist() if batch.num_columns else [{}] * batch.num_rows:
-                number += 1
-                yield number, row
+        groups = [index for index in range(parquet.num_row_groups) if _start(parquet, index) in span]
+        yield from parquet.iter_batches(batch_size=BATCH_ROWS, row_groups=groups, columns=names)
     except pyarrow.ArrowException as error:
         raise DataError(f"{path}: not a Parquet file that can be read ({error}).") from error
+
+
+def python_rows(batch: pyarrow.RecordBatch, file: str) -> list[Mapping[str, Any]]:
+    """The fields of each row. Raises DataError for a value that Python cannot hold."""
+    # A batch without columns has no rows as Python objects.
+    if not batch.num_columns:
+        return [{}] * batch.num_rows
+    try:
+        return batch.to_pylist()
     except (ArithmeticError, LookupError, ValueError) as error:
         # Times beyond Python's, unknown time zones.
-        shown = ", ".join(names) if names else "all"
-        raise DataError(f"{path}: a value cannot be read ({error}); columns read: {shown}.") from error
+        names = ", ".join(name for name in batch.schema.names if not name.startswith("__"))
+        raise DataError(f"{file}: a value cannot be read ({error}); columns read: {names}.") from error
+
+
+def _start(parquet: Any, group: int) -> int:
+    """Position of a row group in its file, in bytes."""
+    if not parquet.metadata.num_columns:
+        return 0
+    column = parquet.metadata.row_group(group).column(0)
+    # Some writers put the dictionary after the data.
+    return min(column.data_page_offset, column.dictionary_page_offset or column.data_page_offset)
 
 
 def _paths(schema: Any, names: Sequence[str]) -> list[str]:

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vt_core.errors import DataError, VocabularyError
+from vt_core.profile.batch_counts import ExampleReader, PartialCounts
+from vt_core.profile.batches import to_batch
 from vt_core.profile.checkpoint import Checkpoint
-from vt_core.profile.chunk_counts import ChunkCounter
 from vt_core.profile.counting import count_files
 from vt_core.profile.counts import Counts
 from vt_core.profile.coverage import Coverage
@@ -59,6 +60,11 @@ class Profiler:
         return load_tokenizer(self.tokenizer_json)
 
     @cached_property
+    def reader(self) -> ExampleReader:
+        """Turns corpus rows into ids."""
+        return ExampleReader(self.tokenizer, self.row_format, self.skip_bad)
+
+    @cached_property
     def digest(self) -> str:
         return self.table.digest()
 
@@ -90,17 +96,17 @@ class Profiler:
         files: Files,
         *,
         processes: int = 1,
+        spans: Sequence[range] | None = None,
         checkpoint: Checkpoint | None = None,
         on_rows: Callable[[int], object] = lambda rows: None,
     ) -> Counts:
         """Count corpus files; see `count_files` for the arguments."""
         return count_files(
             files,
-            self.tokenizer_json,
+            self.reader,
             self.empty(),
-            self.row_format,
             processes=processes,
-            skip_bad=self.skip_bad,
+            spans=spans,
             checkpoint=checkpoint,
             on_rows=on_rows,
         )
@@ -155,10 +161,13 @@ class Profiler:
         Raises DataError if the files have no output.
         """
         coverages = [Coverage(ranking, self.table.size, self.always) for ranking in rankings]
-        counter = ChunkCounter(self.tokenizer, self.row_format, self.skip_bad)
         for file in files:
             for chunk in read_chunks(file, columns=self.row_format.columns):
-                missing, tokens = counter.missing(chunk)
+                missing, tokens = [], 0
+                for ids_in, ids_out in self.reader.examples(to_batch(chunk), PartialCounts()):
+                    given = set(ids_in)
+                    missing.append([id for id in ids_out if id not in given])
+                    tokens += len(ids_out)
                 for coverage in coverages:
                     coverage.add(missing, tokens)
         if coverages and coverages[0].tokens == 0:

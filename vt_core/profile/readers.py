@@ -6,17 +6,21 @@ import codecs
 import csv
 import io
 import json
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import accumulate, islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vt_core.errors import DataError
 from vt_core.files.json_files import lfs_pointer
 from vt_core.profile.compressed import DAMAGE, SUFFIXES, open_decompressed
 from vt_core.profile.json_list import MAX_VALUE_CHARACTERS, read_json_list
-from vt_core.profile.parquet import read_parquet
+from vt_core.profile.parquet import python_rows, read_parquet
+
+if TYPE_CHECKING:
+    import pyarrow
 
 #: Bytes of text in a chunk: about a third of a second of work, so several can wait in memory.
 CHUNK_BYTES = 512 * 1024
@@ -39,29 +43,61 @@ _SIGNATURES = {
 }
 
 
+#: Positions in a file of any size.
+WHOLE = range(1 << 62)
+
+
 @dataclass(frozen=True)
-class Chunk:
-    """Some rows of one file. Lines of JSON stay bytes, so that worker processes parse them."""
+class _Numbered:
+    """Some rows of one file."""
 
     file: str
-    #: What `numbers` count: "line" or "row".
+    #: What `numbers` count: "line", "row", or "byte" where the lines before are not known.
     unit: str
-    #: Line or row number of each row, from 1.
+    #: Line or row number of each row, from 1, or the position of its first byte.
     numbers: Sequence[int]
-    rows: Sequence[Row]
 
     def where(self, index: int) -> str:
         """File and line of the row with this index, for messages."""
         return f"{self.file}, {self.unit} {self.numbers[index]}"
 
 
-def read_chunks(path: str | Path, skip: int = 0, columns: Sequence[str] | None = None) -> Iterator[Chunk]:
+@dataclass(frozen=True)
+class Chunk(_Numbered):
+    """Some rows of one text file. JSON stays bytes, so that worker processes parse it."""
+
+    rows: Sequence[Row]
+
+
+@dataclass(frozen=True)
+class ArrowChunk(_Numbered):
+    """Some rows of one Parquet file. Worker processes turn them into Python objects."""
+
+    batch: pyarrow.RecordBatch
+
+    @property
+    def rows(self) -> Sequence[Row]:
+        """The rows as Python objects. Raises DataError for a value that Python cannot hold."""
+        return python_rows(self.batch, self.file)
+
+
+def read_chunks(
+    path: str | Path,
+    skip: int = 0,
+    columns: Sequence[str] | None = None,
+    *,
+    span: range = WHOLE,
+    file: io.RawIOBase | None = None,
+) -> Iterator[Chunk | ArrowChunk]:
     """Rows of a file in order, blank lines included.
 
     Args:
         path: the file. Its suffix gives the format.
         skip: rows to leave out at the start.
         columns: the only columns to read from a Parquet file; None reads all.
+        span: positions in bytes; only rows that start there are read. Rows of Parquet start where their row
+            group does. Rows of files that cannot be split start where the file does; see `splits`.
+        file: the open file, if `path` is not a local file.
 
     Raises:
         DataError: the file cannot be read, or is not what its suffix says.
@@ -69,15 +105,20 @@ def read_chunks(path: str | Path, skip: int = 0, columns: Sequence[str] | None =
     path = Path(path)
     suffix = _format_suffix(path)
     try:
-        with open_decompressed(path) as file:
-            _check_start(path, suffix, file)
-            if suffix in _LINES or (suffix == ".json" and _starts_with_object(file)):
-                yield from _json_lines(path, file, skip)
-            elif suffix == ".parquet":
-                yield from _group(path, "row", islice(read_parquet(path, file, columns), skip, None))
+        with open_decompressed(path, file) as content:
+            _check_start(path, suffix, content)
+            lines = suffix in _LINES or (suffix == ".json" and _starts_with_object(content))
+            if suffix == ".parquet":
+                yield from _parquet(path, content, skip, columns, span)
+            elif lines and path.suffix.lower() not in SUFFIXES:
+                yield from _json_lines(path, content, skip, span)
+            elif 0 not in span:
+                return
+            elif lines:
+                yield from _json_lines(path, content, skip, WHOLE)
             else:
                 unit, read = _TEXT_READERS[suffix]
-                yield from _group(path, unit, islice(read(path, file), skip, None))
+                yield from _group(path, unit, islice(read(path, content), skip, None))
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 text ({error.reason}).") from error
     except DAMAGE as error:
@@ -113,16 +154,39 @@ def _starts_with_object(file: io.BufferedReader) -> bool:
     return file.peek(256).lstrip(codecs.BOM_UTF8).lstrip()[:1] == b"{"
 
 
-def _json_lines(path: Path, file: io.BufferedReader, skip: int) -> Iterator[Chunk]:
+def _json_lines(path: Path, file: io.BufferedReader, skip: int, span: range) -> Iterator[Chunk]:
+    position = span.start
+    if position:
+        # The line that starts before the span belongs to the span before, even if it ends here.
+        file.seek(position - 1)
+        position += len(file.readline()) - 1
     for _ in range(skip):
-        file.readline()
-    number = skip
-    while lines := file.readlines(CHUNK_BYTES):
-        if number == 0:
+        position += len(file.readline())
+    number = skip + 1
+    while position < span.stop and (lines := file.readlines(CHUNK_BYTES)):
+        starts = list(accumulate(map(len, lines), initial=position))
+        del lines[bisect_left(starts, span.stop) :]
+        if number == 1 and not span.start:
             lines[0] = lines[0].removeprefix(codecs.BOM_UTF8)
             _check_one_value_per_line(path, lines)
-        yield Chunk(str(path), "line", range(number + 1, number + 1 + len(lines)), lines)
+        if span.start:
+            yield Chunk(str(path), "byte", starts[: len(lines)], lines)
+        else:
+            yield Chunk(str(path), "line", range(number, number + len(lines)), lines)
         number += len(lines)
+        position = starts[-1]
+
+
+def _parquet(
+    path: Path, file: io.BufferedReader, skip: int, columns: Sequence[str] | None, span: range
+) -> Iterator[ArrowChunk]:
+    number = 1
+    for batch in read_parquet(path, file, columns, span):
+        rest = batch.slice(min(skip, batch.num_rows))
+        skip -= batch.num_rows - rest.num_rows
+        number += batch.num_rows
+        if rest.num_rows:
+            yield ArrowChunk(str(path), "row", range(number - rest.num_rows, number), rest)
 
 
 def _check_one_value_per_line(path: Path, lines: Sequence[bytes]) -> None:

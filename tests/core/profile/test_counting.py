@@ -16,13 +16,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.core.profile.small_tokenizers import byte_level, write
-from vt_core.errors import DataError, PromptError, TokenizerError
+from vt_core.errors import DataError, PromptError
 from vt_core.profile import counting, readers
+from vt_core.profile.batch_counts import ExampleReader
 from vt_core.profile.checkpoint import Checkpoint, run_signature
 from vt_core.profile.counting import count_files
 from vt_core.profile.counts import Counts, merge_all
 from vt_core.profile.own_outputs import count_own_outputs
-from vt_core.profile.readers import Chunk
 from vt_core.profile.row_format import RowFormat, make_row_format
 from vt_core.vocab.tokenizer import load_tokenizer
 
@@ -49,13 +49,19 @@ def ids(tokenizer_json: Path, text: str) -> list[int]:
     return load_tokenizer(tokenizer_json).encode(text, add_special_tokens=False).ids
 
 
+def reader(
+    tokenizer_json: Path, row_format: RowFormat | None = None, skip_bad: bool = False
+) -> ExampleReader:
+    return ExampleReader(load_tokenizer(tokenizer_json), row_format or RowFormat(), skip_bad)
+
+
 def nonzero(column: Any) -> dict[int, int]:
     return {id: count for id, count in enumerate(column.tolist()) if count}
 
 
 def test_counts_examples_not_occurrences(tmp_path: Path, tokenizer_json: Path) -> None:
     file = corpus(tmp_path / "a.jsonl", [row("x", "aab"), row("a", "ab"), row("z", "a")])
-    counts = count_files([file], tokenizer_json, EMPTY, RowFormat())
+    counts = count_files([file], reader(tokenizer_json), EMPTY)
     a, b = ord("a"), ord("b")
     assert nonzero(counts.needed) == {a: 2, b: 2}
     assert nonzero(counts.written) == {a: 3, b: 2}
@@ -65,13 +71,13 @@ def test_counts_examples_not_occurrences(tmp_path: Path, tokenizer_json: Path) -
 
 def test_template_counts_as_input(tmp_path: Path, tokenizer_json: Path) -> None:
     file = corpus(tmp_path / "a.jsonl", [row("x", "ab")])
-    counts = count_files([file], tokenizer_json, EMPTY, make_row_format(template="a: {input}"))
+    counts = count_files([file], reader(tokenizer_json, make_row_format(template="a: {input}")), EMPTY)
     assert nonzero(counts.needed) == {ord("b"): 1}
 
 
 def test_row_without_output_is_not_an_example(tmp_path: Path, tokenizer_json: Path) -> None:
     file = corpus(tmp_path / "a.jsonl", [row("x", ""), row("", "a")])
-    counts = count_files([file], tokenizer_json, EMPTY, RowFormat())
+    counts = count_files([file], reader(tokenizer_json), EMPTY)
     assert (counts.examples, counts.bad_rows) == (1, 0)
     assert counts.source == ({"file": "a.jsonl", "rows": 2},)
 
@@ -90,7 +96,7 @@ def test_counts_match_their_definition(tokenizer_json: Path, rows: list[dict[str
         written.update(seen)
         needed.update(seen - set(ids(tokenizer_json, one["input"])))
     with tempfile.TemporaryDirectory() as directory:
-        counts = count_files([corpus(Path(directory) / "a.jsonl", rows)], tokenizer_json, EMPTY, RowFormat())
+        counts = count_files([corpus(Path(directory) / "a.jsonl", rows)], reader(tokenizer_json), EMPTY)
     assert nonzero(counts.needed) == needed
     assert nonzero(counts.written) == written
 
@@ -106,8 +112,8 @@ def test_merged_shards_equal_the_whole_corpus(
             corpus(Path(directory) / name, part)
             for name, part in (("a.jsonl", rows[:cut]), ("b.jsonl", rows[cut:]))
         ]
-        together = count_files(parts, tokenizer_json, EMPTY, RowFormat())
-        apart = [count_files([part], tokenizer_json, EMPTY, RowFormat()) for part in reversed(parts)]
+        together = count_files(parts, reader(tokenizer_json), EMPTY)
+        apart = [count_files([part], reader(tokenizer_json), EMPTY) for part in reversed(parts)]
     files = {entry["file"]: entry["rows"] for entry in merge_all(apart).source}
     assert {**merge_all(apart).fields(), "source": None} == {**together.fields(), "source": None}
     assert files == {entry["file"]: entry["rows"] for entry in together.source}
@@ -119,9 +125,9 @@ def test_counts_do_not_depend_on_processes(tmp_path: Path, tokenizer_json: Path,
         corpus(tmp_path / f"{name}.jsonl", [row(f"cat {i % 7}", f"the dog {i}") for i in range(100)])
         for name in "ab"
     ]
-    alone = count_files(files, tokenizer_json, EMPTY, RowFormat())
+    alone = count_files(files, reader(tokenizer_json), EMPTY)
     seen: list[int] = []
-    shared = count_files(files, tokenizer_json, EMPTY, RowFormat(), processes=2, on_rows=seen.append)
+    shared = count_files(files, reader(tokenizer_json), EMPTY, processes=2, on_rows=seen.append)
     assert shared.fields() == alone.fields()
     assert sum(seen) == 200
     assert len(seen) > 4
@@ -130,31 +136,34 @@ def test_counts_do_not_depend_on_processes(tmp_path: Path, tokenizer_json: Path,
 def test_bad_row_in_a_worker_process_is_named(tmp_path: Path, tokenizer_json: Path) -> None:
     file = corpus(tmp_path / "a.jsonl", [row("x", "y"), {"input": "x"}])
     with pytest.raises(DataError, match=r"a\.jsonl, line 2: lacks the output, output\."):
-        count_files([file], tokenizer_json, EMPTY, RowFormat(), processes=2)
+        count_files([file], reader(tokenizer_json), EMPTY, processes=2)
 
 
-def die(chunk: Chunk) -> None:
+def die(batch: object) -> None:
     os._exit(1)
 
 
 def test_killed_worker_process_is_reported(tmp_path: Path, tokenizer_json: Path, monkeypatch) -> None:
-    monkeypatch.setattr(counting, "_count_chunk", die)
+    monkeypatch.setattr(counting, "_count_batch", die)
     file = corpus(tmp_path / "a.jsonl", [row("x", "y")])
     with pytest.raises(DataError, match=r"process was killed.*--processes"):
-        count_files([file], tokenizer_json, EMPTY, RowFormat(), processes=2)
+        count_files([file], reader(tokenizer_json), EMPTY, processes=2)
 
 
 KILLED = """
 import os, signal, sys
 from vt_core.profile.counting import count_files
 from vt_core.profile.counts import Counts
+from vt_core.profile.batch_counts import ExampleReader
 from vt_core.profile.row_format import RowFormat
+from vt_core.vocab.tokenizer import load_tokenizer
 
 if __name__ == "__main__":
     def kill(rows):
         os.kill(os.getpid(), signal.SIGKILL)
 
-    count_files([sys.argv[1]], sys.argv[2], Counts.empty("x", 300), RowFormat(), processes=2, on_rows=kill)
+    reader = ExampleReader(load_tokenizer(sys.argv[2]), RowFormat())
+    count_files([sys.argv[1]], reader, Counts.empty("x", 300), processes=2, on_rows=kill)
 """
 
 
@@ -187,7 +196,7 @@ def test_bad_line_is_named_by_file_and_line(
     file = tmp_path / "a.jsonl"
     file.write_bytes(b'{"input": "x", "output": "y"}\n\n' + line.encode("utf-8", "surrogateescape") + b"\n")
     with pytest.raises(DataError, match=rf"a\.jsonl, line 3: .*{message}"):
-        count_files([file], tokenizer_json, EMPTY, RowFormat())
+        count_files([file], reader(tokenizer_json), EMPTY)
 
 
 def test_skip_bad_skips_and_counts_bad_lines(tmp_path: Path, tokenizer_json: Path) -> None:
@@ -195,17 +204,9 @@ def test_skip_bad_skips_and_counts_bad_lines(tmp_path: Path, tokenizer_json: Pat
     lines = [line for line, _ in BAD]
     text = "\n".join([*lines, '{"input": "x", "output": "y"}', *lines])
     file.write_bytes(text.encode("utf-8", "surrogateescape"))
-    counts = count_files([file], tokenizer_json, EMPTY, RowFormat(), skip_bad=True)
+    counts = count_files([file], reader(tokenizer_json, skip_bad=True), EMPTY)
     assert (counts.examples, counts.bad_rows) == (1, 2 * len(BAD))
     assert nonzero(counts.written) == {ord("y"): 1}
-
-
-@pytest.mark.parametrize("processes", [1, 2])
-def test_unreadable_tokenizer_is_named(tmp_path: Path, processes: int) -> None:
-    (tmp_path / "tokenizer.json").write_text("{}")
-    file = corpus(tmp_path / "a.jsonl", [row("x", "y")])
-    with pytest.raises(TokenizerError, match=r"tokenizer\.json cannot be read as a tokenizer"):
-        count_files([file], tmp_path / "tokenizer.json", EMPTY, RowFormat(), processes=processes)
 
 
 class Stop(Exception):
@@ -224,7 +225,7 @@ def files(tmp_path: Path, monkeypatch) -> list[Path]:
 def test_interrupted_count_resumes_at_the_same_row(
     tmp_path: Path, tokenizer_json: Path, files: list[Path], stop_after: int
 ) -> None:
-    whole = count_files(files, tokenizer_json, EMPTY, RowFormat())
+    whole = count_files(files, reader(tokenizer_json), EMPTY)
     signature = run_signature(files, DIGEST, RowFormat())
     seen = 0
 
@@ -237,18 +238,16 @@ def test_interrupted_count_resumes_at_the_same_row(
     with pytest.raises(Stop):
         count_files(
             files,
-            tokenizer_json,
+            reader(tokenizer_json),
             EMPTY,
-            RowFormat(),
             checkpoint=Checkpoint(tmp_path / "c", signature),
             on_rows=interrupt,
         )
     rest: list[int] = []
     resumed = count_files(
         files,
-        tokenizer_json,
+        reader(tokenizer_json),
         EMPTY,
-        RowFormat(),
         checkpoint=Checkpoint(tmp_path / "c", signature),
         on_rows=rest.append,
     )
@@ -264,17 +263,16 @@ def test_killed_count_resumes_from_the_last_checkpoint(
     checkpoint = Checkpoint(tmp_path / "c", signature, interval=0.0)
     count_files(
         files,
-        tokenizer_json,
+        reader(tokenizer_json),
         EMPTY,
-        RowFormat(),
         checkpoint=checkpoint,
         on_rows=lambda rows: saved.append(checkpoint.path.read_bytes()),
     )
-    whole = count_files(files, tokenizer_json, EMPTY, RowFormat())
+    whole = count_files(files, reader(tokenizer_json), EMPTY)
     for content in saved[:: len(saved) // 5]:
         (tmp_path / "c").write_bytes(content)
         again = count_files(
-            files, tokenizer_json, EMPTY, RowFormat(), checkpoint=Checkpoint(tmp_path / "c", signature)
+            files, reader(tokenizer_json), EMPTY, checkpoint=Checkpoint(tmp_path / "c", signature)
         )
         assert again.fields() == whole.fields()
 
@@ -286,7 +284,7 @@ def test_checkpoint_of_other_settings_is_ignored(
         return run_signature(files, DIGEST, row_format, skip_bad)
 
     first = signature(RowFormat())
-    count_files(files, tokenizer_json, EMPTY, RowFormat(), checkpoint=Checkpoint(tmp_path / "c", first))
+    count_files(files, reader(tokenizer_json), EMPTY, checkpoint=Checkpoint(tmp_path / "c", first))
     assert Checkpoint(tmp_path / "c", first).load() is not None
     others = [
         signature(make_row_format("math")),
@@ -307,7 +305,7 @@ def test_damaged_checkpoint_is_ignored(tmp_path: Path, content: str) -> None:
 
 def test_checkpoint_is_a_counts_file(tmp_path: Path, tokenizer_json: Path, files: list[Path]) -> None:
     checkpoint = Checkpoint(tmp_path / "c", run_signature(files))
-    counts = count_files(files, tokenizer_json, EMPTY, RowFormat(), checkpoint=checkpoint)
+    counts = count_files(files, reader(tokenizer_json), EMPTY, checkpoint=checkpoint)
     assert Counts.load(tmp_path / "c").fields() == counts.fields()
     checkpoint.clear()
     assert not (tmp_path / "c").exists()

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import csv
 import gzip
-import importlib
 import io
 import json
 import sys
@@ -11,9 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pyarrow import parquet
 
 from vt_core.errors import DataError
 from vt_core.profile import compressed, json_list, readers
@@ -43,8 +44,7 @@ def write_table(path: Path, rows: list[Any], delimiter: str = ",") -> None:
 
 
 def write_parquet(path: Path, rows: list[Any]) -> None:
-    pyarrow = pytest.importorskip("pyarrow")
-    importlib.import_module("pyarrow.parquet").write_table(pyarrow.Table.from_pylist(rows), path)
+    parquet.write_table(pyarrow.Table.from_pylist(rows), path)
 
 
 WRITERS: dict[str, Callable[[Path, list[Any]], None]] = {
@@ -175,7 +175,7 @@ objects = st.dictionaries(st.text(max_size=3), values, max_size=3)
 def test_json_list_is_read_in_blocks(rows: list[Any], indent: int | None, ascii: bool) -> None:
     text = json.dumps(rows, indent=indent, ensure_ascii=ascii).encode()
     file = io.BufferedReader(io.BytesIO(text))
-    assert [row for _, row in json_list.read_json_list(Path("x.json"), file, block=2)] == rows
+    assert [json.loads(row) for _, row in json_list.read_json_list(Path("x.json"), file, block=2)] == rows
 
 
 @pytest.mark.parametrize(
@@ -216,15 +216,7 @@ def test_too_long_json_value_is_refused(tmp_path: Path, monkeypatch) -> None:
         read(path)
 
 
-def test_missing_pyarrow_error_says_what_to_install(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setitem(sys.modules, "pyarrow", None)
-    (tmp_path / "x.parquet").write_bytes(b"PAR1")
-    with pytest.raises(DataError, match=r"x\.parquet: Parquet files need the library pyarrow; install it"):
-        read(tmp_path / "x.parquet")
-
-
 def test_damaged_parquet_file_is_named(tmp_path: Path) -> None:
-    pytest.importorskip("pyarrow")
     (tmp_path / "x.parquet").write_bytes(b"PAR1 and no more")
     with pytest.raises(DataError, match=r"x\.parquet: not a Parquet file that can be read"):
         read(tmp_path / "x.parquet")
@@ -232,7 +224,6 @@ def test_damaged_parquet_file_is_named(tmp_path: Path) -> None:
 
 def odd_columns() -> dict[str, Any]:
     """Values that have no Python object: a date and a time beyond year 9999, an unknown time zone."""
-    pyarrow = pytest.importorskip("pyarrow")
     return {
         "far date": pyarrow.array([2**30], pyarrow.int32()).cast(pyarrow.date32()),
         "far time": pyarrow.array([2**62], pyarrow.int64()).cast(pyarrow.timestamp("us")),
@@ -243,16 +234,15 @@ def odd_columns() -> dict[str, Any]:
 
 @pytest.mark.parametrize("column", ["far date", "far time", "time zone", "duration"])
 def test_parquet_columns_that_are_not_asked_for_are_not_read(tmp_path: Path, column: str) -> None:
-    pyarrow = pytest.importorskip("pyarrow")
     path = tmp_path / "x.parquet"
     table = pyarrow.table({"input": ["a"], "output": ["b"], column: odd_columns()[column]})
-    importlib.import_module("pyarrow.parquet").write_table(table, path)
+    parquet.write_table(table, path)
     (chunk,) = read_chunks(path, columns=("input", "output"))
     assert chunk.rows == [{"input": "a", "output": "b"}]
     with pytest.raises(
         DataError, match=rf"x\.parquet: a value cannot be read \(.*\); columns read: {column}"
     ):
-        list(read_chunks(path, columns=(column,)))
+        [chunk.rows for chunk in read_chunks(path, columns=(column,))]
 
 
 @pytest.mark.parametrize(
@@ -276,13 +266,10 @@ def test_parquet_paths_read_only_their_nested_field(
 
 
 def test_parquet_columns_that_are_not_asked_for_take_no_memory(tmp_path: Path) -> None:
-    pyarrow = pytest.importorskip("pyarrow")
     path = tmp_path / "x.parquet"
     image = bytes(range(256)) * 400
     table = pyarrow.table({"input": ["a"] * 200, "image": [image + bytes([i]) for i in range(200)]})
-    importlib.import_module("pyarrow.parquet").write_table(
-        table, path, compression=None, use_dictionary=False
-    )
+    parquet.write_table(table, path, compression=None, use_dictionary=False)
     del table
     before = pyarrow.total_allocated_bytes()
     for chunk in read_chunks(path, columns=("input",)):
