@@ -8,7 +8,7 @@ import numpy as np
 
 from vt_core.decode.decoder import Decoder
 from vt_core.decode.rounding import Rounding
-from vt_core.decode.types import NOT_A_NUMBER, Slot
+from vt_core.decode.types import NOT_A_NUMBER, Read, Slot
 from vt_core.decode.verification import NumpyTile
 from vt_core.vocab.heads import Head
 
@@ -86,31 +86,33 @@ class FakeDecoder(Decoder[np.ndarray, FakeSlot]):
         )
         self.rows = rows
         self._mix = np.random.default_rng(seed).normal(size=(2, table.shape[1], table.shape[1]))
-        self.can_rewind = self.can_cut = True
+        self.can_rewind = self.can_cut = self.can_read_together = True
+        self.together = 0  #: passes of the body for several slots
         self.opened = 0  #: slots that are open
         self.fail_at: int | None = None
         self.nan_at: int | None = None
         self.steps = 0
-        self.verified = self.scans = self.read = 0
+        self.verified = self.scans = self.positions = 0
         self.scored: list[int] = []  #: positions of each read of the full head for scores
         self.softmaxes = 0
         self._states = self._logits = np.empty(0)
 
-    def verify(self, steps, drafts, sampler):
-        self.verified += len(steps)
-        return super().verify(steps, drafts, sampler)
+    def verify(self, blocks):
+        self.verified += sum(len(block.drafts) for block in blocks)
+        return super().verify(blocks)
 
     def states(self, ids, start):
         for piece in super().states(ids, start):
-            self.read += len(piece)
+            self.positions += len(piece)
             yield piece
 
     def score(self, states, targets):
         self.scored.append(len(targets))
         return super().score(states, targets)
 
-    def follow(self, slot, step):
-        return self.step(slot, int(self.head.vocabulary.ids[step.local[0]]))
+    def follow(self, slot, steps):
+        (after,) = self.read([Read(slot, [int(self.head.vocabulary.ids[steps.local[0]])])])
+        return after
 
     def close(self, slot):
         super().close(slot)
@@ -139,9 +141,12 @@ class FakeDecoder(Decoder[np.ndarray, FakeSlot]):
         slot.state, slot.past = np.zeros(self.rows.table.shape[1]), []
 
     def _rewind_caches(self, slot, count):
-        assert 0 <= count <= len(slot.past), "only what was read since the last call can be taken back"
-        if count:
-            slot.state = slot.past[-count]
+        assert 0 < count <= len(slot.past), "only what was read since the slot was settled can be taken back"
+        slot.state = slot.past[-count]
+        del slot.past[-count:]
+        return 0
+
+    def _settle_caches(self, slot):
         slot.past = []
 
     def _cut_caches(self, slot, count):
@@ -154,9 +159,6 @@ class FakeDecoder(Decoder[np.ndarray, FakeSlot]):
                 self._read(slot, self.rows.table[token])
         return True
 
-    def _allow_rewind(self, slot):
-        slot.past = []
-
     # Running the body.
 
     def _read(self, slot, row):
@@ -164,24 +166,43 @@ class FakeDecoder(Decoder[np.ndarray, FakeSlot]):
         slot.state = np.tanh(self._mix[0] @ slot.state + self._mix[1] @ row)
         return slot.state
 
-    def _run(self, slot, inputs, index):
+    def _run(self, slot, inputs, index, positions=1):
         states = [self._read(slot, inputs[place]) for place in index[0]]
         self._states = np.stack(states)
-        self._logits = self.head.logits(self._states[-1:])
+        return self._product(positions)
+
+    def _product(self, positions):
+        self._positions = positions
+        # One by one: numpy rounds products of other sizes differently.
+        hidden = self._states[-positions:]
+        self._logits = np.concatenate([self.head.logits(row[None]) for row in hidden])
         return self._logits
 
-    def _run_step(self, slot, inputs, index):
-        self.steps += 1
-        if self.steps == self.fail_at:
+    def _run_steps(self, slot, inputs, index, positions):
+        before = self.steps
+        self.steps += index.shape[1]
+        if self.fail_at is not None and before < self.fail_at <= self.steps:
             raise MemoryError("the device is full")
-        logits = self._run(slot, inputs, index)
-        return logits * np.nan if self.steps == self.nan_at else logits
+        logits = self._run(slot, inputs, index, positions)
+        return logits * np.nan if self.nan_at is not None and before < self.nan_at <= self.steps else logits
 
-    def _copy_states(self, start, end):
-        return self._states[start:end].copy()
+    def _fits_together(self, reads):
+        return self.can_read_together
 
-    def _last_hidden(self):
-        return self._states[-1:].copy()
+    def _run_together(self, slots, inputs, index, counts):
+        self.together += 1
+        places, states = iter(index[0]), []
+        for slot, count in zip(slots, counts, strict=True):
+            states += [self._read(slot, inputs[next(places)]) for _ in range(count)]
+            self.steps += count
+        self._states = np.stack(states)
+        return self._product(len(states))
+
+    def _every_state(self):
+        return self._states
+
+    def _hidden(self):
+        return self._states[-self._positions :].copy()
 
     def _head_logits(self):
         return self._logits
@@ -209,7 +230,7 @@ class FakeDecoder(Decoder[np.ndarray, FakeSlot]):
 
     def _top_probability(self, logits):
         self.softmaxes += 1
-        return 1 / np.exp(logits[0] - logits[0].max()).sum()
+        return 1 / np.exp(logits - logits.max(axis=1, keepdims=True)).sum(axis=1)
 
     def _index(self, index):
         return index[None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import numpy as np
@@ -106,16 +107,16 @@ def test_with_no_model_named_the_command_finds_it(backend, cached):
 
 
 @pytest.mark.parametrize("backend", backend_params())
-def test_a_second_request_during_the_first_is_refused(backend, cached):
-    from vt_core.errors import BackendError
-
-    model = load(cached, backend=backend, device="cpu")
-    first = model.stream(PROMPT, max_tokens=4)
-    next(first)
-    with pytest.raises(BackendError, match="in the middle of a request"):
-        model.generate(PROMPT, max_tokens=2)
-    first.close()
-    assert model.generate(PROMPT, max_tokens=2).stats.generated_tokens == 2
+def test_streams_run_together_and_do_not_change_each_other(backend, cached):
+    model = load(cached, backend=backend, device="cpu", dtype="float32")
+    prompts = [PROMPT, "Count from one to ten.", "Name three colors."]
+    alone = [model.generate(prompt, max_tokens=8).token_ids for prompt in prompts]
+    streams = [model.stream(prompt, max_tokens=8) for prompt in prompts]
+    found: list[list[int]] = [[] for _ in prompts]
+    for _ in range(8):
+        for ids, stream in zip(found, streams, strict=True):
+            ids += [chunk.token_id for chunk in itertools.islice(stream, 1) if chunk.token_id is not None]
+    assert [tuple(ids) for ids in found] == alone
 
 
 @pytest.mark.parametrize("backend", backend_params())

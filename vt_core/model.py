@@ -6,7 +6,6 @@ import gc
 import time
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +15,13 @@ from vt_core.decode import prompts
 from vt_core.decode.answer import Answer
 from vt_core.decode.backend import backend as import_backend
 from vt_core.decode.decoder import Decoder
-from vt_core.decode.exclusive import Exclusive
 from vt_core.decode.metrics import Clock, ProcessMemory
 from vt_core.decode.options import RequestOptions, request_options
 from vt_core.decode.policy import BlockPolicy
 from vt_core.decode.request import Request
 from vt_core.decode.results import Chunk, Generation, Score, Stats
 from vt_core.decode.sampling import Sampler
+from vt_core.decode.scheduler import Scheduler
 from vt_core.decode.scoring import score
 from vt_core.decode.stopping import StopMatcher
 from vt_core.decode.types import Slot
@@ -41,8 +40,8 @@ __all__ = ["Chunk", "Generation", "Model", "Score", "Session", "Stats"]
 class Model:
     """A language model whose vocabulary tables stay on disk. :func:`vt_core.load` makes one.
 
-    A model runs one request at a time. Close it, or use it in a ``with`` statement, to free its memory at a
-    known moment.
+    Several threads may use a model at once, and several streams may be open: their requests run together.
+    Close it, or use it in a ``with`` statement, to free its memory at a known moment.
     """
 
     def __init__(
@@ -79,8 +78,8 @@ class Model:
         self._adapter = adapter
         self._clock = clock
         self._memory = ProcessMemory()
-        self._use = Exclusive()
         self._policy = BlockPolicy()
+        self._scheduler = Scheduler(decoder, self._policy.costs, clock)
         self._learned_file = learned_file
         self._learned = Learned(() if learned_file is None else learned_file.load())
 
@@ -91,16 +90,12 @@ class Model:
         self.close()
 
     def close(self) -> None:
-        """Free the model's memory and files. Streams that were not read to their end are closed.
+        """Free the model's memory and files. Requests that run end with a BackendError.
 
         Closing twice is allowed; any other use of a closed model raises BackendError.
-
-        Raises:
-            BackendError: another thread is running a request.
         """
-        self._use.close_streams()
-        with self._use.hold():
-            self._decoder = None
+        self._scheduler.close()
+        self._decoder = None
         gc.collect()  # frameworks' modules refer to themselves
         import_backend(self.backend).empty_cache()
         trim_heap()
@@ -156,7 +151,7 @@ class Model:
         chosen = prompts.token_ids(ids, "static set")
         chosen = chosen[chosen < self.rows]
         prompts.check_ids(chosen, self.rows)
-        with self._use.hold():
+        with self._scheduler.hold_idle():
             self.decoder.head.set_static(chosen)
             self.decoder.head.set_learned(self._learned.ids)
         self._memory.sample()
@@ -167,7 +162,7 @@ class Model:
         Raises:
             BackendError: a request of this model is running, or the model is closed.
         """
-        with self._use.hold():
+        with self._scheduler.hold_idle():
             self._learned = Learned()
             self.decoder.head.set_learned(())
 
@@ -267,7 +262,7 @@ class Model:
         Raises:
             PromptError: the prompt is empty, too long, of the wrong type, or has ids without a row.
             OptionError: an argument has the wrong type or is out of range.
-            BackendError: another request of this model is running, or the model is closed.
+            BackendError: the model is closed.
             VtError: learned ids cannot be saved; raised after the last chunk.
         """
         options = request_options(
@@ -305,11 +300,11 @@ class Model:
 
         Raises:
             PromptError: the prompt is empty or too long, or has ids without a row.
-            BackendError: another request of this model is running, or the model is closed.
+            BackendError: the model is closed.
         """
         prompts.check_prompt(ids, options.max_tokens, self.rows, self.context)
         request = self._request(options, slot)
-        return self._use.track(self._run(request, ids, StopMatcher(options.stop)))
+        return self._run(request, ids, StopMatcher(options.stop))
 
     def session(
         self,
@@ -380,7 +375,7 @@ class Model:
 
         Raises:
             PromptError: either is empty or has ids without a row, or together they are too long.
-            BackendError: another request of this model is running, or the model is closed.
+            BackendError: the model is closed.
         """
         ids = self.encode(prompt, system=system, raw=raw, template_arguments=template_arguments)
         if isinstance(continuation, str):
@@ -395,11 +390,11 @@ class Model:
 
         Raises:
             PromptError: as :meth:`score`.
-            BackendError: another request of this model is running, or the model is closed.
+            BackendError: the model is closed.
         """
         if not isinstance(pairs, Iterable):
             raise PromptError(f"score_each takes pairs of token ids; {shorten(pairs)} is not iterable")
-        return self._use.track(self._score_each(pairs))
+        return self._score_each(pairs)
 
     def encode(
         self,
@@ -437,13 +432,11 @@ class Model:
         )
 
     def _run(self, request: Request, ids: Ids, stops: StopMatcher) -> Generator[Chunk, None, None]:
-        with self._use.hold():
-            answer = Answer(request, self.tokenizer.stream(), stops, self._memory)
-            yield from answer.chunks(ids)
-            result = answer.result(self.directory.manifest, self.backend, self.quantization)
-            changed = self._learn(request.checks.rescued, [*ids.tolist(), *answer.token_ids])
-        # The model is free and its learned ids are saved before the last chunk: callers may stop there.
-        failure = self._save_learned() if changed else None
+        answer = Answer(request, self.tokenizer.stream(), stops, self._memory, self._scheduler)
+        yield from answer.chunks(ids)
+        result = answer.result(self.directory.manifest, self.backend, self.quantization)
+        # Learned ids are saved before the last chunk: callers may stop there.
+        failure = self._learn(request.checks.rescued, [*ids.tolist(), *answer.token_ids])
         yield Chunk(answer.rest, None, result)
         if failure is not None:
             raise failure
@@ -460,26 +453,32 @@ class Model:
                 continuations.append(continuation)
                 yield np.concatenate([prompt, continuation]), len(prompt)
 
-        with self._use.hold(), closing(score(self.decoder, texts())) as scores:
-            for scored in scores:
+        scores = score(self.decoder, texts())
+        try:
+            while True:
+                with self._scheduler.hold():
+                    scored = next(scores, None)
+                if scored is None:
+                    return
                 ids = continuations.popleft()
                 greedy = (scored.choices == ids).tolist()
                 yield Score(tuple(ids.tolist()), tuple(scored.log_probs.tolist()), tuple(greedy))
+        finally:
+            scores.close()
 
-    def _learn(self, rescued: Sequence[int], used: Sequence[int]) -> bool:
-        """Keep the rows of rescued tokens for later requests. Returns whether the learned ids changed."""
-        vocabulary = self.decoder.head.vocabulary
-        static = vocabulary.ids[: vocabulary.static_size]
-        changed = self._learned.update([token for token in rescued if token not in static], used)
-        if changed:
-            self.decoder.head.set_learned(self._learned.ids)
-        return changed
-
-    def _save_learned(self) -> VtError | None:
-        """Write the file of learned ids, if there is one. Returns the error if that failed."""
-        try:
-            if self._learned_file is not None:
-                self._learned_file.add(self._learned)
-        except VtError as error:
-            return error
+    def _learn(self, rescued: Sequence[int], used: Sequence[int]) -> VtError | None:
+        """Keep the rows of rescued tokens for later requests, and write the file of learned ids, if there is
+        one. Returns the error if that failed.
+        """
+        with self._scheduler.hold():
+            vocabulary = self.decoder.head.vocabulary
+            static = vocabulary.ids[: vocabulary.static_size]
+            if not self._learned.update([token for token in rescued if token not in static], used):
+                return None
+            self._scheduler.set_learned(self._learned.ids)
+            try:
+                if self._learned_file is not None:
+                    self._learned_file.add(self._learned)
+            except VtError as error:
+                return error
         return None

@@ -86,7 +86,7 @@ class Session:
 
         Raises:
             PromptError: the conversation does not fit the context, or a message is of the wrong type.
-            BackendError: another request of the model is running, or the model is closed.
+            BackendError: another turn of this session is running, or the model is closed.
         """
         if content == "":
             raise PromptError("the turn is empty; give some text")

@@ -68,7 +68,7 @@ class LayerRows(nn.Module):
 
 
 class RowHead(nn.Module):
-    """Replaces the LM head: logits of the active rows, for the last position only.
+    """Replaces the LM head: logits of the active rows, for the last positions only.
 
     The model applies its soft-cap or scale to these logits. The hidden states are kept for the decoder.
     """
@@ -76,12 +76,17 @@ class RowHead(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self._head: list[Head] = []
+        self._positions = 1
         self._states: list[mx.array] = []
         self._hidden: list[mx.array] = []
         self._logits: list[mx.array] = []
 
     def set_head(self, head: Head) -> None:
         self._head = [head]
+
+    def set_positions(self, positions: int) -> None:
+        """``positions``: how many of the last ones of the next call need logits."""
+        self._positions = positions
 
     @property
     def states(self) -> mx.array:
@@ -90,19 +95,19 @@ class RowHead(nn.Module):
 
     @property
     def hidden(self) -> mx.array:
-        """``[1, hidden]`` of the last position."""
+        """``[positions, hidden]`` of the last ones."""
         return self._hidden[0]
 
     @property
     def logits(self) -> mx.array:
-        """``[1, n]`` of the last call, before the model changes them."""
+        """``[positions, rows]`` of the last call, before the model changes them."""
         return self._logits[0]
 
     def clear(self) -> None:
         self._states, self._hidden, self._logits = [], [], []
 
     def __call__(self, hidden: mx.array) -> mx.array:
-        self._states, self._hidden = [hidden[0]], [hidden[0, -1:]]
+        self._states, self._hidden = [hidden[0]], [hidden[0, -self._positions :]]
         self._logits = [self._head[0].logits(self._hidden[0])]
         return self._logits[0][None]
 

@@ -27,25 +27,36 @@ Undo = Callable[[], None]
 
 
 class CacheLog:
-    """Undo log of the caches of a request: what single-token steps changed since the last :meth:`rewind`."""
+    """Undo log of the caches of a request: what reads changed since the last :meth:`settle`."""
 
     def __init__(self, caches: list[Any]) -> None:
         self._caches = _leaves(caches)
-        self._log: list[list[Undo]] = []
+        self._log: list[tuple[int, list[Undo]]] = []
         self.can_rewind = all(type(cache) in _RECORD for cache in self._caches)
 
-    def record(self) -> None:
-        """Save the state before a step."""
+    def record(self, count: int) -> None:
+        """Save the state before ``count`` tokens are read at once."""
         if self.can_rewind:
-            self._log.append([_RECORD[type(cache)](cache) for cache in self._caches])
+            self._log.append((count, [_RECORD[type(cache)](cache, count) for cache in self._caches]))
 
-    def rewind(self, count: int) -> None:
-        """Take back the last ``count`` steps. Steps before them can no longer be taken back."""
-        if count > len(self._log):
-            raise AssertionError(f"{count} steps to take back, {len(self._log)} recorded")
-        for _ in range(count):
-            for undo in self._log.pop():
+    def rewind(self, count: int) -> int:
+        """Take back the last ``count`` tokens.
+
+        Returns:
+            How many tokens before them went as well: a read is taken back whole.
+        """
+        taken = 0
+        while taken < count:
+            if not self._log:
+                raise AssertionError(f"{count} tokens to take back, {taken} recorded")
+            tokens, undos = self._log.pop()
+            for undo in undos:
                 undo()
+            taken += tokens
+        return taken - count
+
+    def settle(self) -> None:
+        """Tokens so far can no longer be taken back."""
         self._log.clear()
 
     def cut(self, count: int) -> bool:
@@ -125,19 +136,19 @@ def _leaves(caches: list[Any]) -> list[Any]:
     ]
 
 
-def _record_trimmable(cache: Any) -> Undo:
+def _record_trimmable(cache: Any, count: int) -> Undo:
     def undo() -> None:
-        taken = cache.trim(1)
-        if taken != 1:
-            raise AssertionError(f"{type(cache).__name__} took back {taken} tokens instead of 1")
+        taken = cache.trim(count)
+        if taken != count:
+            raise AssertionError(f"{type(cache).__name__} took back {taken} tokens instead of {count}")
 
     return undo
 
 
-def _record_rotating(cache: RotatingKVCache) -> Undo:
-    if cache.keys is not None and cache.keys.shape[2] > cache.max_size:
-        # After a prompt longer than the window, the next step makes new, shorter arrays.
-        return _record_references(cache)
+def _record_rotating(cache: RotatingKVCache, count: int) -> Undo:
+    if count > 1 or (cache.keys is not None and cache.keys.shape[2] > cache.max_size):
+        # Several tokens go into new arrays. So does the next one after a prompt longer than the window.
+        return _record_references(cache, count)
     offset, index = cache.offset, cache._idx
     slot = cache.keep if index == cache.max_size else index
     kept = None
@@ -156,7 +167,7 @@ def _record_rotating(cache: RotatingKVCache) -> Undo:
     return undo
 
 
-def _record_references(cache: Any) -> Undo:
+def _record_references(cache: Any, count: int) -> Undo:
     # These caches replace their arrays, or write after ``offset`` only.
     names = [name for name in ("keys", "values", "offset", "start_position", "_idx") if hasattr(cache, name)]
     state = [getattr(cache, name) for name in names]
@@ -168,7 +179,7 @@ def _record_references(cache: Any) -> Undo:
     return undo
 
 
-def _record_arrays(cache: ArraysCache) -> Undo:
+def _record_arrays(cache: ArraysCache, count: int) -> Undo:
     # These layers replace their arrays and never write to them.
     state = list(cache.cache)
 
@@ -178,7 +189,7 @@ def _record_arrays(cache: ArraysCache) -> Undo:
     return undo
 
 
-_RECORD: dict[type, Callable[[Any], Undo]] = {
+_RECORD: dict[type, Callable[[Any, int], Undo]] = {
     KVCache: _record_trimmable,
     QuantizedKVCache: _record_trimmable,
     ChunkedKVCache: _record_references,

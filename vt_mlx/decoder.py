@@ -104,19 +104,18 @@ class MlxDecoder(Decoder[mx.array, MlxSlot]):
         slot.caches = make_prompt_cache(self._model)
         slot.log = CacheLog(slot.caches)
 
-    def _rewind_caches(self, slot: MlxSlot, count: int) -> None:
-        if count:
-            # What still holds the head's buffer (a step in flight, its embedding table) would make the next
-            # write copy it whole: 9 to 22 ms for 29 MB instead of 0.1.
-            self._clear()
-            mx.synchronize()
-        slot.log.rewind(count)
+    def _rewind_caches(self, slot: MlxSlot, count: int) -> int:
+        # What still holds the head's buffer (a step in flight, its embedding table) would make the next write
+        # copy it whole: 9 to 22 ms for 29 MB instead of 0.1.
+        self._clear()
+        mx.synchronize()
+        return slot.log.rewind(count)
 
     def _cut_caches(self, slot: MlxSlot, count: int) -> bool:
         return slot.log.cut(count)
 
-    def _allow_rewind(self, slot: MlxSlot) -> None:
-        slot.log.rewind(0)
+    def _settle_caches(self, slot: MlxSlot) -> None:
+        slot.log.settle()
 
     def _clear(self) -> None:
         """Drop what the last call looked up and left."""
@@ -130,28 +129,28 @@ class MlxDecoder(Decoder[mx.array, MlxSlot]):
 
     # Running the body.
 
-    def _run(self, slot: MlxSlot, inputs: Inputs, index: mx.array) -> mx.array:
+    def _run(self, slot: MlxSlot, inputs: Inputs, index: mx.array, positions: int = 1) -> mx.array:
+        self._output.set_positions(positions)
         self._embedding.set_table(inputs.embedding)
         if inputs.per_layer is not None:
             assert self._layers is not None
             self._layers.set_rows(inputs.per_layer[index])
         return self._model(index, cache=slot.caches)[0]
 
-    def _run_step(self, slot: MlxSlot, inputs: Inputs, index: mx.array) -> mx.array:
-        slot.log.record()
-        return self._run(slot, inputs, index)
+    def _run_steps(self, slot: MlxSlot, inputs: Inputs, index: mx.array, positions: int) -> mx.array:
+        slot.log.record(index.shape[1])
+        return self._run(slot, inputs, index, positions)
 
     def _finish_piece(self, slot: MlxSlot) -> None:
         # Compute what a piece leaves in the caches, and drop the rest.
         mx.eval([layer.state for layer in slot.caches])
         mx.clear_cache()
 
-    def _copy_states(self, start: int, end: int) -> mx.array:
-        states = mx.take(self._output.states, mx.arange(start, end), axis=0)
-        mx.eval(states)
-        return states
+    def _every_state(self) -> mx.array:
+        mx.eval(self._output.states)
+        return self._output.states
 
-    def _last_hidden(self) -> mx.array:
+    def _hidden(self) -> mx.array:
         return self._output.hidden
 
     def _head_logits(self) -> mx.array:
@@ -174,7 +173,7 @@ class MlxDecoder(Decoder[mx.array, MlxSlot]):
         return greedy(logits, pieces[0] if len(pieces) == 1 else mx.concatenate(pieces))
 
     def _top_probability(self, logits: mx.array) -> mx.array:
-        return mx.softmax(logits.astype(mx.float32), axis=-1).max()
+        return mx.softmax(logits.astype(mx.float32), axis=-1).max(axis=-1)
 
     def _start(self, arrays: list[mx.array]) -> None:
         mx.async_eval(*arrays)

@@ -63,6 +63,9 @@ class MlxTile:
     def first(self, count: int) -> MlxTile:
         return MlxTile(self.start, self._logits[:, :count])
 
+    def positions(self, start: int, end: int) -> MlxTile:
+        return MlxTile(self.start, self._logits[start:end])
+
 
 class HeadScan:
     """:class:`vt_core.decode.verification.HeadScan`; one tile exists on the device at a time."""

@@ -63,7 +63,7 @@ def _scaled(rows: torch.Tensor, scale: float | None) -> torch.Tensor:
 
 
 class RowHead(nn.Module):
-    """Replaces the LM head: logits of the active rows, for the last position only.
+    """Replaces the LM head: logits of the active rows, for the last :attr:`positions` only.
 
     The model applies its soft-cap or scale to these logits. The hidden states are kept for the decoder.
     """
@@ -71,9 +71,10 @@ class RowHead(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.head: Head | None = None
+        self.positions = 1  #: positions that need logits; the decoder sets it before each call
         self.states: torch.Tensor | None = None  #: ``[n, hidden]`` of all positions of the last call
-        self.hidden: torch.Tensor | None = None  #: ``[1, hidden]`` of the last position
-        #: ``[1, n]`` before the model changes them
+        self.hidden: torch.Tensor | None = None  #: ``[positions, hidden]`` of the last ones
+        #: ``[positions, rows]`` before the model changes them
         self.logits: torch.Tensor | None = None
 
     @property
@@ -86,7 +87,7 @@ class RowHead(nn.Module):
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         assert self.head is not None, "the decoder sets the head once"
-        self.states, self.hidden = hidden[0], hidden[0, -1:]
+        self.states, self.hidden = hidden[0], hidden[0, -self.positions :]
         self.logits = self.head.logits(self.hidden)
         return self.logits[None]
 

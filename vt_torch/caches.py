@@ -6,13 +6,16 @@ them. After tokens were taken back, and in the next request, keys would be rotat
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionLayer
 
 #: Attributes of a rotary embedding, besides its buffers, that depend on the lengths that it has seen.
 _REMEMBERED = ("max_seq_len_cached", "attention_scaling", "original_inv_freq")
@@ -23,30 +26,48 @@ class _State(NamedTuple):
     attributes: dict[str, Any]
 
 
+@dataclass
 class RotaryLog:
-    """The frequencies of dynamic rotary embeddings before each step since the last :meth:`rewind`."""
+    """The frequencies of one text: now, and before each token since the last :meth:`settle`."""
+
+    now: list[_State]
+    before: list[list[_State]] = field(default_factory=list)
+
+    def rewind(self, count: int) -> None:
+        """Take back the last ``count`` tokens."""
+        if self.before:
+            self.now = self.before[-count]
+            del self.before[-count:]
+
+    def settle(self) -> None:
+        """Tokens so far can no longer be taken back."""
+        self.before.clear()
+
+
+class Rotary:
+    """The dynamic rotary embeddings of a model, which remember the length of the text that they saw last."""
 
     def __init__(self, model: nn.Module) -> None:
         """Take ``model`` as it was loaded: no text has been read yet."""
         self._modules = [module for module in model.modules() if _is_dynamic(module)]
         self._first = self._states()
-        self._log: list[list[_State]] = []
 
-    def begin(self) -> None:
-        """Restore the state before any text."""
-        self._log.clear()
-        self._restore(self._first)
+    def log(self) -> RotaryLog:
+        """The log of an empty text."""
+        return RotaryLog(self._first)
 
-    def record(self) -> None:
-        """Save the state before a step."""
-        if self._modules:
-            self._log.append(self._states())
-
-    def rewind(self, count: int) -> None:
-        """Take back the last ``count`` steps. Steps before them can no longer be taken back."""
-        if count and self._modules:
-            self._restore(self._log[-count])
-        self._log.clear()
+    @contextmanager
+    def reading(self, log: RotaryLog, recorded: int) -> Iterator[None]:
+        """Read tokens of a text; the last ``recorded`` of them may be taken back."""
+        if not self._modules:
+            yield
+            return
+        self._restore(log.now)
+        log.before += [log.now] * recorded
+        try:
+            yield
+        finally:
+            log.now = self._states()
 
     # References suffice: dynamic scaling makes new arrays and does not write into old ones.
 
@@ -73,6 +94,20 @@ def _is_dynamic(module: nn.Module) -> bool:
     kinds = getattr(module, "rope_type", None)
     each = kinds.values() if isinstance(kinds, dict) else [kinds]
     return any(isinstance(kind, str) and "dynamic" in kind for kind in each)
+
+
+def take_back(cache: DynamicCache, count: int) -> None:
+    """Take back the last ``count`` tokens of a cache that records the past, and keep what was recorded before
+    them: more can be taken back later. ``DynamicCache.crop`` would drop it.
+    """
+    for layer in cache.layers:
+        if isinstance(layer, DynamicSlidingWindowLayer):
+            layer.cumulative_length -= count
+        if isinstance(layer, DynamicLayer) and layer.is_initialized:
+            layer.keys, layer.values = layer.keys[..., :-count, :], layer.values[..., :-count, :]
+        if isinstance(layer, LinearAttentionLayer):
+            for at, states in layer.conv_states.items():
+                layer.conv_states[at] = states[..., :-count]
 
 
 #: Attributes that follow from the tensors.

@@ -16,17 +16,17 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from vt_core.decode.decoder import PREFILL_TOKENS, Decoder
-from vt_core.decode.types import Slot, Step
+from vt_core.decode.types import Slot, Steps
 from vt_core.errors import ModelError
 from vt_core.files.adapters import LowRank
 from vt_core.files.architectures import architecture
 from vt_core.files.model_dir import ModelDirectory
 from vt_core.files.tables import open_tables
-from vt_core.vocab.active import Ids
+from vt_core.types import Ids
 from vt_core.vocab.heads import Head, head_class
 from vt_torch.adapters import adapt
 from vt_torch.body import layer_table, load_body
-from vt_torch.caches import RotaryLog, export_cache, restore_cache
+from vt_torch.caches import Rotary, RotaryLog, export_cache, restore_cache, take_back
 from vt_torch.device import peak_memory, pick_device, pick_dtype, reset_peak
 from vt_torch.prequantized import find_layout
 from vt_torch.quantized import pick_bits
@@ -41,9 +41,9 @@ class TorchSlot(Slot[torch.Tensor]):
     cache: DynamicCache = field(kw_only=True)
     #: Tokens that were read at once: a sliding window holds only the last of them.
     prefilled: int = 0
-    #: On which side of the border the cache was computed; None: invalid.
-    beyond_border: bool | None = False
-    begun: bool = False  #: whether the caches hold tokens
+    #: On which side of the threshold the cache was computed; None: invalid.
+    beyond_threshold: bool | None = False
+    rotary: RotaryLog = field(kw_only=True)
 
 
 class TorchDecoder(Decoder[torch.Tensor, TorchSlot]):
@@ -63,10 +63,10 @@ class TorchDecoder(Decoder[torch.Tensor, TorchSlot]):
         # A decoded token of a tied model is embedded by its head row, except where that row is quantized
         # (embeddings stay floats) or where the layers need rows that no head holds.
         tied = tied and not rows.quantized and rows.per_layer is None
-        self._border = _cache_border(model)
+        self._threshold = _cache_threshold(model)
         self._scaled_beyond = _scaling_start(model)
         # Following indexes one matrix before the choice is known. A CPU has nothing to overlap.
-        can_follow = tied and head.name != "split" and device.type != "cpu" and self._border is None
+        can_follow = tied and head.name != "split" and device.type != "cpu" and self._threshold is None
         super().__init__(
             head,
             rows,
@@ -81,22 +81,26 @@ class TorchDecoder(Decoder[torch.Tensor, TorchSlot]):
         self._embedding, self._layers = model.get_input_embeddings(), layer_table(model)
         self._output = model.get_output_embeddings()
         self._output.head = head
-        self._rotary = RotaryLog(model)
+        self._rotary = Rotary(model)
         self._cache_argument = _cache_argument(model)
         self._tile_bytes = tile_bytes
 
-    def prefill(self, slot: TorchSlot, ids: Ids) -> Step[torch.Tensor]:
-        step = super().prefill(slot, ids)
-        slot.prefilled, slot.beyond_border = len(slot.text), self._is_beyond_border(len(slot.text))
-        return step
+    def prefill(self, slot: TorchSlot, ids: Ids) -> Steps[torch.Tensor]:
+        steps = super().prefill(slot, ids)
+        slot.prefilled, slot.beyond_threshold = len(slot.text), self._is_beyond_threshold(len(slot.text))
+        return steps
 
     def _export_caches(self, slot: TorchSlot) -> tuple[dict[str, np.ndarray], Any]:
         arrays, layers = export_cache(slot.cache)
-        return arrays, {"layers": layers, "prefilled": slot.prefilled, "beyond_border": slot.beyond_border}
+        return arrays, {
+            "layers": layers,
+            "prefilled": slot.prefilled,
+            "beyond_threshold": slot.beyond_threshold,
+        }
 
     def _restore_caches(self, slot: TorchSlot, arrays: Mapping[str, np.ndarray], state: Any) -> None:
         restore_cache(slot.cache, arrays, state["layers"], self._device)
-        slot.prefilled, slot.beyond_border = state["prefilled"], state["beyond_border"]
+        slot.prefilled, slot.beyond_threshold = state["prefilled"], state["beyond_threshold"]
         slot.can_rewind = slot.cache.is_croppable
 
     def peak_memory(self) -> int | None:
@@ -108,23 +112,23 @@ class TorchDecoder(Decoder[torch.Tensor, TorchSlot]):
     # The framework's caches.
 
     def _new_slot(self) -> TorchSlot:
-        return TorchSlot(cache=DynamicCache(config=self._model.config))
+        return TorchSlot(cache=DynamicCache(config=self._model.config), rotary=self._rotary.log())
 
     def _copy_slot(self, slot: TorchSlot) -> TorchSlot:
         return deepcopy(slot)
 
     def _empty_caches(self, slot: TorchSlot) -> None:
         slot.cache = DynamicCache(config=self._model.config)
-        slot.prefilled, slot.beyond_border, slot.can_rewind, slot.begun = 0, False, True, False
+        slot.prefilled, slot.beyond_threshold, slot.can_rewind = 0, False, True
+        slot.rotary = self._rotary.log()
 
-    def _rewind_caches(self, slot: TorchSlot, count: int) -> None:
-        self._rotary.rewind(count)
-        if not slot.can_rewind:
-            return
-        if self._border is not None and len(slot.text) < slot.prefilled:
-            slot.beyond_border = None
+    def _rewind_caches(self, slot: TorchSlot, count: int) -> int:
+        slot.rotary.rewind(count)
+        if self._threshold is not None and len(slot.text) < slot.prefilled:
+            slot.beyond_threshold = None
         else:
-            slot.cache.crop(-count)
+            take_back(slot.cache, count)
+        return 0
 
     def _cut_caches(self, slot: TorchSlot, count: int) -> bool:
         if self._scaled_beyond is not None:
@@ -135,8 +139,8 @@ class TorchDecoder(Decoder[torch.Tensor, TorchSlot]):
             slot.cache.crop(-count)
         return True
 
-    def _allow_rewind(self, slot: TorchSlot) -> None:
-        self._rotary.rewind(0)
+    def _settle_caches(self, slot: TorchSlot) -> None:
+        slot.rotary.settle()
         # Known only after the first tokens: layers with recurrent states cannot be cropped.
         slot.can_rewind = slot.cache.is_croppable
         if slot.can_rewind:
@@ -145,7 +149,7 @@ class TorchDecoder(Decoder[torch.Tensor, TorchSlot]):
             slot.cache.crop(0)
 
     def _caches_are_stale(self, slot: TorchSlot, length: int) -> bool:
-        return bool(slot.text) and self._is_beyond_border(length) != slot.beyond_border
+        return bool(slot.text) and self._is_beyond_threshold(length) != slot.beyond_threshold
 
     def _release(self) -> None:
         self._embedding.table = None
@@ -153,8 +157,8 @@ class TorchDecoder(Decoder[torch.Tensor, TorchSlot]):
             self._layers.rows = None
         self._output.states = self._output.hidden = self._output.logits = None
 
-    def _is_beyond_border(self, length: int) -> bool:
-        return self._border is not None and length > self._border
+    def _is_beyond_threshold(self, length: int) -> bool:
+        return self._threshold is not None and length > self._threshold
 
     def _piece_tokens(self, slot: TorchSlot, length: int) -> int:
         if self._cache_argument == "cache_params":
@@ -167,24 +171,29 @@ class TorchDecoder(Decoder[torch.Tensor, TorchSlot]):
 
     # Running the body.
 
-    def _run(self, slot: TorchSlot, inputs: Inputs, index: torch.Tensor) -> torch.Tensor:
-        if not slot.begun:
-            self._rotary.begin()
-            slot.begun = True
+    def _run(
+        self, slot: TorchSlot, inputs: Inputs, index: torch.Tensor, positions: int = 1, recorded: int = 0
+    ) -> torch.Tensor:
+        self._output.positions = positions
         self._embedding.table = inputs.embedding
         if inputs.per_layer is not None:
             self._layers.rows = inputs.per_layer[index]
         cache = {self._cache_argument: slot.cache}
-        return self._model(input_ids=index, use_cache=True, **cache).logits[0]
+        with self._rotary.reading(slot.rotary, recorded):
+            return self._model(input_ids=index, use_cache=True, **cache).logits[0]
 
-    def _run_step(self, slot: TorchSlot, inputs: Inputs, index: torch.Tensor) -> torch.Tensor:
-        self._rotary.record()
-        return self._run(slot, inputs, index)
+    def _run_steps(
+        self, slot: TorchSlot, inputs: Inputs, index: torch.Tensor, positions: int
+    ) -> torch.Tensor:
+        return self._run(slot, inputs, index, positions, recorded=index.shape[1])
 
-    def _copy_states(self, start: int, end: int) -> torch.Tensor:
-        return self._output.states[start:end].clone()
+    def _read_tokens(self, slot: TorchSlot) -> int:
+        return self._piece_tokens(slot, len(slot.text))
 
-    def _last_hidden(self) -> torch.Tensor:
+    def _every_state(self) -> torch.Tensor:
+        return self._output.states
+
+    def _hidden(self) -> torch.Tensor:
         return self._output.hidden
 
     def _head_logits(self) -> torch.Tensor:
@@ -206,7 +215,7 @@ class TorchDecoder(Decoder[torch.Tensor, TorchSlot]):
         return greedy(logits, torch.cat([piece.ids for piece in self.head.pieces]))
 
     def _top_probability(self, logits: torch.Tensor) -> torch.Tensor:
-        return logits.float().softmax(dim=-1).amax()
+        return logits.float().softmax(dim=-1).amax(dim=-1)
 
     def _index(self, index: npt.NDArray[np.int64]) -> torch.Tensor:
         return torch.from_numpy(index)[None].to(self._device)
@@ -224,7 +233,7 @@ class TorchDecoder(Decoder[torch.Tensor, TorchSlot]):
         return torch.equal(first, second)
 
 
-def _cache_border(model: PreTrainedModel) -> int | None:
+def _cache_threshold(model: PreTrainedModel) -> int | None:
     """Length at which longrope switches its factors, for models whose caches are invalid on the other side
     (Phi 3). None for others, also those whose caches transformers keeps across the border.
     """

@@ -77,6 +77,9 @@ class TorchTile:
     def first(self, count: int) -> TorchTile:
         return TorchTile(self.start, self._logits[:, :count])
 
+    def positions(self, start: int, end: int) -> TorchTile:
+        return TorchTile(self.start, self._logits[start:end])
+
 
 class HeadScan:
     """:class:`vt_core.decode.verification.HeadScan`; at most two tiles exist on the device at once."""

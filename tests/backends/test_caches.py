@@ -57,13 +57,13 @@ def test_rewind_restores_the_cache(make, prompt):
     log = CacheLog([rewound])
     assert log.can_rewind
     for token in range(100, 140):
-        log.rewind(0)
+        log.settle()
         wrong = int(rng.integers(0, 5))
         for other in range(wrong):
-            log.record()
+            log.record(1)
             _read(rewound, [500 + other])
         log.rewind(wrong)
-        log.record()
+        log.record(1)
         np.testing.assert_allclose(_read(rewound, [token]), _read(plain, [token]), atol=0.5)
 
 
@@ -71,11 +71,11 @@ def test_rewind_of_array_caches():
     cache = ArraysCache(size=2)
     cache[0], cache[1] = mx.array([1.0]), mx.array([2.0])
     log = CacheLog([cache])
-    log.record()
+    log.record(1)
     cache[0] = mx.array([9.0])
     log.rewind(1)
     assert cache[0].item() == 1.0 and cache[1].item() == 2.0
-    with pytest.raises(AssertionError, match="1 steps to take back, 0 recorded"):
+    with pytest.raises(AssertionError, match="1 tokens to take back, 0 recorded"):
         log.rewind(1)
 
 

@@ -102,7 +102,7 @@ def test_reduced_logits_are_columns_of_the_full_logits(backend, kind, dtype, qua
         decoder.head.set_static(static)
         slot = decoder.open()
         decoder.head.add(LONG)
-        values = decoder.logits(decoder.prefill(slot, np.array(LONG)))
+        values = decoder.logits(decoder.prefill(slot, np.array(LONG)))[0]
         ids = decoder.head.vocabulary.ids.copy()
         decoder.close(slot)
         decoder.head.truncate()
@@ -124,7 +124,7 @@ def test_prefill_equals_shorter_prefill_and_steps(backend, kind, tiny):
     decoder = load(tiny(kind)[1], backend=backend, device="cpu").decoder
     slot = decoder.open()
     decoder.head.add(LONG)
-    whole = decoder.logits(decoder.prefill(slot, np.array(LONG)))
+    whole = decoder.logits(decoder.prefill(slot, np.array(LONG)))[0]
     decoder.close(slot)
     decoder.head.truncate()
     slot = decoder.open()
@@ -132,7 +132,7 @@ def test_prefill_equals_shorter_prefill_and_steps(backend, kind, tiny):
     step = decoder.prefill(slot, np.array(LONG[:9]))
     for token in LONG[9:]:
         step = decoder.step(slot, token)
-    np.testing.assert_allclose(decoder.logits(step), whole, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(decoder.logits(step)[0], whole, rtol=1e-4, atol=1e-4)
     decoder.close(slot)
     decoder.head.truncate()
 
@@ -149,7 +149,7 @@ def test_follow_equals_step_on_the_choice(backend, kind, tiny):
         step = decoder.prefill(slot, np.array(PROMPT))
         ids = []
         for _ in range(8):
-            ids.append(decoder.poll(step))
+            ids.append(decoder.poll(step)[0])
             step = decoder.follow(slot, step) if follow else decoder.step(slot, ids[-1])
         runs.append(ids)
         decoder.close(slot)

@@ -15,7 +15,6 @@ from tests import stock
 from tests.conftest import backend_params
 from tests.tiny import write_model
 from vt_core import load
-from vt_core.errors import BackendError
 
 BORDER = 48  #: tokens of the longest text that is not scaled
 TEXT = np.random.default_rng(0).integers(3, 900, 60).tolist()
@@ -77,8 +76,6 @@ def test_sessions_beside_a_stream_do_not_change_it(backend, directories):
     for chunk in model.stream(prompt, max_tokens=24):
         if chunk.token_id is not None:
             found.append(chunk.token_id)
-            session = model.session(max_tokens=2)
-            with pytest.raises(BackendError, match="in the middle of a request"):
+            with model.session(max_tokens=2) as session:
                 session.send("abc")
-            session.close()
-    assert found == expected and chunk.result.stats.rolled_back > 0
+    assert found == expected and chunk.result.stats.rescued > 0

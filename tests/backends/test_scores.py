@@ -11,7 +11,7 @@ from tests import stock
 from tests.conftest import backend_params
 from tests.tiny import KINDS, stock_source
 from vt_core import load
-from vt_core.errors import BackendError, PromptError
+from vt_core.errors import PromptError
 
 
 @pytest.fixture(scope="module", params=backend_params())
@@ -80,13 +80,16 @@ def test_invalid_texts_are_refused(model, prompt, continuation, message):
     )  # the model is still usable, and this just fits
 
 
-def test_one_request_at_a_time(model):
-    scores = model.score_each([([5], [6]), ([7], [8] * 300), ([9], [3])])
-    next(scores)
-    with pytest.raises(BackendError, match="in the middle of a request"):
-        model.score([5], [6])
-    scores.close()
-    assert model.score([5], [6]).token_ids == (6,)
+def test_other_requests_between_scores_do_not_change_them(model):
+    pairs = [([5], [6]), ([7], [8] * 500), ([9], [3])]
+    expected = list(model.score_each(pairs))
+    scores = []
+    for score in model.score_each(pairs):
+        scores.append(score)
+        model.generate([5, 6, 7], max_tokens=3)
+        assert model.score([5], [6]).token_ids == (6,)
+    for one, other in zip(scores, expected, strict=True):
+        np.testing.assert_array_equal(one.log_probs, other.log_probs)
 
 
 def test_stop_at_a_special_token(model):

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from vt_core.decode.metrics import ProcessMemory, Stopwatch
 from vt_core.decode.request import Request
 from vt_core.decode.results import Chunk, Generation, Stats
+from vt_core.decode.scheduler import Scheduler
 from vt_core.decode.stopping import StopMatcher
 from vt_core.files.manifest import Manifest
-from vt_core.vocab.active import Ids
+from vt_core.types import Ids
 from vt_core.vocab.tokenizer import TextStream
 
 
@@ -22,6 +23,7 @@ class Answer:
     detokenizer: TextStream
     stops: StopMatcher
     memory: ProcessMemory  #: sampled where a request holds the most
+    scheduler: Scheduler  #: runs the request
     token_ids: list[int] = field(init=False, default_factory=list)  #: full ids generated so far
     text: str = field(init=False, default="")  #: text so far
     rest: str = field(init=False, default="")  #: text that was held back until the end
@@ -29,20 +31,17 @@ class Answer:
 
     def __post_init__(self) -> None:
         self._watch = Stopwatch(self.request.clock)
-        self._prompt_tokens = self._dynamic_rows = self._resident = 0
+        self._prompt_tokens = 0
 
     def chunks(self, prompt: Ids) -> Generator[Chunk, None, None]:
         """Run a prompt of full ids and yield a chunk per token, the last chunk with the result excepted."""
-        head = self.request.decoder.head
         self._prompt_tokens = len(prompt)
-        tokens = self.request.run(prompt)
+        tokens = self.scheduler.run(self.request, prompt)
         try:
             for token in tokens:
                 self._watch.token()
                 if self._watch.tokens == 1:
                     self.memory.sample()
-                # Read during the request: its rows are gone after its last token.
-                self._dynamic_rows, self._resident = head.vocabulary.dynamic_size, head.nbytes
                 self.token_ids.append(token)
                 ended = token in self.request.eos_ids
                 piece = "" if ended else self.stops.push(self.detokenizer.push(token))
@@ -81,9 +80,9 @@ class Answer:
             vocab_rows=manifest.vocab_rows,
             static_rows=head.vocabulary.static_size,
             learned_rows=head.vocabulary.learned_size,
-            dynamic_rows=self._dynamic_rows,
+            dynamic_rows=len(request.dynamic_ids),
             vocab_bytes_full=manifest.table_bytes,
-            vocab_bytes_resident=self._resident,
+            vocab_bytes_resident=request.head_bytes,
             ttft_s=self._watch.ttft_s,
             tpot_s=self._watch.tpot_s,
             tokens_per_s=self._watch.tokens_per_s,

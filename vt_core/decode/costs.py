@@ -59,18 +59,30 @@ class Line:
 
 @dataclass
 class Costs:
-    """Measured costs of a step on the reduced head and of verifying a block."""
+    """Measured costs of reads on the reduced head and of verifying a block."""
 
-    _step: Line = field(default_factory=Line)
+    #: By the number of tokens of a read. What a read costs is not a line, and need not even be convex.
+    _reads: dict[int, Line] = field(default_factory=dict)
     _verification: Line = field(default_factory=Line)
 
     @property
     def known(self) -> bool:
-        return self._step.known and self._verification.known
+        return bool(self._reads) and self._verification.known
 
-    @property
-    def step_s(self) -> float:
-        return self._step.at(0)
+    def read_s(self, tokens: int) -> float:
+        """Seconds of a read of so many tokens. Between lengths that were measured, on the line through them;
+        beyond them in proportion to the length, which is the most that a read costs.
+        """
+        lengths = sorted(self._reads)
+        below = [length for length in lengths if length <= tokens]
+        above = [length for length in lengths if length > tokens]
+        if not below:
+            return self._reads[above[0]].at(0)
+        least = self._reads[below[-1]].at(0)
+        if not above:
+            return least * tokens / below[-1]
+        share = (tokens - below[-1]) / (above[0] - below[-1])
+        return least + share * (self._reads[above[0]].at(0) - least)
 
     @property
     def position_s(self) -> float:
@@ -80,8 +92,8 @@ class Costs:
     def verify_s(self, positions: int) -> float:
         return self._verification.at(positions)
 
-    def add_step(self, seconds: float) -> None:
-        self._step.add(0, seconds)
+    def add_read(self, tokens: int, seconds: float) -> None:
+        self._reads.setdefault(tokens, Line()).add(0, seconds)
 
     def add_verification(self, positions: int, seconds: float) -> None:
         self._verification.add(positions, seconds)
@@ -94,7 +106,7 @@ class Costs:
         for positions in range(1, max_block + 1):
             # A block yields the tokens up to its first miss, which is replaced.
             expected += (1 - miss_rate) ** (positions - 1)
-            best = max(best, expected / (positions * self.step_s + self.verify_s(positions)))
+            best = max(best, expected / (positions * self.read_s(1) + self.verify_s(positions)))
         return best
 
     def break_even(self, full_step_s: float, max_block: int) -> float:

@@ -16,11 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 from vt_core.decode.probabilities import log_probabilities
-from vt_core.decode.sampling import Sampler
-from vt_core.decode.types import NOT_A_NUMBER, AnySlot, Array, Scored, Step
-from vt_core.decode.verification import Draft, HeadScan, Verified, verify
+from vt_core.decode.types import NOT_A_NUMBER, AnySlot, Array, Read, Scored, Steps
+from vt_core.decode.verification import Block, HeadScan, Verified, verify
 from vt_core.errors import ModelError
-from vt_core.vocab.active import Ids
+from vt_core.types import Ids
 from vt_core.vocab.heads import Head
 
 #: Tokens of a prompt that run at once. Bounds the memory of attention scores.
@@ -32,11 +31,11 @@ POSITIONS = 256
 
 
 class Decoder(ABC, Generic[Array, AnySlot]):
-    """A model body and a head, for texts in slots: :meth:`open`, :meth:`prefill`, steps, :meth:`close`.
+    """A model body and a head, for texts in slots: :meth:`open`, :meth:`prefill`, reads, :meth:`close`.
 
-    Laws, tested on every backend: ``prefill(a + b)`` leaves the state of ``prefill(a)`` followed by ``step``
-    over ``b``; reduced logits are the gathered columns of the full ones; what happens in one slot never
-    changes another.
+    Laws, tested on every backend: ``prefill(a + b)`` leaves the state of ``prefill(a)`` followed by reads of
+    ``b``, in whatever pieces; reduced logits are the gathered columns of the full ones; what happens in one
+    slot never changes another.
     """
 
     #: Whether the last token of a prompt runs alone, as the stock framework runs it. Products of other sizes
@@ -88,8 +87,10 @@ class Decoder(ABC, Generic[Array, AnySlot]):
         with self._context():
             return self._new_slot()
 
-    def prefill(self, slot: AnySlot, ids: Ids) -> Step[Array]:
+    def prefill(self, slot: AnySlot, ids: Ids) -> Steps[Array]:
         """Read full ids (at least one) after what a slot holds; returns the last position.
+
+        Tokens read so far can no longer be taken back.
 
         Raises:
             ModelError: the logits are not finite numbers.
@@ -108,39 +109,55 @@ class Decoder(ABC, Generic[Array, AnySlot]):
                 self._run(slot, *self._inputs(whole[start:end]))
                 self._finish_piece(slot)
             start, end = pieces[-1]
-            step = self._forward(slot, *self._inputs(whole[start:end]))
-            self._check_logits(step.logits)
-            self._allow_rewind(slot)
-        return step
+            logits = self._run(slot, *self._inputs(whole[start:end]))
+            steps = self._steps(self._hidden(), logits, slot.wants_confidence)
+            self._check_logits(steps.logits)
+            self._settle_caches(slot)
+        return steps
 
-    def step(self, slot: AnySlot, token: int) -> Step[Array]:
+    def read(self, reads: Sequence[Read[AnySlot]], *, together: bool = True) -> list[Steps[Array]]:
+        """Read one or more tokens in each of several slots; returns all their positions.
+
+        Args:
+            reads: of different slots. Tokens are active.
+            together: whether the body may run once for all slots. Products of other sizes round differently:
+                False gives each slot what it would have alone.
+        """
+        with self._context():
+            if together and len(reads) > 1 and self._fits_together(reads):
+                return self._read_together(reads)
+            return [self._read_alone(read.slot, read.ids) for read in reads]
+
+    def step(self, slot: AnySlot, token: int) -> Steps[Array]:
         """Read one more token, a full id that is active."""
-        with self._context():
-            if self._caches_are_stale(slot, len(slot.text) + 1):
-                return self.prefill(slot, np.array([token]))
-            slot.text.append(token)
-            if self._tied:
-                rows, place = self.head.locate(int(self.head.vocabulary.local([token])[0]))
-                return self._forward(slot, self._rows.tied_inputs(rows), self._index(np.array([place])))
-            return self._forward(slot, *self._inputs(np.array([token])))
+        return self.read([Read(slot, [token])])[0]
 
-    def follow(self, slot: AnySlot, step: Step[Array]) -> Step[Array]:
-        """Read the greedy choice of ``step`` without waiting for it; only where :attr:`can_follow`."""
+    def follow(self, slot: AnySlot, steps: Steps[Array]) -> Steps[Array]:
+        """Read the greedy choice of one position without waiting for it; only where :attr:`can_follow`."""
         with self._context():
-            slot.text.append(step.token)
+            slot.text.append(steps.token)
             (rows,) = self.head.pieces
-            return self._forward(slot, self._rows.tied_inputs(rows), step.local[None])
+            logits = self._run_steps(slot, self._rows.tied_inputs(rows), steps.local[None], 1)
+            return self._steps(self._hidden(), logits, slot.wants_confidence)
 
     def rewind(self, slot: AnySlot, count: int) -> None:
-        """Take back the last ``count`` tokens of a slot, among those read since the last call.
-
-        ``rewind(slot, 0)`` keeps all. Either way, tokens read from now on can be taken back. Only where
-        :attr:`Slot.can_rewind`, unless ``count`` is 0.
+        """Take back the last ``count`` tokens of a slot, among those read since :meth:`prefill` or
+        :meth:`settle`. Only where :attr:`Slot.can_rewind`.
         """
-        if count:
-            del slot.text[-count:]
+        if not count:
+            return
         with self._context():
-            self._rewind_caches(slot, count)
+            del slot.text[-count:]
+            # Some layers keep no past: their state is an earlier one, from which the rest is read again.
+            if lost := self._rewind_caches(slot, count):
+                again = np.array(slot.ids[-lost:], dtype=np.int64)
+                for start, end in _pieces(0, lost, self._piece_tokens(slot, len(slot.text))):
+                    self._run_steps(slot, *self._inputs(again[start:end]), 1)
+
+    def settle(self, slot: AnySlot) -> None:
+        """Keep the tokens of a slot for good: only what is read from now on can be taken back."""
+        with self._context():
+            self._settle_caches(slot)
 
     def cut(self, slot: AnySlot, length: int) -> int:
         """Prepare a slot for another prompt: keep at most its first ``length`` tokens.
@@ -175,46 +192,48 @@ class Decoder(ABC, Generic[Array, AnySlot]):
             self._restore_caches(slot, arrays, state)
 
     def close(self, slot: AnySlot) -> None:
-        """Drop the caches of a slot, and what the last call left on the device. Safe at any moment."""
+        """Drop the caches of a slot. Safe at any moment."""
         with self._context():
             self._empty(slot)
-            self._release()
 
-    def poll(self, step: Step[Array]) -> int:
-        """The greedy choice of a step, a full id; waits for the device. Ties go to the lowest full id.
+    def poll(self, steps: Steps[Array]) -> list[int]:
+        """The greedy choice of each position, full ids; waits for the device. Ties go to the lowest full id.
 
         Raises:
             ModelError: a logit is not a number.
         """
         with self._context():
-            token = int(step.token.item())
-        if token >= NOT_A_NUMBER:
+            tokens: list[int] = steps.token.tolist()
+        if max(tokens) >= NOT_A_NUMBER:
             raise self._not_finite()
-        return token
+        return tokens
 
-    def logits(self, step: Step[Array]) -> npt.NDArray[np.float32]:
-        """Logits of the active rows in local order, float32 ``[size]``; waits for the device.
+    def logits(self, steps: Steps[Array]) -> npt.NDArray[np.float32]:
+        """Logits of the active rows in local order, float32 ``[k, size]``; waits for the device.
 
         Raises:
             ModelError: a logit is not a number.
         """
         with self._context():
-            logits = self._to_host(step.logits)[0]
+            logits = self._to_host(steps.logits)
         if np.isnan(logits).any():
             raise self._not_finite()
         return logits
 
-    def confidence(self, step: Step[Array]) -> float:
-        """Probability of the greedy choice among the active rows; waits for the device."""
-        assert step.confidence is not None, "the slot was told that nobody asks"
+    def confidence(self, steps: Steps[Array]) -> list[float]:
+        """Probability of the greedy choice of each position among the active rows; waits for the device."""
+        assert steps.confidence is not None, "the slot does not ask for confidence"
         with self._context():
-            return float(step.confidence.item())
+            values: list[float] = steps.confidence.tolist()
+        return values
 
-    def verify(self, steps: Sequence[Step[Array]], drafts: Sequence[Draft], sampler: Sampler) -> Verified:
-        """The full head's choices for decoded positions; see :func:`vt_core.decode.verification.verify`."""
+    def verify(self, blocks: Sequence[Block[Array]]) -> list[Verified]:
+        """The full head's choices for the decoded positions of several requests, from one read of the head;
+        see :func:`vt_core.decode.verification.verify`.
+        """
         with self._context():
-            hidden = self._concatenate([step.hidden for step in steps])
-            return verify(self._full_head(hidden), hidden, drafts, sampler)
+            hidden = self._concatenate([part for block in blocks for part in block.hidden])
+            return verify(self._full_head(hidden), hidden, blocks)
 
     def states(self, ids: Ids, start: int) -> Generator[Array, None, None]:
         """Read a text of full ids in a slot of its own, and yield the hidden states of its positions from
@@ -225,12 +244,12 @@ class Decoder(ABC, Generic[Array, AnySlot]):
             for first, end in _pieces(0, len(ids), self._piece_tokens(slot, len(ids))):
                 with self._context():
                     self._check_logits(self._run(slot, *self._inputs(ids[first:end])))
+                    self._finish_piece(slot)
+                    every = self._every_state()
                 for at in range(max(start - first, 0), end - first, POSITIONS):
                     with self._context():
-                        states = self._copy_states(at, min(at + POSITIONS, end - first))
+                        states = every[at : at + POSITIONS]
                     yield states
-                with self._context():
-                    self._finish_piece(slot)
         finally:
             self.close(slot)
 
@@ -242,10 +261,10 @@ class Decoder(ABC, Generic[Array, AnySlot]):
             hidden = self._concatenate(list(states))
             return log_probabilities(self._full_head(hidden).tiles(hidden), targets)
 
-    def truncate_head(self) -> None:
-        """Drop the dynamic rows: the head holds exactly the static and learned ones."""
+    def release(self) -> None:
+        """Drop what the last call left on the device; only between calls."""
         with self._context():
-            self.head.truncate()
+            self._release()
 
     @abstractmethod
     def peak_memory(self) -> int | None:
@@ -257,14 +276,56 @@ class Decoder(ABC, Generic[Array, AnySlot]):
         slot.text = []
         self._empty_caches(slot)
 
-    def _forward(self, slot: AnySlot, inputs: Any, index: Array) -> Step[Array]:
-        logits = self._run_step(slot, inputs, index)
+    def _read_alone(self, slot: AnySlot, ids: list[int]) -> Steps[Array]:
+        if self._caches_are_stale(slot, len(slot.text) + len(ids)):
+            steps = [self.prefill(slot, np.array([token])) for token in ids]
+            return steps[0] if len(steps) == 1 else self._joined(steps)
+        slot.text.extend(ids)
+        most = self._read_tokens(slot)
+        pieces = [ids[at : at + most] for at in range(0, len(ids), most)]
+        steps = []
+        for piece in pieces:
+            logits = self._run_steps(slot, *self._active_inputs(piece), len(piece))
+            steps.append(self._steps(self._hidden(), logits, slot.wants_confidence))
+        return steps[0] if len(steps) == 1 else self._joined(steps)
+
+    def _read_together(self, reads: Sequence[Read[AnySlot]]) -> list[Steps[Array]]:
+        """Run the body once for several slots."""
+        for read in reads:
+            read.slot.text.extend(read.ids)
+        inputs, index = self._active_inputs([token for read in reads for token in read.ids])
+        counts = [len(read.ids) for read in reads]
+        logits = self._run_together([read.slot for read in reads], inputs, index, counts)
+        every = self._steps(self._hidden(), logits, any(read.slot.wants_confidence for read in reads))
+        ends = np.cumsum(counts).tolist()
+        return [_part(every, end - count, end) for count, end in zip(counts, ends, strict=True)]
+
+    def _steps(self, hidden: Array, logits: Array, wants_confidence: bool) -> Steps[Array]:
         token, local = self._greedy(logits)
-        wanted = slot.wants_confidence and self.head.name != "full"
+        wanted = wants_confidence and self.head.name != "full"
         confidence = self._top_probability(logits) if wanted else None
         # Start now: if the value is asked for later, the next step may be queued before it.
         self._start([token, local] if confidence is None else [token, local, confidence])
-        return Step(self._last_hidden(), logits, token, local, confidence)
+        return Steps(hidden, logits, token, local, confidence)
+
+    def _joined(self, parts: list[Steps[Array]]) -> Steps[Array]:
+        def joined(name: str) -> Array:
+            return self._concatenate([getattr(part, name) for part in parts])
+
+        confidence = None if parts[0].confidence is None else joined("confidence")
+        return Steps(joined("hidden"), joined("logits"), joined("token"), joined("local"), confidence)
+
+    def _active_inputs(self, ids: list[int]) -> tuple[Any, Array]:
+        """As :meth:`_inputs` for active tokens: those of a tied model have their rows on the device."""
+        if not self._tied or (len(ids) > 1 and len(self.head.pieces) > 1):
+            return self._inputs(np.array(ids))
+        local = self.head.vocabulary.local(ids).astype(np.int64)
+        if len(ids) > 1:
+            (rows,) = self.head.pieces
+        else:
+            rows, place = self.head.locate(int(local[0]))
+            local = np.array([place])
+        return self._rows.tied_inputs(rows), self._index(local)
 
     def _inputs(self, ids: Ids) -> tuple[Any, Array]:
         """Embedding rows of some tokens, each once, and where each token's row is, ``[1, n]``."""
@@ -334,17 +395,22 @@ class Decoder(ABC, Generic[Array, AnySlot]):
         """Give a slot empty caches."""
 
     @abstractmethod
-    def _rewind_caches(self, slot: AnySlot, count: int) -> None:
-        """Take back ``count`` tokens, maybe none, and let later ones be taken back."""
+    def _rewind_caches(self, slot: AnySlot, count: int) -> int:
+        """Take back ``count`` tokens, at least one; see :meth:`rewind`.
+
+        Returns:
+            How many of the tokens before them the caches lost with them, which must be read again.
+        """
+
+    @abstractmethod
+    def _settle_caches(self, slot: AnySlot) -> None:
+        """Let tokens from now on be taken back, and forget what it takes for those before."""
 
     @abstractmethod
     def _cut_caches(self, slot: AnySlot, count: int) -> bool:
         """Take back ``count`` tokens, maybe none, whenever they were read. Returns False, and does nothing,
         where another prompt cannot go on from these caches.
         """
-
-    def _allow_rewind(self, slot: AnySlot) -> None:
-        """A prompt was read: tokens from now on can be taken back."""
 
     def _caches_are_stale(self, slot: AnySlot, length: int) -> bool:
         """Whether a text of ``length`` tokens needs caches that are computed anew."""
@@ -354,15 +420,41 @@ class Decoder(ABC, Generic[Array, AnySlot]):
         """Tokens that run at once when a slot is to hold ``length`` tokens."""
         return PREFILL_TOKENS
 
+    def _read_tokens(self, slot: AnySlot) -> int:
+        """Most tokens of a read that run at once."""
+        return PREFILL_TOKENS
+
+    def _fits_together(self, reads: Sequence[Read[AnySlot]]) -> bool:
+        """Whether the body can run these reads at once."""
+        return False
+
     # Hooks: running the body.
 
     @abstractmethod
-    def _run(self, slot: AnySlot, inputs: Any, index: Array) -> Array:
-        """Run some tokens, ``index [1, n]`` into the rows of ``inputs``; logits ``[1, size]`` of the last."""
+    def _run(self, slot: AnySlot, inputs: Any, index: Array, positions: int = 1) -> Array:
+        """Run some tokens, ``index [1, n]`` into the rows of ``inputs``.
 
-    def _run_step(self, slot: AnySlot, inputs: Any, index: Array) -> Array:
-        """:meth:`_run` for a step that may be taken back."""
-        return self._run(slot, inputs, index)
+        Returns:
+            Logits ``[positions, size]`` of the last ``positions`` tokens.
+        """
+
+    def _run_steps(self, slot: AnySlot, inputs: Any, index: Array, positions: int) -> Array:
+        """:meth:`_run` for tokens that may be taken back."""
+        return self._run(slot, inputs, index, positions)
+
+    def _run_together(self, slots: list[AnySlot], inputs: Any, index: Array, counts: list[int]) -> Array:
+        """Run ``counts[i]`` tokens of each slot at once, where :meth:`_fits_together`. They can be undone.
+
+        Args:
+            slots: different ones.
+            inputs: rows of all tokens.
+            index: ``[1, n]`` into the rows of ``inputs``, slot after slot.
+            counts: tokens of each slot; their sum is ``n``.
+
+        Returns:
+            Logits ``[n, size]``.
+        """
+        raise NotImplementedError
 
     def _finish_piece(self, slot: AnySlot) -> None:
         """A piece of a text was read and another follows."""
@@ -371,12 +463,12 @@ class Decoder(ABC, Generic[Array, AnySlot]):
         """Drop what the last call looked up and left on the device."""
 
     @abstractmethod
-    def _copy_states(self, start: int, end: int) -> Array:
-        """Hidden states of positions ``start … end - 1`` of the last :meth:`_run`, as a copy of their own."""
+    def _every_state(self) -> Array:
+        """Hidden states ``[n, hidden]`` of all positions of the last :meth:`_run`."""
 
     @abstractmethod
-    def _last_hidden(self) -> Array:
-        """Hidden state ``[1, hidden]`` of the last position of the last :meth:`_run`."""
+    def _hidden(self) -> Array:
+        """Hidden states ``[positions, hidden]`` of the last :meth:`_run`, see there."""
 
     @abstractmethod
     def _head_logits(self) -> Array:
@@ -390,14 +482,14 @@ class Decoder(ABC, Generic[Array, AnySlot]):
 
     @abstractmethod
     def _greedy(self, logits: Array) -> tuple[Array, Array]:
-        """Full and local id ``[1]`` of the largest of ``logits [1, size]``; of equal ones the lowest full id.
+        """Full and local ids ``[k]`` of the largest of ``logits [k, size]``; of equals the lowest full id.
 
         The full id is :data:`NOT_A_NUMBER` where a logit is NaN.
         """
 
     @abstractmethod
     def _top_probability(self, logits: Array) -> Array:
-        """Largest softmax probability of ``logits [1, size]``, in float32."""
+        """Largest softmax probability of each of ``logits [k, size]``, in float32."""
 
     def _start(self, arrays: list[Array]) -> None:
         """Begin to compute lazy arrays without waiting for them."""
@@ -425,3 +517,15 @@ def _pieces(start: int, end: int, size: int) -> Iterator[tuple[int, int]]:
     """Begin and end of pieces of at most ``size`` tokens that cover ``start … end - 1``."""
     for at in range(start, end, size):
         yield at, min(at + size, end)
+
+
+def _part(steps: Steps[Array], start: int, end: int) -> Steps[Array]:
+    """Positions ``start … end - 1`` of some steps."""
+    confidence = steps.confidence
+    return Steps(
+        steps.hidden[start:end],
+        steps.logits[start:end],
+        steps.token[start:end],
+        steps.local[start:end],
+        None if confidence is None else confidence[start:end],
+    )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from vt_core.decode.costs import Costs
 
@@ -32,67 +33,102 @@ _EVENNESS = 2.0
 _GROWTH = 8
 
 
+class Course(Protocol):
+    """Decides for one request when a block is verified."""
+
+    @property
+    def step_s(self) -> float:
+        """Seconds of a step, 0 where that is not known."""
+
+    def start_block(self) -> None:
+        """The next token begins a block."""
+
+    def push(self, confidence: float) -> None:
+        """A token joins the block; ``confidence`` is its probability among the active rows."""
+
+    def is_full(self, company: int) -> bool:
+        """Whether to verify the block now, while ``company`` requests run."""
+
+    def learn(self, accepted: int) -> None:
+        """The block was verified: its first ``accepted`` tokens were right, the next one, if any, wrong."""
+
+
+class Policy(Protocol):
+    """Makes a course for each request of a model."""
+
+    def course(self) -> Course:
+        """A course for a new request."""
+
+
 @dataclass
 class BlockPolicy:
     """Chooses block lengths for one model, and learns over its requests."""
 
-    max_block: int = MAX_BLOCK
+    max_block: int = MAX_BLOCK  #: most positions in a block
     costs: Costs = field(default_factory=Costs)
-    _seen: list[float] = field(default_factory=lambda: [_PRIOR_WEIGHT] * len(_PRIOR))
-    _missed: list[float] = field(default_factory=lambda: [_PRIOR_WEIGHT * share for share in _PRIOR])
-    limit: int = 1  #: most positions in the next block
-    _expected: float = 0.0  #: misses to expect among the tokens of this request, by their classes
-    _found: int = 0  #: misses of this request so far
+    seen: list[float] = field(default_factory=lambda: [_PRIOR_WEIGHT] * len(_PRIOR))
+    missed: list[float] = field(default_factory=lambda: [_PRIOR_WEIGHT * share for share in _PRIOR])
 
-    def begin(self) -> None:
-        """Start a request. Its first token is verified at once, so that it streams at once."""
-        self.limit = 1
-        self._expected, self._found = 0.0, 0
+    def course(self) -> BlockCourse:
+        return BlockCourse(self)
 
-    def block(self) -> Block:
-        """Start a block."""
-        return Block(self)
+
+class BlockCourse:
+    """See :class:`Course`. The first token of a request is verified at once, so that it streams at once."""
+
+    def __init__(self, policy: BlockPolicy, limit: int = 1) -> None:
+        """
+        Args:
+            policy: what was learned about the model.
+            limit: most positions in the first block.
+        """
+        self._policy, self._limit = policy, limit
+        self._misses_expected = 0.0  #: among the tokens of this request, by their classes
+        self._misses = 0  #: of this request so far
+        self.start_block()
+
+    @property
+    def step_s(self) -> float:
+        costs = self._policy.costs
+        return costs.read_s(1) if costs.known else 0.0
+
+    def start_block(self) -> None:
+        self._right = 1.0  #: probability that every token of the block so far is right
+        self._expected = 0.0  #: expected tokens of the block if it ends here, the rescue included
+        self._confidences: list[float] = []
 
     def miss_rate(self, confidence: float) -> float:
         """Probability that a token of this confidence is not the full head's: the rate of all requests, times
         how this request compares with them.
         """
         at = bisect_right(_CLASSES, confidence)
-        here = (self._found + _EVENNESS) / (self._expected + _EVENNESS)
-        return min(1.0, here * self._missed[at] / self._seen[at])
+        here = (self._misses + _EVENNESS) / (self._misses_expected + _EVENNESS)
+        return min(1.0, here * self._policy.missed[at] / self._policy.seen[at])
 
-    def learn(self, confidences: list[float], accepted: int) -> None:
-        """Note a verified block: its first ``accepted`` tokens were right, the next one, if any, wrong."""
-        for index, confidence in enumerate(confidences[: accepted + 1]):
-            at = bisect_right(_CLASSES, confidence)
-            self._expected += self._missed[at] / self._seen[at]
-            self._found += index == accepted
-            self._seen[at] += 1
-            self._missed[at] += index == accepted
-        hit = accepted == len(confidences)
-        self.limit = min(_GROWTH * len(confidences) if hit else max(_GROWTH, accepted), self.max_block)
-
-
-class Block:
-    """Decides after each token whether the block goes on."""
-
-    def __init__(self, policy: BlockPolicy) -> None:
-        self._policy = policy
-        self._right = 1.0  #: probability that every token so far is right
-        self._expected = 0.0  #: expected tokens of the block if it ends here, the rescue included
-        self.confidences: list[float] = []
-
-    def push(self, confidence: float) -> bool:
-        """Note a token; True when the block should be verified now."""
-        policy = self._policy
+    def push(self, confidence: float) -> None:
         self._expected += self._right
-        self._right *= 1 - policy.miss_rate(confidence)
-        self.confidences.append(confidence)
-        n = len(self.confidences)
-        if n >= policy.limit:
+        self._right *= 1 - self.miss_rate(confidence)
+        self._confidences.append(confidence)
+
+    def is_full(self, company: int) -> bool:
+        count, costs = len(self._confidences), self._policy.costs
+        if count >= self._limit:
             return True
-        costs = policy.costs
         if not costs.known:
             return False
-        spent = n * costs.step_s + costs.verify_s(n)
-        return self._right * spent < self._expected * (costs.step_s + costs.position_s)
+        # All requests take part in a round and in a check. A round reads a token of each.
+        round_s = costs.read_s(company)
+        spent = count * round_s + costs.verify_s(count * company)
+        return self._right * spent < self._expected * (round_s + company * costs.position_s)
+
+    def learn(self, accepted: int) -> None:
+        policy = self._policy
+        for index, confidence in enumerate(self._confidences[: accepted + 1]):
+            at = bisect_right(_CLASSES, confidence)
+            self._misses_expected += policy.missed[at] / policy.seen[at]
+            self._misses += index == accepted
+            policy.seen[at] += 1
+            policy.missed[at] += index == accepted
+        count = len(self._confidences)
+        hit = accepted == count
+        self._limit = min(_GROWTH * count if hit else max(_GROWTH, accepted), policy.max_block)

@@ -1,32 +1,34 @@
-"""The generation loop: a prompt of full ids in, generated full ids out.
+"""The generation loop of one request: it asks for reads and checks, and yields verified full ids.
 
-One loop serves every head. An exact request decodes a block of tokens on the reduced head, then verifies the
-block with the full head. An approximate request, or one on the full head, skips verification.
+One loop serves every head. An exact request decodes a block of tokens on the reduced head, then has the block
+verified with the full head. An approximate request, or one on the full head, skips verification. The loop
+does not run the model: the scheduler does, for all live requests at once (:mod:`vt_core.decode.scheduler`).
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from vt_core.decode.decoder import Decoder
 from vt_core.decode.metrics import Clock
-from vt_core.decode.policy import Block, BlockPolicy
+from vt_core.decode.policy import Course, Policy
 from vt_core.decode.sampling import Sampler
-from vt_core.decode.types import Slot, Step
-from vt_core.decode.verification import Draft, accepted_prefix
-from vt_core.vocab.active import Ids
+from vt_core.decode.types import Read, Slot, Steps
+from vt_core.decode.verification import Block, Draft, Verified, accepted_prefix
+from vt_core.types import Ids
 
 
 @dataclass
 class Checks:
     """Counts and times of verification in one request."""
 
-    verifications: int = 0  #: times that the full head was read
+    verifications: int = 0  #: times that the full head was read for this request
     drafted: int = 0  #: positions verified
     settled: int = 0  #: near ties among them, which needed another product of a few rows
     rescued: list[int] = field(default_factory=list)  #: full ids that replaced wrong tokens
@@ -36,17 +38,45 @@ class Checks:
     rolled_back_s: float = 0.0  #: seconds spent on steps that were thrown away
 
 
+@dataclass(slots=True)
+class Prefill:
+    """Asks for a prompt to be read; answered with the steps of its last position."""
+
+    slot: Slot[Any]
+    ids: Ids
+
+
+@dataclass(slots=True)
+class Follow:
+    """Asks for a turn before steps that are queued already are used; answered with them."""
+
+    steps: Steps[Any]
+
+
+@dataclass(slots=True)
+class Check:
+    """Asks for a block to be verified; answered with what the full head chooses."""
+
+    block: Block[Any]
+
+
+#: What a request may ask the scheduler for. A ``Read`` is answered with its steps, or with None: then the
+#: block is to be verified first, because another request reads the full head now. ``list[int]`` are verified
+#: ids; the answer is None.
+Ask: TypeAlias = "Prefill | Read[Any] | Follow | Check | list[int]"
+
+
 @dataclass
 class Request:
-    """One request. When it ends, also by an error or because the caller stops early, the decoder is as it was
-    before.
+    """One request. When it ends, also by an error or because the caller stops early, its caches are dropped,
+    or kept in the caller's slot.
     """
 
     decoder: Decoder[Any, Any]  #: model body and head
     sampler: Sampler  #: chooses tokens; belongs to this request
     max_tokens: int  #: most tokens to generate
     eos_ids: Collection[int]  #: full ids that end the answer
-    policy: BlockPolicy | None = None  #: block lengths of an exact request; None skips verification
+    policy: Policy | None = None  #: block lengths of an exact request; None skips verification
     clock: Clock = time.perf_counter  #: clock of the measurements
     dynamic: bool = True  #: whether the rows of the prompt's tokens join the head
     #: Caches of the caller's, to go on from and to keep: afterwards they hold the text as far as it was read.
@@ -54,9 +84,16 @@ class Request:
     slot: Slot[Any] | None = None
     reused: int = 0  #: tokens of the prompt that the slot held already
     checks: Checks = field(default_factory=Checks)  #: what verification did so far
+    together: bool = True  #: whether the body may run once for this request and others
+    #: Full ids that this request needs active, besides the static and learned ones.
+    dynamic_ids: list[int] = field(default_factory=list)
+    head_bytes: int = 0  #: bytes of the head on the device, at the end of the request
+    #: How many requests run, this one included. The scheduler sets it.
+    company: Callable[[], int] = lambda: 1
 
-    def run(self, prompt: Ids) -> Generator[int, None, None]:
-        """Yield up to ``max_tokens`` full ids. An id of ``eos_ids`` is yielded and ends the answer.
+    def asks(self, prompt: Ids) -> Generator[Ask, Any, None]:
+        """Ask for reads and checks, and yield up to ``max_tokens`` full ids in lists, as they are final. An
+        id of ``eos_ids`` ends the answer and is part of it.
 
         Args:
             prompt: full ids, int64 ``[n]``.
@@ -67,37 +104,31 @@ class Request:
         slot.wants_confidence = self.policy is not None
         keep = False
         try:
-            if self.policy is not None:
-                self.policy.begin()
+            loop = _Loop(self, slot)
             if self.dynamic:
-                decoder.head.add(np.concatenate([prompt, self.sampler.biased]))
+                self.activate(np.concatenate([prompt, self.sampler.biased]))
             # At least one token is read, for its logits.
             self.reused = decoder.cut(slot, common_prefix(slot.ids, prompt[:-1]))
-            step = decoder.prefill(slot, prompt[self.reused :])
-            done = 0
-            while True:
-                started = self.clock() if done and self.policy is not None else None
-                block = _Block(self, slot, done)
-                block.draft(step, started)
-                ids, rescue = block.check()
-                done += len(ids)
-                ended = done == self.max_tokens or ids[-1] in self.eos_ids
-                if ended and self.slot is not None:
-                    block.drop_wrong(rescue)
-                yield from ids
-                if ended:
-                    keep = self.slot is not None
-                    return
-                self.sampler.extend(np.array(ids))
-                step = block.resume(rescue)
+            loop.begin = len(prompt)
+            steps = yield Prefill(slot, prompt[self.reused :])
+            yield from loop.run(steps)
+            keep = self.slot is not None
         except GeneratorExit:
             keep = self.slot is not None
             raise
         finally:
+            self.head_bytes = decoder.head.nbytes
             # After a failure a layer may have read a token that another has not: empty the caches.
             if not keep:
                 decoder.close(slot)
-            decoder.truncate_head()
+
+    def activate(self, ids: Ids | Sequence[int]) -> None:
+        """Make full ids active for this request."""
+        vocabulary = self.decoder.head.vocabulary
+        self.decoder.head.add(ids)
+        wanted = np.unique(np.array(ids, dtype=np.int64))
+        new = wanted[vocabulary.local(wanted) >= vocabulary.kept_size].tolist()
+        self.dynamic_ids = [*self.dynamic_ids, *(token for token in new if token not in self.dynamic_ids)]
 
 
 def common_prefix(first: Sequence[int], second: Ids) -> int:
@@ -107,113 +138,159 @@ def common_prefix(first: Sequence[int], second: Ids) -> int:
     return int(different[0]) if len(different) else length
 
 
-class _Block:
-    """Tokens that were decoded on the reduced head and are not verified yet, with their steps."""
+class _Loop:
+    """Decodes the answer of a request, block by block.
 
-    def __init__(self, request: Request, slot: Slot[Any], done: int) -> None:
+    A block is the tokens that were decoded on the reduced head and are not verified yet. Without a policy,
+    tokens are final at once, and a block is one read.
+    """
+
+    def __init__(self, request: Request, slot: Slot[Any]) -> None:
         self._request, self._slot = request, slot
-        self._decoder = request.decoder
-        self._done = done
-        self._steps: list[Step[Any]] = []
-        self._drafts: list[Draft] = []
+        self._decoder, self._sampler = request.decoder, request.sampler
+        self.begin = 0  #: tokens of the prompt
+        self._done = 0  #: tokens that are final
+        self._course: Course | None = None if request.policy is None else request.policy.course()
+        self._own = None if self._course is not None or request.decoder.head.name == "full" else _Own(request)
+        self._start_block()
+
+    def _start_block(self) -> None:
         self._tokens: list[int] = []
-        self._ahead: Step[Any] | None = None
-        self._accepted = 0
-        self._step_s = 0.0  #: seconds per step; measured from the second block on
-        self._course: Block | None = None if request.policy is None else request.policy.block()
+        self._drafts: list[Draft] = []
+        self._hidden: list[Any] = []
+        self._ahead: Steps[Any] | None = None
+        if self._course is not None:
+            self._course.start_block()
 
-    def draft(self, step: Step[Any], started: float | None) -> None:
-        """Decode from ``step`` on until the policy asks for verification or the answer ends.
-
-        Args:
-            step: the step that chooses the block's first token.
-            started: when the block began, in seconds of the clock; None for the first block.
-        """
-        request, decoder, slot = self._request, self._decoder, self._slot
-        while True:
-            more = self._done + len(self._tokens) + 1 < request.max_tokens
-            follows = decoder.can_follow and request.sampler.settings.plain_greedy
-            if self._course is not None and not slot.can_rewind:
-                follows = False
-            # Queue the next step before this token is known, so that the device does not wait for the host.
-            self._ahead = decoder.follow(slot, step) if follows and more else None
-            token = self._choose(step)
-            ended = not more or token in request.eos_ids
-            if self._course is None or self._course.push(decoder.confidence(step)) or ended:
-                break
-            if not slot.can_rewind:
-                break
-            step = decoder.step(slot, token) if self._ahead is None else self._ahead
-        if request.policy is not None and started is not None:
-            self._step_s = (request.clock() - started) / len(self._tokens)
-            request.policy.costs.add_step(self._step_s)
-
-    def check(self) -> tuple[list[int], int | None]:
-        """Verify the block.
-
-        Returns:
-            The verified ids, ending with the rescued id if there is one; and the rescued id or None.
-        """
+    def run(self, steps: Steps[Any]) -> Generator[Ask, Any, None]:
+        """Decode from the steps of the prompt on."""
         request = self._request
-        if request.policy is None or self._course is None:
-            return self._tokens, None
-        started = request.clock()
-        checked, settled = self._decoder.verify(self._steps, self._drafts, request.sampler)
-        spent = request.clock() - started
-        accepted, rescue = accepted_prefix(self._tokens, checked)
-        self._accepted = accepted
-        request.policy.costs.add_verification(len(self._tokens), spent)
-        request.policy.learn(self._course.confidences, accepted)
-        checks = request.checks
-        checks.verifications += 1
-        checks.drafted += len(self._tokens)
-        checks.settled += settled
-        checks.verify_s += spent
-        if rescue is None:
-            return self._tokens, None
-        checks.rescued.append(rescue)
-        wasted = len(self._tokens) - 1 - accepted
-        checks.rolled_back += wasted
-        checks.rolled_back_s += wasted * self._step_s
-        return [*self._tokens[:accepted], rescue], rescue
+        while True:
+            ended = yield from self._decode(steps)
+            rescue = None
+            ids = self._tokens
+            if self._course is not None:
+                verified = yield Check(Block(self._hidden, self._drafts, self._sampler))
+                ids, rescue = self._accept(verified)
+                ended = self._ends(self._done + len(ids), ids[-1])
+            self._done += len(ids)
+            started = 0.0 if rescue is None else request.clock()
+            if rescue is not None and (not ended or request.slot is not None):
+                self._drop_wrong()
+            yield ids
+            if ended:
+                return
+            self._sampler.extend(np.array(ids))
+            ahead = self._ahead
+            self._start_block()
+            self._decoder.settle(self._slot)
+            if rescue is not None:
+                request.activate([rescue])
+                request.checks.rescue_s += request.clock() - started
+            steps = yield Read(self._slot, [ids[-1]]) if ahead is None else Follow(ahead)
+            while steps is None:  # nothing to verify yet
+                steps = yield Read(self._slot, [ids[-1]])
 
-    def resume(self, rescue: int | None) -> Step[Any]:
-        """Return the step after the verified ids. After a rescue, take back the wrong steps first."""
-        decoder, slot = self._decoder, self._slot
-        if rescue is None:
-            decoder.rewind(slot, 0)
-            return decoder.step(slot, self._tokens[-1]) if self._ahead is None else self._ahead
-        started = self._request.clock()
-        self.drop_wrong(rescue)
-        decoder.head.add([rescue])
-        self._request.checks.rescue_s += self._request.clock() - started
-        return decoder.step(slot, rescue)
+    def _decode(self, steps: Steps[Any]) -> Generator[Ask, Any, bool]:
+        """Decode a block from the steps that choose its first token. True where the answer ends there."""
+        while True:
+            ended = self._choose(steps)
+            if ended or self._course is None or self._course.is_full(self._request.company()):
+                return ended
+            if not self._slot.can_rewind:
+                return False
+            if self._ahead is not None:
+                steps, self._ahead = (yield Follow(self._ahead)), None
+                continue
+            answer = yield Read(self._slot, [self._tokens[-1]])
+            if answer is None:
+                return False
+            steps = answer
 
-    def drop_wrong(self, rescue: int | None) -> None:
-        """Take back the tokens that were read after the last accepted one, if there was a rescue."""
-        if rescue is None:
-            return
-        read = len(self._tokens) - 1 + (self._ahead is not None)
-        # Drop steps in flight first: they hold the head's buffer, and writing to a held buffer copies it.
-        self._ahead = None
-        self._steps.clear()
-        self._decoder.rewind(self._slot, read - self._accepted)
-
-    def _choose(self, step: Step[Any]) -> int:
-        """Choose the token of a step on the reduced head and add it to the block."""
+    def _choose(self, steps: Steps[Any]) -> bool:
+        """Choose the token of a position on the reduced head; returns whether it ends the answer."""
         request, decoder = self._request, self._decoder
         position = self._done + len(self._tokens)
         pending = tuple(self._tokens)
         draft = Draft(position, pending)
-        if request.sampler.settings.plain_greedy:
-            token = decoder.poll(step)
+        if self._may_follow(position):
+            # Queue the next step before this token is known, so that the device does not wait for the host.
+            self._ahead = decoder.follow(self._slot, steps)
+        if request.sampler.settings.plain_greedy and (self._own is None or self._own.is_all):
+            token = decoder.poll(steps)[0]
         else:
-            ids = decoder.head.vocabulary.ids
-            logits = decoder.logits(step)
-            adjusted = request.sampler.adjust(logits, ids, pending)
-            draft = Draft(position, pending, adjusted, request.sampler.magnitude(logits))
-            token = request.sampler.pick(adjusted, ids, position)
-        self._steps.append(step)
-        self._drafts.append(draft)
+            ids, logits = decoder.head.vocabulary.ids, decoder.logits(steps)[0]
+            if self._own is not None:
+                ids, logits = self._own.select(ids, logits)
+            adjusted = self._sampler.adjust(logits, ids, pending)
+            draft = Draft(position, pending, adjusted, self._sampler.magnitude(logits))
+            token = self._sampler.pick(adjusted, ids, position)
         self._tokens.append(token)
-        return token
+        if self._course is not None:
+            self._hidden.append(steps.hidden)
+            self._drafts.append(draft)
+            self._course.push(decoder.confidence(steps)[0])
+        return self._ends(position + 1, token)
+
+    def _may_follow(self, position: int) -> bool:
+        request = self._request
+        return (
+            self._decoder.can_follow
+            and request.sampler.settings.plain_greedy
+            and position + 1 < request.max_tokens
+            and (self._course is None or self._slot.can_rewind)
+            and request.company() == 1
+        )
+
+    def _ends(self, count: int, token: int) -> bool:
+        """Whether an answer of ``count`` tokens ends with ``token``."""
+        return count == self._request.max_tokens or token in self._request.eos_ids
+
+    def _accept(self, verified: Verified) -> tuple[list[int], int | None]:
+        """The ids that are right, ending with the rescued id if there is one; and the rescued id or None."""
+        assert self._course is not None
+        checks = self._request.checks
+        accepted, rescue = accepted_prefix(self._tokens, verified.choices)
+        self._course.learn(accepted)
+        checks.verifications += 1
+        checks.drafted += len(self._tokens)
+        checks.settled += verified.settled
+        if rescue is None:
+            return self._tokens, None
+        wasted = len(self._tokens) - 1 - accepted
+        checks.rescued.append(rescue)
+        checks.rolled_back += wasted
+        checks.rolled_back_s += wasted * self._course.step_s
+        return [*self._tokens[:accepted], rescue], rescue
+
+    def _drop_wrong(self) -> None:
+        """Take back the tokens that were read after the last right one; the last of :attr:`_done` is new."""
+        # Drop steps in flight first: they hold the head's buffer, and writing to a held buffer copies it.
+        self._ahead = None
+        self._hidden.clear()
+        self._decoder.rewind(self._slot, len(self._slot.text) - (self.begin + self._done - 1))
+
+
+class _Own:
+    """The active rows of an approximate request: those of other requests must not change its text."""
+
+    def __init__(self, request: Request) -> None:
+        self._request = request
+        self._vocabulary = request.decoder.head.vocabulary
+        self._kept = self._vocabulary.ids[: self._vocabulary.kept_size].copy()
+        self._version = -1
+        self._places: Ids | None = None
+
+    @property
+    def is_all(self) -> bool:
+        """Whether there are no other active rows."""
+        if self._version != self._vocabulary.version:
+            self._version = self._vocabulary.version
+            dynamic = np.array(self._request.dynamic_ids, dtype=np.int64)
+            own = np.isin(self._vocabulary.ids, np.concatenate([self._kept, dynamic]))
+            self._places = None if own.all() else np.flatnonzero(own)
+        return self._places is None
+
+    def select(self, ids: Ids, logits: npt.NDArray[np.float32]) -> tuple[Ids, npt.NDArray[np.float32]]:
+        """The request's own ids and logits among those of all active rows."""
+        return (ids, logits) if self.is_all else (ids[self._places], logits[self._places])

@@ -15,8 +15,11 @@ class DeviceArray(Protocol):
     def item(self) -> Any:
         """The only value, on the host; waits for the device."""
 
-    def __getitem__(self, key: None, /) -> Any:
-        """The array with one more axis in front."""
+    def tolist(self) -> Any:
+        """The values, on the host; waits for the device."""
+
+    def __getitem__(self, key: Any, /) -> Any:
+        """A part of the array, or with None the array with one more axis in front."""
 
 
 #: An array of a backend, on its device. The decoding loop passes it on and never looks inside.
@@ -24,14 +27,14 @@ Array = TypeVar("Array", bound=DeviceArray)
 
 
 @dataclass(slots=True)
-class Step(Generic[Array]):
-    """One decoded position, on the device, possibly still to be computed."""
+class Steps(Generic[Array]):
+    """The last ``k`` positions of a read, on the device, possibly still to be computed."""
 
-    hidden: Array  #: ``[1, hidden]``, the input of the head
-    logits: Array  #: ``[1, n]`` of the active rows, in the run's dtype
-    token: Array  #: greedy choice, full id ``[1]``; :data:`NOT_A_NUMBER` where a logit is NaN
-    local: Array  #: the same as local id ``[1]``
-    confidence: Array | None  #: its probability among the active rows, if the request asked for it
+    hidden: Array  #: ``[k, hidden]``, the input of the head
+    logits: Array  #: ``[k, n]`` of the active rows, in the run's dtype
+    token: Array  #: greedy choices, full ids ``[k]``; :data:`NOT_A_NUMBER` where a logit is NaN
+    local: Array  #: the same as local ids ``[k]``
+    confidence: Array | None  #: their probabilities among the active rows ``[k]``, if asked for
 
 
 @dataclass(slots=True, eq=False)
@@ -52,6 +55,14 @@ class Slot(Generic[Array]):
 
 #: The slot class of a backend.
 AnySlot = TypeVar("AnySlot", bound=Slot[Any])
+
+
+@dataclass(slots=True)
+class Read(Generic[AnySlot]):
+    """Tokens for a slot to read after what it holds, in one pass."""
+
+    slot: AnySlot
+    ids: list[int]  #: full ids, at least one; each is active
 
 
 #: Stands for the token of a step whose logits hold a NaN; larger than any id, and fits 32 bits.

@@ -8,17 +8,18 @@ over the whole vocabulary exists. Near ties are settled by the product that ``--
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Generic, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from vt_core.decode.rounding import Rounding, decide
 from vt_core.decode.sampling import Sampler, check_finite
-from vt_core.vocab.active import Ids
+from vt_core.decode.types import Array
+from vt_core.types import Ids
 
 Floats = npt.NDArray[np.float32]
 
@@ -52,6 +53,9 @@ class LogitTile(Protocol):
     def first(self, count: int) -> LogitTile:
         """A tile of the first ``count`` rows."""
 
+    def positions(self, start: int, end: int) -> LogitTile:
+        """A tile of the positions ``start … end - 1``, whose logits may share memory with this one's."""
+
 
 class HeadScan(Protocol):
     """The full head of a backend, read from the store."""
@@ -75,6 +79,15 @@ class Draft:
     pending: tuple[int, ...]  #: the block's tokens before it, which penalties see as well
     reduced: Floats | None = None  #: adjusted logits of the active rows, where the choice is not plain greedy
     magnitude: float = 0.0  #: largest absolute logit of the active rows before they were adjusted
+
+
+@dataclass(frozen=True)
+class Block(Generic[Array]):
+    """Positions of one request to verify."""
+
+    hidden: Sequence[Array]  #: hidden states, together ``[k, hidden]``
+    drafts: Sequence[Draft]  #: the ``k`` positions
+    sampler: Sampler  #: of the request; its context ends where the block begins
 
 
 class Verified(NamedTuple):
@@ -118,46 +131,68 @@ class NumpyTile:
     def first(self, count: int) -> NumpyTile:
         return NumpyTile(self.start, self._logits[:, :count])
 
+    def positions(self, start: int, end: int) -> NumpyTile:
+        return NumpyTile(self.start, self._logits[start:end])
 
-def verify(head: HeadScan, hidden: Any, drafts: Sequence[Draft], sampler: Sampler) -> Verified:
-    """Choose again at each position of a block, on the full head.
+
+def verify(head: HeadScan, hidden: Any, blocks: Sequence[Block[Any]]) -> list[Verified]:
+    """Choose again at each position of some blocks, on the full head, which is read once for all of them.
+
+    Rows after a sampler's are padding and are not chosen.
 
     Args:
         head: the full head.
-        hidden: hidden states of the positions, ``[k, hidden]``.
-        drafts: the positions.
-        sampler: of the request; its context ends where the block begins. Rows after the sampler's are padding
-            and are not chosen.
+        hidden: hidden states of all positions, ``[k, hidden]``, block after block.
+        blocks: the blocks; their own ``hidden`` is not used.
 
     Raises:
         ModelError: a logit is not a number.
     """
-
-    def scan() -> Iterator[LogitTile]:
-        return without_padding(head.tiles(hidden), sampler.rows)
-
-    if sampler.settings.plain_greedy:
-        found = _greedy(scan(), head.rounding, len(drafts))
-    else:
-        found = _general(scan, head.rounding, drafts, sampler)
-    choices, settled = [], 0
-    for index, (position, draft) in enumerate(zip(found, drafts, strict=True)):
-        choice, decisive = position.decide(draft, sampler)
-        if len(decisive):
-            ids = np.sort(position.ids[decisive])
-            logits = head.row_logits(hidden[index : index + 1], ids)
-            choice = position.settle(ids, logits, draft, sampler)
-            settled += 1
-        choices.append(choice)
-    return Verified(choices, settled)
+    counts = [len(block.drafts) for block in blocks]
+    ends = np.cumsum(counts).tolist()
+    starts = [end - count for end, count in zip(ends, counts, strict=True)]
+    searches: list[_Search] = [
+        _Greedy(head.rounding, len(block.drafts))
+        if block.sampler.settings.plain_greedy
+        else _General(head.rounding, block.drafts, block.sampler)
+        for block in blocks
+    ]
+    open_ = list(range(len(blocks)))
+    while open_:
+        for tile in head.tiles(hidden):
+            for at in open_:
+                whole = tile if len(blocks) == 1 else tile.positions(starts[at], ends[at])
+                if (part := _without_padding(whole, blocks[at].sampler.rows)) is not None:
+                    searches[at].add(part)
+        # Rare: a search needs another scan.
+        open_ = [at for at in open_ if not searches[at].finish()]
+    verified = []
+    for search, block, start in zip(searches, blocks, starts, strict=True):
+        choices, settled = [], 0
+        for index, (position, draft) in enumerate(zip(search.found, block.drafts, strict=True)):
+            choice, decisive = position.decide(draft, block.sampler)
+            if len(decisive):
+                ids = np.sort(position.ids[decisive])
+                logits = head.row_logits(hidden[start + index : start + index + 1], ids)
+                choice = position.settle(ids, logits, draft, block.sampler)
+                settled += 1
+            choices.append(choice)
+        verified.append(Verified(choices, settled))
+    return verified
 
 
 def without_padding(tiles: Iterable[LogitTile], rows: int) -> Iterator[LogitTile]:
     """The tiles of the first ``rows`` rows."""
     for tile in tiles:
-        if tile.start >= rows:
+        if (part := _without_padding(tile, rows)) is None:
             return
-        yield tile if tile.start + tile.count <= rows else tile.first(rows - tile.start)
+        yield part
+
+
+def _without_padding(tile: LogitTile, rows: int) -> LogitTile | None:
+    if tile.start >= rows:
+        return None
+    return tile if tile.start + tile.count <= rows else tile.first(rows - tile.start)
 
 
 def accepted_prefix(drafted: Sequence[int], checked: Sequence[int]) -> tuple[int, int | None]:
@@ -206,75 +241,109 @@ class _Found:
         return sampler.pick(self.logits, self.ids, draft.position, total)
 
 
-def _greedy(tiles: Iterable[LogitTile], rounding: Rounding, count: int) -> list[_Found]:
-    best = np.full(count, -np.inf, dtype=np.float32)
-    gathered = _Gathered()
-    for tile in tiles:
-        best = np.maximum(best, check_finite(tile.largest))
-        gathered.add(tile, best - 2 * rounding.error(best))
-    errors = rounding.error(best)
-    return [
-        _Found(logits, ids, error)
-        for (logits, ids), error in zip(gathered.split(best - 2 * errors), errors.tolist(), strict=True)
-    ]
+class _Search(Protocol):
+    """Finds the rows of a block's positions that can be chosen, in the tiles of one or two scans."""
+
+    found: list[_Found]
+
+    def add(self, tile: LogitTile) -> None:
+        """Look at a tile of the block's positions."""
+
+    def finish(self) -> bool:
+        """A scan is over: set :attr:`found`. Returns False where another scan is needed."""
 
 
-def _general(
-    scan: Callable[[], Iterable[LogitTile]], rounding: Rounding, drafts: Sequence[Draft], sampler: Sampler
-) -> list[_Found]:
-    reduced = [draft.reduced for draft in drafts if draft.reduced is not None]
-    assert len(reduced) == len(drafts)
-    largest = np.array([logits.max() for logits in reduced], np.float32)
-    magnitude = np.array([draft.magnitude for draft in drafts], np.float32)
-    errors = rounding.adjusted_error(sampler.settings, magnitude, largest)
-    # The active rows are part of the whole head: what they rule out, the full head rules out as well. Their
-    # logits may be off as the tiles' may, and near ties must be found on both sides.
-    margins = (4 * errors).tolist()
-    thresholds = np.array(
-        [sampler.likely_threshold(*pair) for pair in zip(reduced, margins, strict=True)], np.float32
-    )
-    found = _gather(scan(), drafts, sampler, thresholds, errors)
-    if sampler.needs_mass:
-        # Rare: much of the mass lies in rows that are not active, each of them unlikely. Where the threshold
-        # was the safe one already (min-p can raise it that far), nothing is missing.
-        lower = np.full(len(drafts), np.inf, np.float32)
-        for at, position in enumerate(found):
-            if position.total is not None and not sampler.suffices(position.logits, position.total):
-                lower[at] = sampler.threshold(reduced[at], margins[at])
-        short = np.flatnonzero(lower < thresholds)
-        if len(short):
-            again = _gather(scan(), drafts, sampler, lower, errors)
-            for at in short.tolist():
-                found[at] = again[at]
-    return found
+class _Greedy:
+    """The largest logit, and those near it."""
+
+    found: list[_Found]
+
+    def __init__(self, rounding: Rounding, count: int) -> None:
+        self._rounding = rounding
+        self._best = np.full(count, -np.inf, dtype=np.float32)
+        self._gathered = _Gathered()
+
+    def add(self, tile: LogitTile) -> None:
+        self._best = np.maximum(self._best, check_finite(tile.largest))
+        self._gathered.add(tile, self._best - 2 * self._rounding.error(self._best))
+
+    def finish(self) -> bool:
+        errors = self._rounding.error(self._best)
+        rows = self._gathered.split(self._best - 2 * errors)
+        self.found = [
+            _Found(logits, ids, error) for (logits, ids), error in zip(rows, errors.tolist(), strict=True)
+        ]
+        return True
 
 
-def _gather(
-    tiles: Iterable[LogitTile], drafts: Sequence[Draft], sampler: Sampler, thresholds: Floats, errors: Floats
-) -> list[_Found]:
-    """The rows of each position at or above its threshold, with the normalizer over all rows where the
-    sampler needs it.
+class _General:
+    """The rows of each position at or above a threshold, with the normalizer over all rows where the sampler
+    needs it.
     """
-    settings = sampler.settings
-    top = np.full(len(drafts), -np.inf, dtype=np.float32)
-    mass = np.zeros(len(drafts))
-    gathered = _Gathered()
-    scale = 1 / settings.temperature if settings.temperature else 1.0
-    touched = [sampler.touched(draft.pending) for draft in drafts] if settings.adjusts else []
-    for tile in tiles:
-        for row, ids in enumerate(touched):
-            _adjust(tile, row, ids, drafts[row], sampler)
-        larger = np.maximum(top, check_finite(tile.largest))
+
+    found: list[_Found]
+
+    def __init__(self, rounding: Rounding, drafts: Sequence[Draft], sampler: Sampler) -> None:
+        self._drafts, self._sampler = drafts, sampler
+        reduced = [draft.reduced for draft in drafts if draft.reduced is not None]
+        assert len(reduced) == len(drafts)
+        largest = np.array([logits.max() for logits in reduced], np.float32)
+        magnitude = np.array([draft.magnitude for draft in drafts], np.float32)
+        self._errors = rounding.adjusted_error(sampler.settings, magnitude, largest)
+        # The active rows are part of the whole head: what they rule out, the full head rules out as well.
+        # Their logits may be off as the tiles' may, and near ties must be found on both sides.
+        self._margins = (4 * self._errors).tolist()
+        self._reduced = reduced
+        self._thresholds = np.array(
+            [sampler.likely_threshold(*pair) for pair in zip(reduced, self._margins, strict=True)], np.float32
+        )
+        adjusts = sampler.settings.adjusts
+        self._touched = [sampler.touched(draft.pending) for draft in drafts] if adjusts else []
+        self._again = False
+        self._begin()
+
+    def _begin(self) -> None:
+        self._top = np.full(len(self._drafts), -np.inf, dtype=np.float32)
+        self._mass = np.zeros(len(self._drafts))
+        self._gathered = _Gathered()
+
+    def add(self, tile: LogitTile) -> None:
+        sampler = self._sampler
+        for row, ids in enumerate(self._touched):
+            _adjust(tile, row, ids, self._drafts[row], sampler)
+        larger = np.maximum(self._top, check_finite(tile.largest))
         if sampler.needs_mass:
-            mass *= np.exp((top - larger).astype(np.float64) * scale)
-            mass += tile.mass(larger, scale)
-        top = larger
-        gathered.add(tile, thresholds)
-    totals = zip(top.tolist(), mass.tolist(), strict=True)
-    return [
-        _Found(logits, ids, error, total if sampler.needs_mass else None)
-        for (logits, ids), error, total in zip(gathered.split(), errors.tolist(), totals, strict=True)
-    ]
+            scale = 1 / sampler.settings.temperature
+            self._mass *= np.exp((self._top - larger).astype(np.float64) * scale)
+            self._mass += tile.mass(larger, scale)
+        self._top = larger
+        self._gathered.add(tile, self._thresholds)
+
+    def finish(self) -> bool:
+        totals = zip(self._top.tolist(), self._mass.tolist(), strict=True)
+        self.found = [
+            _Found(logits, ids, error, total if self._sampler.needs_mass else None)
+            for (logits, ids), error, total in zip(
+                self._gathered.split(), self._errors.tolist(), totals, strict=True
+            )
+        ]
+        return self._again or not self._lower_thresholds()
+
+    def _lower_thresholds(self) -> bool:
+        """Lower the thresholds of positions where something is missing; False where nothing is.
+
+        Much of the mass can lie in rows that are not active, each of them unlikely. Where the threshold was
+        the safe one already (min-p can raise it that far), nothing is missing.
+        """
+        sampler, lower = self._sampler, self._thresholds.copy()
+        for at, position in enumerate(self.found):
+            if position.total is not None and not sampler.suffices(position.logits, position.total):
+                lower[at] = min(lower[at], sampler.threshold(self._reduced[at], self._margins[at]))
+        self._again = bool((lower < self._thresholds).any())
+        if self._again:
+            self._thresholds = lower
+            self._begin()
+        return self._again
 
 
 def _adjust(tile: LogitTile, row: int, touched: Ids, draft: Draft, sampler: Sampler) -> None:

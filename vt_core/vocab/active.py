@@ -28,6 +28,7 @@ class ActiveVocabulary:
         self.static_size = 0  #: static ids
         self.learned_size = 0  #: learned ids
         self.size = 0  #: active ids
+        self.version = 0  #: grows whenever the active ids change
         self._local = np.full(rows, -1, dtype=np.int32)
         self._ids = np.empty(0, dtype=np.int64)
 
@@ -62,6 +63,7 @@ class ActiveVocabulary:
         self._local[static] = np.arange(len(static), dtype=np.int32)
         self.static_size = self.size = len(static)
         self.learned_size = 0
+        self.version += 1
         return static
 
     def add(self, ids: Iterable[int]) -> Ids:
@@ -82,6 +84,7 @@ class ActiveVocabulary:
         self._ids[self.size : self.size + len(new)] = new
         self._local[new] = np.arange(self.size, self.size + len(new), dtype=np.int32)
         self.size += len(new)
+        self.version += bool(len(new))
         return new
 
     def keep_dynamic(self) -> None:
@@ -96,6 +99,7 @@ class ActiveVocabulary:
     def truncate(self) -> None:
         """Remove the dynamic ids."""
         self._local[self._ids[self.kept_size : self.size]] = -1
+        self.version += self.size > self.kept_size
         self.size = self.kept_size
 
     def local(self, ids: Iterable[int]) -> npt.NDArray[np.int32]:

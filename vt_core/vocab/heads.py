@@ -106,14 +106,14 @@ class Head(ABC, Generic[Rows, Array]):
         return len(new)
 
     def set_learned(self, ids: Iterable[int]) -> None:
-        """Replace the learned ids: keep ``ids`` after the static rows for all requests."""
+        """Replace the learned ids: keep ``ids`` after the static rows for all requests. Dynamic rows go."""
         self.vocabulary.forget_learned()
         self._cut()
         self.add(ids)
         self.vocabulary.keep_dynamic()
 
     def truncate(self) -> None:
-        """End a request: keep only static and learned rows. Reads nothing."""
+        """Keep only static and learned rows. Reads nothing."""
         self.vocabulary.truncate()
         self._cut()
 

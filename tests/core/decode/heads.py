@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from vt_core.decode.rounding import Rounding
-from vt_core.decode.verification import Draft, NumpyTile
+from vt_core.decode.verification import Block, Draft, NumpyTile, verify
 
 TILE = 30
 
@@ -44,3 +44,8 @@ def every_choice(sampler, logits):
     """What the sampler chooses at each position from the logits ``[k, V]`` of all rows."""
     every = np.arange(logits.shape[1])
     return [sampler.choose(row, every, position) for position, row in enumerate(logits)]
+
+
+def check(head, drafts, sampler):
+    """Verify one block whose positions are the head's rows, in order."""
+    return verify(head, np.arange(len(drafts)), [Block((), drafts, sampler)])

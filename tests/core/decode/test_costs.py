@@ -5,14 +5,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vt_core.decode.costs import Costs, Line
-from vt_core.decode.policy import BlockPolicy
+from vt_core.decode.policy import BlockCourse, BlockPolicy
 
 seconds = st.floats(1e-6, 10)
 
 
 def costs(step: float, fixed: float, position: float) -> Costs:
     found = Costs()
-    found.add_step(step)
+    found.add_read(1, step)
     for positions in (1, 32, 5, 17):
         found.add_verification(positions, fixed + position * positions)
     return found
@@ -22,7 +22,7 @@ def costs(step: float, fixed: float, position: float) -> Costs:
 def test_line_is_recovered_from_its_points(step, fixed, share):
     position = share * fixed / 17
     found = costs(step, fixed, position)
-    assert found.step_s == pytest.approx(step)
+    assert found.read_s(1) == pytest.approx(step)
     assert found.verify_s(9) == pytest.approx(fixed + 9 * position, rel=1e-4)
     assert found.position_s == pytest.approx(position, rel=1e-3, abs=1e-4 * fixed)
 
@@ -64,10 +64,12 @@ def test_break_even_is_0_or_1_where_speeds_never_meet():
 
 def test_blocks_are_shorter_with_costly_steps_and_frequent_misses():
     def length(step: float, verify: float, confidence: float) -> int:
-        policy = BlockPolicy(limit=32)
-        policy.costs = costs(step, verify, 0.0)
-        block = policy.block()
-        return next(n for n in range(1, 33) if block.push(confidence))
+        course = BlockCourse(BlockPolicy(costs=costs(step, verify, 0.0)), limit=32)
+        for n in range(1, 33):
+            course.push(confidence)
+            if course.is_full(1):
+                return n
+        raise AssertionError("a block is never longer than 32")
 
     assert length(1.0, 1.0, 0.1) < length(1.0, 10.0, 0.1)
     assert length(1.0, 1.0, 0.1) < length(1.0, 1.0, 0.6) < length(1.0, 1.0, 0.999)

@@ -12,6 +12,7 @@ from vt_core.decode.costs import Costs
 from vt_core.decode.policy import BlockPolicy
 from vt_core.decode.request import Request
 from vt_core.decode.sampling import Sampler, SamplerSettings
+from vt_core.decode.scheduler import Scheduler
 from vt_core.errors import ModelError
 from vt_core.vocab.heads import HEADS, FullHead
 
@@ -24,10 +25,15 @@ def request(decoder, *, max_tokens=12, eos=(), policy=None, **sampling):
     return Request(decoder, sampler, max_tokens, eos, policy)
 
 
+def ids_of(work, prompt):
+    costs = None if work.policy is None else work.policy.costs
+    return Scheduler(work.decoder, costs).run(work, np.array(prompt))
+
+
 def run(head, static, prompt, *, can_follow=False, **options):
     decoder = FakeDecoder(TABLE, head, can_follow)
     decoder.head.set_static(static)
-    return list(request(decoder, **options).run(np.array(prompt)))
+    return list(ids_of(request(decoder, **options), prompt))
 
 
 @pytest.mark.parametrize("can_follow", [False, True])
@@ -67,8 +73,8 @@ def test_stops_at_any_eos_id_and_at_the_limit(can_follow):
 def test_no_step_is_run_after_the_last_token():
     decoder = FakeDecoder(TABLE, FullHead)
     decoder.head.set_static([])
-    list(request(decoder, max_tokens=5).run(np.array([1])))
-    assert decoder.steps == 5
+    list(ids_of(request(decoder, max_tokens=5), [1]))
+    assert decoder.steps == 4  # the prompt gives the first
 
 
 @pytest.mark.parametrize("exact", [False, True])
@@ -78,7 +84,7 @@ def test_ended_request_leaves_only_static_rows(how, exact):
     decoder.head.set_static([1, 2, 3])
     decoder.fail_at = 4 if how == "failed" else None
     policy = BlockPolicy() if exact else None
-    tokens = request(decoder, max_tokens=8, policy=policy).run(np.array([50, 60]))
+    tokens = ids_of(request(decoder, max_tokens=8, policy=policy), [50, 60])
     if how == "closed":
         next(tokens)
         assert decoder.head.vocabulary.dynamic_size >= 2
@@ -91,7 +97,7 @@ def test_ended_request_leaves_only_static_rows(how, exact):
     assert decoder.head.vocabulary.ids.tolist() == [1, 2, 3]
     assert decoder.opened == 0
     decoder.fail_at = None
-    again = list(request(decoder, max_tokens=8, policy=policy).run(np.array([50, 60])))
+    again = list(ids_of(request(decoder, max_tokens=8, policy=policy), [50, 60]))
     assert again == run(HEADS["prealloc"], [1, 2, 3], [50, 60], max_tokens=8, policy=policy)
 
 
@@ -103,7 +109,7 @@ def test_nan_logits_are_an_error(can_follow, policy, sampling):
     decoder.head.set_static([1, 2, 3])
     decoder.nan_at = 4
     with pytest.raises(ModelError, match="logits that are not finite numbers in float32"):
-        list(request(decoder, max_tokens=8, policy=policy, **sampling).run(np.array([50, 60])))
+        list(ids_of(request(decoder, max_tokens=8, policy=policy, **sampling), [50, 60]))
 
 
 def test_only_a_policy_costs_a_softmax_per_step():
@@ -111,37 +117,36 @@ def test_only_a_policy_costs_a_softmax_per_step():
     for policy in (None, BlockPolicy()):
         decoder = FakeDecoder(TABLE, HEADS["prealloc"])
         decoder.head.set_static([1, 2, 3])
-        list(request(decoder, max_tokens=8, policy=policy).run(np.array([50, 60])))
+        list(ids_of(request(decoder, max_tokens=8, policy=policy), [50, 60]))
         counts.append(decoder.softmaxes)
-    assert counts[0] == 0 and counts[1] == decoder.steps
+    assert counts[0] == 0 and counts[1] == decoder.steps + 1
 
 
 class Blocks:
     """A policy with given block lengths."""
+
+    step_s = 0.0
 
     def __init__(self, lengths):
         self.lengths = list(lengths)
         self.learned = []
         self.costs = Costs()
 
-    def begin(self):
-        pass
+    def course(self):
+        return self
 
-    def block(self):
-        return FixedBlock(self.lengths.pop(0) if self.lengths else 3)
-
-    def learn(self, confidences, accepted):
-        self.learned.append((len(confidences), accepted))
-
-
-class FixedBlock:
-    def __init__(self, length):
-        self.length = length
-        self.confidences = []
+    def start_block(self):
+        self.most = self.lengths.pop(0) if self.lengths else 3
+        self.count = 0
 
     def push(self, confidence):
-        self.confidences.append(confidence)
-        return len(self.confidences) >= self.length
+        self.count += 1
+
+    def is_full(self, company):
+        return self.count >= self.most
+
+    def learn(self, accepted):
+        self.learned.append((self.count, accepted))
 
 
 samplings = st.fixed_dictionaries(
@@ -184,7 +189,7 @@ def test_rescues_join_the_dynamic_rows_and_are_counted():
     decoder.head.set_static([1, 2, 3])
     policy = Blocks([1, 4, 4])
     work = request(decoder, max_tokens=16, policy=policy)
-    tokens = work.run(np.array([50, 60]))
+    tokens = ids_of(work, [50, 60])
     out = [next(tokens) for _ in range(10)]
     rescued = work.checks.rescued
     assert rescued and set(rescued) <= set(decoder.head.vocabulary.ids.tolist())
@@ -203,6 +208,6 @@ def test_every_token_is_verified_alone_without_rewinding(can_follow):
     decoder.can_rewind = False
     decoder.head.set_static([1, 2, 3])
     policy = Blocks([5] * 20)
-    out = list(request(decoder, max_tokens=10, policy=policy).run(np.array([50, 60])))
+    out = list(ids_of(request(decoder, max_tokens=10, policy=policy), [50, 60]))
     assert out == run(FullHead, [], [50, 60], max_tokens=10)
     assert {length for length, _ in policy.learned} == {1}

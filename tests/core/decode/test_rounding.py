@@ -7,10 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.core.decode.heads import FakeHead, drafts, every_choice
+from tests.core.decode.heads import FakeHead, check, drafts, every_choice
 from vt_core.decode.rounding import Rounding, decide
 from vt_core.decode.sampling import Sampler, SamplerSettings
-from vt_core.decode.verification import verify
 from vt_core.errors import ModelError
 
 #: Not more than are settled at the border of top-p. Beyond them the normalizer stays that of the tiles.
@@ -55,7 +54,7 @@ def test_choices_are_those_of_the_whole_head(sampling, seed, spread, share):
     active = np.union1d(rng.permutation(ROWS)[:30], [3, 60])
     head = FakeHead(disturbed(whole, rng, share), whole, "bfloat16")
     block = drafts(sampler, disturbed(whole, rng, share)[:, active], active)
-    assert verify(head, np.arange(3), block, sampler).choices == every_choice(sampler, whole)
+    assert check(head, block, sampler)[0].choices == every_choice(sampler, whole)
 
 
 def test_only_near_ties_are_settled_and_only_their_rows_are_read():
@@ -67,7 +66,7 @@ def test_only_near_ties_are_settled_and_only_their_rows_are_read():
     tiles[1, [70, 85, 99]] = 15.875, 16.0, 16.0
     head = FakeHead(tiles, whole, "bfloat16")
     sampler = Sampler(SamplerSettings(), ROWS)
-    found = verify(head, np.arange(3), drafts(sampler, tiles, np.arange(ROWS)), sampler)
+    (found,) = check(head, drafts(sampler, tiles, np.arange(ROWS)), sampler)
     assert found.choices == [7, 70, 4] and found.settled == 1
     assert [(position, ids.tolist()) for position, ids in head.asked] == [(1, [70, 85, 99])]
 
@@ -76,7 +75,7 @@ def test_a_tie_of_more_rows_than_are_settled_goes_to_the_lowest_id():
     logits = np.ones((1, 2000), np.float32)
     head = FakeHead(logits, dtype="float32")
     sampler = Sampler(SamplerSettings(), 2000)
-    assert verify(head, np.arange(1), drafts(sampler, logits, np.arange(2000)), sampler).choices == [0]
+    assert check(head, drafts(sampler, logits, np.arange(2000)), sampler)[0].choices == [0]
 
 
 @given(st.floats(2.0**-8, 1e4), st.sampled_from([("bfloat16", 8), ("float16", 11)]))
@@ -107,7 +106,7 @@ def test_a_logit_that_is_not_a_number_is_an_error(sampling, value):
     sampler = Sampler(SamplerSettings(**sampling), ROWS)
     block = drafts(sampler, logits, np.arange(ROWS))
     with pytest.raises(ModelError, match="logits that are not finite numbers"):
-        verify(FakeHead(faulty), np.arange(2), block, sampler)
+        check(FakeHead(faulty), block, sampler)
 
 
 def test_a_settled_logit_that_is_not_a_number_is_an_error():
@@ -115,4 +114,4 @@ def test_a_settled_logit_that_is_not_a_number_is_an_error():
     faulty = np.full_like(logits, np.nan)
     sampler = Sampler(SamplerSettings(), ROWS)
     with pytest.raises(ModelError, match="logits that are not finite numbers"):
-        verify(FakeHead(logits, faulty), np.arange(1), drafts(sampler, logits, np.arange(ROWS)), sampler)
+        check(FakeHead(logits, faulty), drafts(sampler, logits, np.arange(ROWS)), sampler)

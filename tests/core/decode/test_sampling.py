@@ -8,9 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.core.decode.heads import FakeHead, drafts, every_choice
+from tests.core.decode.heads import FakeHead, check, drafts, every_choice
 from vt_core.decode.sampling import NOISE_SPAN, Sampler, SamplerSettings, gumbel
-from vt_core.decode.verification import verify
 from vt_core.errors import ModelError, OptionError
 
 ROWS = 64
@@ -212,7 +211,7 @@ def test_extremes_of_every_setting_choose_on_both_paths(sampling, seed, spread):
     sampler.extend(rng.integers(0, ROWS, size=30))
     active = np.union1d(rng.permutation(ROWS)[:10], [5, 6])
     block = drafts(sampler, logits[:, active], active)
-    assert verify(FakeHead(logits), np.arange(2), block, sampler).choices == every_choice(sampler, logits)
+    assert check(FakeHead(logits), block, sampler)[0].choices == every_choice(sampler, logits)
 
 
 def test_logits_that_are_not_numbers_are_an_error():

@@ -72,7 +72,7 @@ def test_the_same_text_before_choices_of_one_token_is_read_once():
     made = decoder()
     texts = [(np.array([5, 6, 7, choice]), 3) for choice in (1, 2, 3, 4)]
     results = list(score(made, [*texts, (np.array([5, 6, 8, 1]), 3), (np.array([5, 6, 7, 1]), 2)]))
-    assert made.read == 2 + 2
+    assert made.positions == 2 + 2
     assert made.scored == [7]
     for (ids, _), result in zip(texts, results, strict=False):
         (single,) = score(decoder(), [(ids, 3)])

@@ -3,9 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.core.decode.heads import FakeHead, drafts, every_choice
+from tests.core.decode.heads import FakeHead, check, drafts, every_choice
 from vt_core.decode.sampling import Sampler, SamplerSettings
-from vt_core.decode.verification import accepted_prefix, verify
+from vt_core.decode.verification import accepted_prefix
 
 V = 200
 
@@ -14,7 +14,7 @@ def scans(logits, active, **sampling):
     """How often verification reads the head to choose as the sampler does from ``logits [k, V]``."""
     sampler = Sampler(SamplerSettings(**sampling), V)
     head = FakeHead(logits)
-    found = verify(head, np.arange(len(logits)), drafts(sampler, logits[:, active], active), sampler)
+    (found,) = check(head, drafts(sampler, logits[:, active], active), sampler)
     assert found.choices == every_choice(sampler, logits)
     return head.scans
 
@@ -45,7 +45,7 @@ def test_padding_rows_are_not_chosen():
     logits = np.zeros((1, V), np.float32)
     logits[0, [50, 150]] = 1.0, 9.0
     sampler = Sampler(SamplerSettings(), 100)
-    found = verify(FakeHead(logits), np.arange(1), drafts(sampler, logits[:, :10], np.arange(10)), sampler)
+    (found,) = check(FakeHead(logits), drafts(sampler, logits[:, :10], np.arange(10)), sampler)
     assert found.choices == [50]
 
 
