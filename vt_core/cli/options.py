@@ -135,13 +135,13 @@ def dtype_option(text: str = "Float type to run in. Default: what runs well on t
     return click.option("--dtype", type=click.Choice(FLOATS), help=text)
 
 
-def data_option(text: str, required: bool = False) -> Option:
+def data_option(text: str, required: bool = False, type: click.ParamType = FILE) -> Option:
     """Files with rows, with what the rows are for."""
     return click.option(
         "--data",
         multiple=True,
         required=required,
-        type=FILE,
+        type=type,
         metavar="FILE",
         help=f"{text}: .jsonl, .json, .csv, .tsv or .parquet, also .gz and .zst; repeatable.",
     )

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from vt_core import __version__
 from vt_core.cli import streams
 from vt_core.cli.options import (
     FILE,
@@ -27,9 +24,7 @@ from vt_core.cli.options import (
 from vt_core.errors import DataError, OptionError
 
 if TYPE_CHECKING:
-    from vt_core import Model
-    from vt_core.profile import Counts, Profiler, Stages
-    from vt_core.profile.checkpoint import Checkpoint
+    from vt_core.profile import Counts, Stages
 
 
 @click.command()
@@ -40,7 +35,7 @@ if TYPE_CHECKING:
     type=click.IntRange(1),
     help="Rows of the model's table, if only its tokenizer is given. Default: the size of the tokenizer.",
 )
-@data_option("Corpus")
+@data_option("Corpus", type=click.Path())
 @preset_option()
 @input_field_option
 @output_field_option
@@ -100,11 +95,24 @@ if TYPE_CHECKING:
     type=click.IntRange(1),
     help="Processes that tokenize. Default: one for small files, else one per core.",
 )
+@click.option(
+    "--engine",
+    type=click.Choice(("local", "spark", "ray")),
+    default="local",
+    show_default=True,
+    help="What counts: processes of this machine, or a cluster, which also reads URLs.",
+)
+@click.option("--master", metavar="URL", help="With --engine spark: the cluster, such as local[2].")
+@click.option(
+    "--shard",
+    metavar="I/N",
+    help="Count only the I-th of N equal parts of the files into --save-counts; --merge the parts later.",
+)
 @click.option("--skip-bad", is_flag=True, help="Skip rows that cannot be used, and report how many.")
 @click.option("--name", help="Name of the task. Default: from --out.")
 @json_option
 @click.option("--published", is_flag=True, help="Write {token: id}, the format of the published code.")
-@click.option("--out", required=True, type=FILE, help="The task vocabulary, NAME.vt.json.")
+@click.option("--out", type=FILE, help="The task vocabulary, NAME.vt.json.")
 @click.argument("more_counts", nargs=-1, type=FILE, metavar="[COUNTS]...")
 @click.pass_obj
 def profile(backend: str, **options: Any) -> None:
@@ -121,7 +129,10 @@ def profile(backend: str, **options: Any) -> None:
       vt-torch profile --model gemma-vt --data a.jsonl --held-out b.jsonl --plot a.png --out math.vt.json
       vt-torch profile --model gemma-vt --data train.jsonl --self --limit 500 --out math.vt.json
       vt-torch profile --model gemma-vt --merge a.counts b.counts --out math.vt.json
+      vt-torch profile --model gemma-vt --data big.jsonl --shard 1/8 --save-counts 1.counts
+      vt-torch profile --model gemma-vt --data s3a://bucket/big.parquet --engine spark --out math.vt.json
     """
+    from vt_core.cli.counting import checkpoints, count
     from vt_core.cli.tokenizer_source import find_tokenizer
     from vt_core.files.json_files import write_json
     from vt_core.profile import Profiler, make_row_format
@@ -137,11 +148,14 @@ def profile(backend: str, **options: Any) -> None:
     )
     found = find_tokenizer(options["model"], options["revision"], options["vocab_rows"])
     profiler = Profiler(found.tokenizer_json, found.vocab_rows, found.name, row_format, options["skip_bad"])
-    out: Path = options["out"]
-    with _checkpoints(out) as checkpoint:
-        counts = _counts(profiler, options, checkpoint, lambda: _load(backend, options))
+    out: Path = options["out"] or options["save_counts"]
+    with checkpoints(out) as checkpoint:
+        counts = count(profiler, options, checkpoint, backend)
         if options["save_counts"]:
             counts.save(options["save_counts"])
+        if options["shard"]:
+            _print({"task": None, "stages": {}, **_counted(counts, out)}, options)
+            return
         name = options["name"] or out.name.removesuffix(".json").removesuffix(".vt")
         task = profiler.select(counts, stages, options["languages"], name)
         report: dict[str, Any] = {"task": task.name, "stages": dict(task.stages)}
@@ -152,15 +166,12 @@ def profile(backend: str, **options: Any) -> None:
             task.save_published(out, profiler.table)
         else:
             task.save(out)
-        report = {**report, "examples": counts.examples, "bad_rows": counts.bad_rows, "out": str(out)}
+        report = {**report, **_counted(counts, out)}
         if options["report"]:
             write_json(options["report"], report)
         if options["plot"]:
             plot_coverage(report, options["plot"])
-    if options["as_json"]:
-        streams.write_json(report)
-    else:
-        click.echo(_text(report))
+    _print(report, options)
 
 
 def _check(options: dict[str, Any]) -> None:
@@ -173,6 +184,7 @@ def _check(options: dict[str, Any]) -> None:
         raise OptionError(
             f"{options['more_counts'][0]} is not an option's value; put --data or --merge before it."
         )
+    _check_engine(options)
     if options["tolerance"] is not None and options["rows"] is not None:
         raise OptionError("--tolerance and --rows exclude each other; give one of them.")
     if options["own"] and not options["data"]:
@@ -193,6 +205,32 @@ def _check(options: dict[str, Any]) -> None:
             raise OptionError(f"{options[key]}: the directory does not exist.")
 
 
+def _check_engine(options: dict[str, Any]) -> None:
+    """Raise OptionError for options that the engine or a shard does not allow, and for a missing --out."""
+    from vt_core.profile.shards import parse_shard
+
+    engine = options["engine"]
+    if engine != "local":
+        for key, flag in (("own", "--self"), ("shard", "--shard"), ("processes", "--processes")):
+            if options[key]:
+                raise OptionError(f"{flag} is for this machine; leave out --engine {engine}.")
+        if not options["data"]:
+            raise OptionError(f"--engine {engine} has nothing to count; give --data.")
+    if options["master"] is not None and engine != "spark":
+        raise OptionError("--master needs --engine spark.")
+    if options["shard"] is None:
+        if options["out"] is None:
+            raise OptionError("there is no output; give --out FILE.")
+        return
+    parse_shard(options["shard"])
+    if not options["data"] or options["save_counts"] is None:
+        raise OptionError("--shard counts a part of --data FILE into --save-counts FILE; give both.")
+    for key in ("out", "own", "merge", "held_out", "report"):
+        if options[key]:
+            flag = "--self" if key == "own" else f"--{key.replace('_', '-')}"
+            raise OptionError(f"{flag} needs all counts; give it when you --merge the shards.")
+
+
 def _stages(options: dict[str, Any]) -> Stages:
     from vt_core.profile import Stages
     from vt_core.profile.selection import DEFAULT_TOLERANCE
@@ -201,96 +239,15 @@ def _stages(options: dict[str, Any]) -> Stages:
     return Stages(tolerance, options["rows"], options["prior"], not options["no_input_aware"])
 
 
-#: Makes a checkpoint from its kind, the corpus files, and the settings of `run_signature`.
-MakeCheckpoint = Callable[..., "Checkpoint | None"]
+def _counted(counts: Counts, out: Path) -> dict[str, Any]:
+    return {"examples": counts.examples, "bad_rows": counts.bad_rows, "out": str(out)}
 
 
-@contextmanager
-def _checkpoints(out: Path) -> Iterator[MakeCheckpoint]:
-    """Makes checkpoints next to `out`, and removes them when the block ends without an exception.
-
-    There are none for a device or a pipe.
-    """
-    from vt_core.profile.checkpoint import Checkpoint, run_signature
-
-    made: list[Checkpoint] = []
-
-    def make(kind: str, files: list[Path], *settings: object) -> Checkpoint | None:
-        if out.exists() and not out.is_file():
-            return None
-        path = out.with_name(f".{out.name}.{kind}.checkpoint")
-        made.append(Checkpoint(path, run_signature(files, kind, *settings)))
-        if made[-1].load() is not None:
-            click.echo(f"resuming from {path}", err=True)
-        return made[-1]
-
-    try:
-        yield make
-    except KeyboardInterrupt:
-        if any(checkpoint.path.exists() for checkpoint in made):
-            click.echo("interrupted; run the same command again to resume", err=True)
-        raise
-    for checkpoint in made:
-        checkpoint.clear()
-
-
-def _counts(
-    profiler: Profiler, options: dict[str, Any], checkpoint: MakeCheckpoint, load: Callable[[], Model]
-) -> Counts:
-    """The counts of all files that the options name, merged."""
-    from vt_core.profile import merge_all
-    from vt_core.profile.counting import default_processes
-    from vt_core.vocab.added_tokens import TokenizerFiles
-
-    files = list(options["data"])
-    # The digest of a tokenizer covers its tokens only, so its file counts as an input too.
-    inputs = [profiler.tokenizer_json, *files]
-    tokenizer_files = TokenizerFiles.beside(profiler.tokenizer_json)
-    settings = (profiler.digest, tokenizer_files, profiler.row_format, profiler.skip_bad)
-    parts = [profiler.load_counts(path) for path in (*options["merge"], *options["more_counts"])]
-    if files and (not options["own"] or options["self_weight"]):
-        with _progress() as on_rows:
-            parts.append(
-                profiler.count(
-                    files,
-                    processes=options["processes"] or default_processes(files),
-                    checkpoint=checkpoint("count", inputs, *settings),
-                    on_rows=on_rows,
-                )
-            )
-    if options["own"]:
-        with load() as model, _progress() as on_rows:
-            asked = {key: options[key] for key in ("device", "max_tokens", "limit")}
-            # The manifest has the digests of all files, and so covers the weights and the chat template.
-            generated_by = (__version__, model.backend, model.directory.manifest)
-            own = profiler.count_own(
-                files,
-                lambda prompt, max_tokens: model.generate(prompt, max_tokens=max_tokens).token_ids,
-                max_tokens=options["max_tokens"],
-                limit=options["limit"],
-                checkpoint=checkpoint("self", inputs, *settings, *generated_by, asked),
-                on_rows=on_rows,
-            )
-        parts.append(own.times(options["self_weight"] or 1))
-    return merge_all([profiler.empty(), *parts])
-
-
-def _load(backend: str, options: dict[str, Any]) -> Model:
-    """The model with its full head, so that no task vocabulary limits what it writes."""
-    from vt_core import load
-
-    return load(
-        options["model"], backend=backend, head="full", device=options["device"], revision=options["revision"]
-    )
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[int], object]]:
-    from tqdm import tqdm
-
-    # disable=None shows no bar if stderr is not a terminal.
-    with tqdm(unit=" rows", unit_scale=True, disable=None, desc="counted") as bar:
-        yield bar.update
+def _print(report: dict[str, Any], options: dict[str, Any]) -> None:
+    if options["as_json"]:
+        streams.write_json(report)
+    else:
+        click.echo(_text(report))
 
 
 def _text(report: dict[str, Any]) -> str:

@@ -54,9 +54,15 @@ def pieces(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
 
 def rows_of(batch: pa.RecordBatch) -> Sequence[Row]:
     """The rows of a batch. Raises DataError for a value that Python cannot hold."""
+    lines: list[Any] = [None] * batch.num_rows
     if JSON in batch.schema.names:
-        return batch.column(JSON).to_pylist()
-    return python_rows(batch, files_of(batch)[0] if batch.num_rows else "")
+        lines = batch.column(JSON).to_pylist()
+    if None not in lines:
+        return lines
+    fields = batch.select([name for name in batch.schema.names if not name.startswith("__")])
+    rows = python_rows(fields, files_of(batch)[0])
+    # An engine may put rows of several formats in one batch.
+    return [row if line is None else line for line, row in zip(lines, rows, strict=True)]
 
 
 def files_of(batch: pa.RecordBatch) -> list[str]:
@@ -68,8 +74,7 @@ def where(batch: pa.RecordBatch, index: int, row: Row) -> str:
     """File and number of a row, for messages. A row without a number is shown by its start."""
     file = files_of(batch.slice(index, 1))[0]
     for column, unit in NUMBERS.items():
-        if column in batch.schema.names:
-            return f"{file}, {unit} {batch.column(column)[index].as_py()}"
-    fields = row if isinstance(row, bytes) else {name: row[name] for name in row if name != FILE}
-    text = row.decode("utf-8", "replace") if isinstance(row, bytes) else str(fields)
+        if column in batch.schema.names and (number := batch.column(column)[index].as_py()) is not None:
+            return f"{file}, {unit} {number}"
+    text = row.decode("utf-8", "replace") if isinstance(row, bytes) else str(row)
     return f"{file}, the row that starts with {text[:SHOWN]}"

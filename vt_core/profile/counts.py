@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,7 +39,7 @@ class Counts:
     copied: int = 0
     #: Rows that were skipped because they could not be used.
     bad_rows: int = 0
-    #: One `{"file": name, "rows": count}` per file, sorted.
+    #: One `{"file": name, "rows": count}` per name of a file, sorted.
     source: tuple[Mapping[str, Any], ...] = ()
 
     @classmethod
@@ -65,7 +66,7 @@ class Counts:
             self.tokens + other.tokens,
             self.copied + other.copied,
             self.bad_rows + other.bad_rows,
-            tuple(sorted((*self.source, *other.source), key=lambda entry: (entry["file"], entry["rows"]))),
+            file_rows((*self.source, *other.source)),
         )
 
     def times(self, weight: int) -> Counts:
@@ -145,6 +146,14 @@ def merge_all(parts: Iterable[Counts]) -> Counts:
     for part in rest:
         first = first.merge(part)
     return first
+
+
+def file_rows(entries: Iterable[Mapping[str, Any]]) -> tuple[Mapping[str, Any], ...]:
+    """Entries of `source`, one per name, sorted: parts of one file add up."""
+    rows: Counter[str] = Counter()
+    for entry in entries:
+        rows[entry["file"]] += entry["rows"]
+    return tuple({"file": name, "rows": count} for name, count in sorted(rows.items()))
 
 
 def _add(a: Ids, b: Ids) -> Ids:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 
 from vt_core.errors import DataError, VocabularyError
+from vt_core.profile.accumulator import CountAccumulator
 from vt_core.profile.batch_counts import ExampleReader, PartialCounts
 from vt_core.profile.batches import to_batch
 from vt_core.profile.checkpoint import Checkpoint
@@ -110,6 +112,18 @@ class Profiler:
             checkpoint=checkpoint,
             on_rows=on_rows,
         )
+
+    def count_with(self, counts: Iterable[pa.RecordBatch]) -> Counts:
+        """Add up what an engine counted.
+
+        >>> profiler.count_with(count_with_spark(["s3a://bucket/corpus.jsonl"], profiler.reader, session))
+
+        Raises DataError if a row cannot be used, or the engine fails.
+        """
+        total = CountAccumulator(self.empty())
+        for batch in counts:
+            total.add(batch)
+        return total.counts()
 
     def count_own(
         self,

@@ -104,6 +104,8 @@ def read_chunks(
     """
     path = Path(path)
     suffix = _format_suffix(path)
+    if not span:
+        return
     try:
         with open_decompressed(path, file) as content:
             _check_start(path, suffix, content)

@@ -41,7 +41,7 @@ def each_row(
 
 def is_blank(row: Row) -> bool:
     """Whether a row is an empty line."""
-    return isinstance(row, bytes) and row.isspace()
+    return isinstance(row, bytes) and not row.strip()
 
 
 def parse_row(row: Row) -> Any:

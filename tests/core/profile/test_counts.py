@@ -26,7 +26,7 @@ def counted(draw: st.DrawFn) -> Counts:
     written = draw(st.lists(st.integers(0, examples), min_size=size, max_size=size))
     needed = [draw(st.integers(0, count)) for count in written]
     tokens = sum(written) + draw(st.integers(0, 5))
-    names = draw(st.lists(st.sampled_from(["a.jsonl", "b.jsonl"]), max_size=2))
+    names = draw(st.lists(st.sampled_from(["a.jsonl", "b.jsonl"]), max_size=2, unique=True))
     return Counts(
         DIGEST,
         np.array(needed),
