@@ -220,6 +220,13 @@ class Fields:
         """A nested object."""
         return replace(self, values=self.typed(key, dict, "an object"), prefix=f"{self.prefix}{key}.")
 
+    def entries(self, key: str) -> list[Fields]:
+        """The objects in a list."""
+        values = self.typed(key, list, "a list of objects")
+        if not all(isinstance(value, dict) for value in values):
+            raise self.fault(key, "is not a list of objects")
+        return [replace(self, values=value, prefix=f"{self.prefix}{key}.") for value in values]
+
     def parts(self, key: str) -> list[tuple[str, Fields]]:
         """The objects within a nested object, by their names."""
         part = self.part(key)

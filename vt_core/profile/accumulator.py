@@ -15,6 +15,7 @@ import numpy as np
 from vt_core.errors import DataError
 from vt_core.profile.checkpoint import Checkpoint, Position
 from vt_core.profile.counts import Counts
+from vt_core.profile.ngram_counts import RECORD_BYTES, NgramAccumulator, NgramCounts
 
 if TYPE_CHECKING:
     import pyarrow
@@ -30,6 +31,7 @@ class CountAccumulator:
         self.position = position or Position()
         self._start = start
         self._needed, self._written = start.needed.copy(), start.written.copy()
+        self._ngrams = NgramAccumulator(start.ngrams)
         self._totals: Counter[str] = Counter()
         self._files: Counter[str] = Counter()
         for entry in start.source:
@@ -47,6 +49,7 @@ class CountAccumulator:
 
     def add(self, counts: pyarrow.RecordBatch) -> None:
         """Add counts, as `count_batches` yields them. Raises DataError for an error among them."""
+        counts = self._add_ngrams(counts)
         kinds, keys = counts.column("kind").to_pylist(), counts.column("key").to_pylist()
         needed, written = (counts.column(name).to_numpy() for name in ("needed", "written"))
         ids = [index for index, kind in enumerate(kinds) if kind == "ids"]
@@ -61,12 +64,33 @@ class CountAccumulator:
             elif kind == "file":
                 self._files[Path(os.fsdecode(key)).name] += value
 
+    def _add_ngrams(self, counts: pyarrow.RecordBatch) -> pyarrow.RecordBatch:
+        """Add the n-grams among some counts, and return the other ones."""
+        import pyarrow.compute as pc
+
+        found = pc.equal(counts.column("kind"), "ngrams")
+        ngrams = counts.filter(found)
+        if ngrams.num_rows == 0:
+            return counts
+        records = np.frombuffer(b"".join(ngrams.column("key").to_pylist()), np.uint8)
+        self._ngrams.add(
+            NgramCounts.from_records(
+                records.reshape(-1, RECORD_BYTES), ngrams.column("written").to_numpy(), self._ngrams.longest
+            )
+        )
+        return counts.filter(pc.invert(found))
+
     def counts(self) -> Counts:
         """A copy of the counts so far."""
         totals = {name: getattr(self._start, name) + value for name, value in self._totals.items()}
         source = tuple({"file": name, "rows": rows} for name, rows in sorted(self._files.items()))
         return replace(
-            self._start, needed=self._needed.copy(), written=self._written.copy(), source=source, **totals
+            self._start,
+            needed=self._needed.copy(),
+            written=self._written.copy(),
+            source=source,
+            ngrams=self._ngrams.total(),
+            **totals,
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 
 from vt_core.errors import VocabularyError
 from vt_core.files.json_files import Fields, read_object, write_json
+from vt_core.profile.ngram_counts import NgramCounts
 from vt_core.types import Ids
 from vt_core.vocab.added_tokens import MAX_TOKENS
 
@@ -41,11 +42,18 @@ class Counts:
     bad_rows: int = 0
     #: One `{"file": name, "rows": count}` per name of a file, sorted.
     source: tuple[Mapping[str, Any], ...] = ()
+    #: Counts of the outputs' n-grams.
+    ngrams: NgramCounts = field(default_factory=NgramCounts)
 
     @classmethod
-    def empty(cls, tokenizer_digest: str, size: int) -> Counts:
-        """Counts without any example, for a tokenizer with ids below `size`."""
-        return cls(tokenizer_digest, np.zeros(size, np.int64), np.zeros(size, np.int64))
+    def empty(cls, tokenizer_digest: str, size: int, contexts: int = 0) -> Counts:
+        """Counts without any example, for a tokenizer with ids below `size`.
+
+        Merged with others, they change nothing, as long as these count n-grams with contexts of at most
+        `contexts` tokens.
+        """
+        zeros = np.zeros(size, np.int64)
+        return cls(tokenizer_digest, zeros, zeros.copy(), ngrams=NgramCounts.empty(contexts))
 
     @property
     def size(self) -> int:
@@ -67,6 +75,7 @@ class Counts:
             self.copied + other.copied,
             self.bad_rows + other.bad_rows,
             file_rows((*self.source, *other.source)),
+            self.ngrams.merge(other.ngrams),
         )
 
     def times(self, weight: int) -> Counts:
@@ -78,6 +87,7 @@ class Counts:
             examples=self.examples * weight,
             tokens=self.tokens * weight,
             copied=self.copied * weight,
+            ngrams=self.ngrams.times(weight),
         )
 
     def save(self, path: str | Path) -> None:
@@ -99,6 +109,7 @@ class Counts:
             "ids": ids.tolist(),
             "needed": self.needed[ids].tolist(),
             "written": self.written[ids].tolist(),
+            "ngrams": self.ngrams.values(),
         }
 
     @classmethod
@@ -133,6 +144,8 @@ class Counts:
             copied=fields.whole("copied"),
             bad_rows=fields.whole("bad_rows"),
             source=fields.files("source"),
+            # Counts of versions without n-gram tables have no such field.
+            ngrams=NgramCounts.from_fields(fields, "ngrams") if "ngrams" in fields.values else NgramCounts(),
             **columns,
         )
 

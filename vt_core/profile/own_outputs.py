@@ -15,6 +15,7 @@ from vt_core.profile.readers import Row
 from vt_core.profile.row_format import BadRow, RowFormat
 from vt_core.profile.rows import is_blank, parse_row
 from vt_core.types import Ids
+from vt_core.vocab.ngrams import END
 from vt_core.vocab.tokenizer import load_tokenizer
 
 #: Generates full ids for a prompt, at most the given number of tokens.
@@ -37,7 +38,8 @@ def count_own_outputs(
 ) -> Counts:
     """Count the texts that a model writes for the inputs of corpus files, added to `start`.
 
-    The outputs in the files are ignored.
+    The outputs in the files are ignored. N-grams are counted with special tokens; one at the end of a text
+    ends it.
 
     Args:
         files: corpus files.
@@ -61,15 +63,18 @@ def count_own_outputs(
 
     def count(row: Row, counts: PartialCounts) -> None:
         prompt = row_format.prompt_text(parse_row(row))
-        written = [id for id in generate(prompt, max_tokens) if id not in dropped]
+        ids = list(generate(prompt, max_tokens))
+        written = [id for id in ids if id not in dropped]
         counts.add(tokenizer.encode(prompt, add_special_tokens=False).ids, written)
+        if written:
+            counts.add_text([*ids[:-1], END] if ids[-1] in dropped else ids)
 
     def count_after(total: CountAccumulator) -> CountedChunks:
         for file, chunk in chunks_from(files, total.position, row_format.input_columns):
             for index, row in enumerate(chunk.rows):
                 if limit is not None and total.rows >= limit:
                     return
-                counts, blank = PartialCounts(), is_blank(row)
+                counts, blank = PartialCounts(start.ngrams.longest), is_blank(row)
                 counts.files[chunk.file] += not blank
                 try:
                     if not blank:

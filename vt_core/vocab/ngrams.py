@@ -20,7 +20,7 @@ import json
 import mmap
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -266,13 +266,10 @@ def _parse(fields: Fields, content: mmap.mmap, start: int) -> NgramTable:
 
 
 def _samples(fields: Fields) -> tuple[Mapping[str, Any], ...]:
-    values = fields.typed("samples", list, "a list of continuations")
-    for value in values:
-        if not isinstance(value, dict):
-            raise fields.fault("samples", f"holds {shorten(value)}, not a continuation")
-        sample = replace(fields, values=value, prefix="samples.")
+    samples = fields.entries("samples")
+    for sample in samples:
         sample.text("context"), sample.text("next"), sample.whole("count")
         share = sample.typed("share", float, "a share")
         if not 0 <= share <= 1:
             raise sample.fault("share", f"is {share}, not from 0 to 1")
-    return tuple(values)
+    return tuple(sample.values for sample in samples)
