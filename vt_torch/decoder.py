@@ -16,7 +16,7 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from vt_core.decode.decoder import PREFILL_TOKENS, Decoder
-from vt_core.decode.types import Slot, Steps
+from vt_core.decode.types import Read, Slot, Steps
 from vt_core.errors import ModelError
 from vt_core.files.adapters import LowRank
 from vt_core.files.architectures import architecture
@@ -31,6 +31,7 @@ from vt_torch.device import peak_memory, pick_device, pick_dtype, reset_peak
 from vt_torch.prequantized import find_layout
 from vt_torch.quantized import pick_bits
 from vt_torch.rows import Inputs, Rows, TorchRows, greedy
+from vt_torch.together import Together
 from vt_torch.verification import HeadScan, logit_transform
 
 
@@ -82,6 +83,7 @@ class TorchDecoder(Decoder[torch.Tensor, TorchSlot]):
         self._output = model.get_output_embeddings()
         self._output.head = head
         self._rotary = Rotary(model)
+        self._together = Together(model, rows)
         self._cache_argument = _cache_argument(model)
         self._tile_bytes = tile_bytes
 
@@ -186,6 +188,19 @@ class TorchDecoder(Decoder[torch.Tensor, TorchSlot]):
         self, slot: TorchSlot, inputs: Inputs, index: torch.Tensor, positions: int
     ) -> torch.Tensor:
         return self._run(slot, inputs, index, positions, recorded=index.shape[1])
+
+    def _fits_together(self, reads: Sequence[Read[TorchSlot]]) -> bool:
+        return self._together.fits([read.slot.cache for read in reads])
+
+    def _run_together(
+        self, slots: list[TorchSlot], inputs: Inputs, index: torch.Tensor, counts: list[int]
+    ) -> torch.Tensor:
+        self._output.positions = index.shape[1]
+        self._embedding.table = inputs.embedding
+        if inputs.per_layer is not None:
+            self._layers.rows = inputs.per_layer[index]
+        lengths = [len(slot.text) - count for slot, count in zip(slots, counts, strict=True)]
+        return self._together.run([slot.cache for slot in slots], lengths, index, counts)
 
     def _read_tokens(self, slot: TorchSlot) -> int:
         return self._piece_tokens(slot, len(slot.text))

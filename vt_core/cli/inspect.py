@@ -183,7 +183,7 @@ def _speed_report(directory: ModelDirectory, backend: str, quantize: str | None)
     hits = costs.tokens_per_s(0, MAX_BLOCK)
     miss_rate = costs.break_even(full_step_s, MAX_BLOCK)
     report = {
-        "step_s": costs.read_s(1),
+        "step_s": costs.step_s,
         "full_step_s": full_step_s,
         "verify_one_s": costs.verify_s(1),
         "verify_block_s": costs.verify_s(MAX_BLOCK),
@@ -198,7 +198,7 @@ def _speed_report(directory: ModelDirectory, backend: str, quantize: str | None)
         worth = f"faster than the full head while fewer than {miss_rate:.1%} of the tokens are misses"
     lines = [
         ("full head", f"{1 / full_step_s:.1f} tokens/s"),
-        ("reduced head", f"{1 / costs.read_s(1):.1f} tokens/s approximate, {hits:.1f} exact without misses"),
+        ("reduced head", f"{1 / costs.step_s:.1f} tokens/s approximate, {hits:.1f} exact without misses"),
         (
             "verification",
             f"{costs.verify_s(1) * 1e3:.0f} ms for 1 position, "

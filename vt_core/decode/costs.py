@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from vt_core.decode.drafting import ReadCosts
+
 #: Factor by which each new measurement lowers the weight of older ones.
 _KEPT = 0.8
 #: Reading the full head costs at least as much as this many positions of a product.
@@ -61,28 +63,17 @@ class Line:
 class Costs:
     """Measured costs of reads on the reduced head and of verifying a block."""
 
-    #: By the number of tokens of a read. What a read costs is not a line, and need not even be convex.
-    _reads: dict[int, Line] = field(default_factory=dict)
+    reads: ReadCosts = field(default_factory=ReadCosts)
     _verification: Line = field(default_factory=Line)
 
     @property
     def known(self) -> bool:
-        return bool(self._reads) and self._verification.known
+        return self.reads.known and self._verification.known
 
-    def read_s(self, tokens: int) -> float:
-        """Seconds of a read of so many tokens. Between lengths that were measured, on the line through them;
-        beyond them in proportion to the length, which is the most that a read costs.
-        """
-        lengths = sorted(self._reads)
-        below = [length for length in lengths if length <= tokens]
-        above = [length for length in lengths if length > tokens]
-        if not below:
-            return self._reads[above[0]].at(0)
-        least = self._reads[below[-1]].at(0)
-        if not above:
-            return least * tokens / below[-1]
-        share = (tokens - below[-1]) / (above[0] - below[-1])
-        return least + share * (self._reads[above[0]].at(0) - least)
+    @property
+    def step_s(self) -> float:
+        """Seconds of a read of one token."""
+        return self.reads.seconds(1)
 
     @property
     def position_s(self) -> float:
@@ -91,9 +82,6 @@ class Costs:
 
     def verify_s(self, positions: int) -> float:
         return self._verification.at(positions)
-
-    def add_read(self, tokens: int, seconds: float) -> None:
-        self._reads.setdefault(tokens, Line()).add(0, seconds)
 
     def add_verification(self, positions: int, seconds: float) -> None:
         self._verification.add(positions, seconds)
@@ -106,7 +94,7 @@ class Costs:
         for positions in range(1, max_block + 1):
             # A block yields the tokens up to its first miss, which is replaced.
             expected += (1 - miss_rate) ** (positions - 1)
-            best = max(best, expected / (positions * self.read_s(1) + self.verify_s(positions)))
+            best = max(best, expected / (positions * self.step_s + self.verify_s(positions)))
         return best
 
     def break_even(self, full_step_s: float, max_block: int) -> float:

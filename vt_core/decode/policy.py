@@ -9,6 +9,7 @@ threshold, only the probability that the next token is wrong and the costs of a 
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -43,8 +44,13 @@ class Course(Protocol):
     def start_block(self) -> None:
         """The next token begins a block."""
 
-    def push(self, confidence: float) -> None:
-        """A token joins the block; ``confidence`` is its probability among the active rows."""
+    def push(self, confidences: Sequence[float], read: int) -> None:
+        """Tokens join the block.
+
+        Args:
+            confidences: their probabilities among the active rows.
+            read: tokens of the read that gave them, drafted ones included.
+        """
 
     def is_full(self, company: int) -> bool:
         """Whether to verify the block now, while ``company`` requests run."""
@@ -90,12 +96,13 @@ class BlockCourse:
     @property
     def step_s(self) -> float:
         costs = self._policy.costs
-        return costs.read_s(1) if costs.known else 0.0
+        return costs.step_s if costs.known else 0.0
 
     def start_block(self) -> None:
         self._right = 1.0  #: probability that every token of the block so far is right
         self._expected = 0.0  #: expected tokens of the block if it ends here, the rescue included
         self._confidences: list[float] = []
+        self._reads: list[int] = []
 
     def miss_rate(self, confidence: float) -> float:
         """Probability that a token of this confidence is not the full head's: the rate of all requests, times
@@ -105,10 +112,12 @@ class BlockCourse:
         here = (self._misses + _EVENNESS) / (self._misses_expected + _EVENNESS)
         return min(1.0, here * self._policy.missed[at] / self._policy.seen[at])
 
-    def push(self, confidence: float) -> None:
-        self._expected += self._right
-        self._right *= 1 - self.miss_rate(confidence)
-        self._confidences.append(confidence)
+    def push(self, confidences: Sequence[float], read: int) -> None:
+        for confidence in confidences:
+            self._expected += self._right
+            self._right *= 1 - self.miss_rate(confidence)
+            self._confidences.append(confidence)
+        self._reads.append(read)
 
     def is_full(self, company: int) -> bool:
         count, costs = len(self._confidences), self._policy.costs
@@ -116,9 +125,10 @@ class BlockCourse:
             return True
         if not costs.known:
             return False
-        # All requests take part in a round and in a check. A round reads a token of each.
-        round_s = costs.read_s(company)
-        spent = count * round_s + costs.verify_s(count * company)
+        # All requests take part in a round and in a check. The others read a token a round.
+        seconds = costs.reads.seconds
+        round_s = seconds(company)
+        spent = sum(seconds(read + company - 1) for read in self._reads) + costs.verify_s(count * company)
         return self._right * spent < self._expected * (round_s + company * costs.position_s)
 
     def learn(self, accepted: int) -> None:

@@ -8,14 +8,17 @@ does not run the model: the scheduler does, for all live requests at once (:mod:
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from vt_core.decode.costs import Costs
 from vt_core.decode.decoder import Decoder
+from vt_core.decode.drafting import MAX_DRAFT, Drafter, best_length
 from vt_core.decode.metrics import Clock
 from vt_core.decode.policy import Course, Policy
 from vt_core.decode.sampling import Sampler
@@ -36,6 +39,16 @@ class Checks:
     verify_s: float = 0.0  #: seconds spent on verification
     rescue_s: float = 0.0  #: seconds spent on rewinding caches and reading rescued rows
     rolled_back_s: float = 0.0  #: seconds spent on steps that were thrown away
+
+
+@dataclass
+class Drafts:
+    """Counts and times of drafting in one request."""
+
+    reads: int = 0  #: reads of the body after the prompt
+    drafted: int = 0  #: drafted tokens that were read
+    accepted: int = 0  #: of these, tokens that the reduced head chose as well
+    draft_s: float = 0.0  #: seconds spent on drafting
 
 
 @dataclass(slots=True)
@@ -84,6 +97,9 @@ class Request:
     slot: Slot[Any] | None = None
     reused: int = 0  #: tokens of the prompt that the slot held already
     checks: Checks = field(default_factory=Checks)  #: what verification did so far
+    drafts: Drafts = field(default_factory=Drafts)  #: what drafting did so far
+    drafter: Drafter | None = None  #: proposes tokens to read at once
+    costs: Costs | None = None  #: what reads cost; the drafter's lengths depend on it
     together: bool = True  #: whether the body may run once for this request and others
     #: Full ids that this request needs active, besides the static and learned ones.
     dynamic_ids: list[int] = field(default_factory=list)
@@ -110,6 +126,8 @@ class Request:
             # At least one token is read, for its logits.
             self.reused = decoder.cut(slot, common_prefix(slot.ids, prompt[:-1]))
             loop.begin = len(prompt)
+            if self.drafter is not None:
+                self.drafter.begin(prompt.tolist())
             steps = yield Prefill(slot, prompt[self.reused :])
             yield from loop.run(steps)
             keep = self.slot is not None
@@ -152,6 +170,9 @@ class _Loop:
         self._done = 0  #: tokens that are final
         self._course: Course | None = None if request.policy is None else request.policy.course()
         self._own = None if self._course is not None or request.decoder.head.name == "full" else _Own(request)
+        self._drafted: list[int] = []  #: of the read whose positions are chosen next
+        self._drafts_pay = False  #: whether the last draft was read
+        self._settled = 0  #: tokens of the slot that cannot be taken back
         self._start_block()
 
     def _start_block(self) -> None:
@@ -181,18 +202,25 @@ class _Loop:
             if ended:
                 return
             self._sampler.extend(np.array(ids))
+            if request.drafter is not None:
+                request.drafter.extend(ids)
             ahead = self._ahead
             self._start_block()
             self._decoder.settle(self._slot)
+            self._settled = len(self._slot.text)
             if rescue is not None:
                 request.activate([rescue])
                 request.checks.rescue_s += request.clock() - started
-            steps = yield Read(self._slot, [ids[-1]]) if ahead is None else Follow(ahead)
-            while steps is None:  # nothing to verify yet
-                steps = yield Read(self._slot, [ids[-1]])
+            if ahead is not None:
+                steps = yield from self._follow(ahead)
+            else:
+                answer = yield from self._read(ids[-1])
+                while answer is None:  # nothing to verify yet
+                    answer = yield from self._read(ids[-1])
+                steps = answer
 
     def _decode(self, steps: Steps[Any]) -> Generator[Ask, Any, bool]:
-        """Decode a block from the steps that choose its first token. True where the answer ends there."""
+        """Decode a block from the steps that choose its first tokens. True where the answer ends there."""
         while True:
             ended = self._choose(steps)
             if ended or self._course is None or self._course.is_full(self._request.company()):
@@ -200,37 +228,89 @@ class _Loop:
             if not self._slot.can_rewind:
                 return False
             if self._ahead is not None:
-                steps, self._ahead = (yield Follow(self._ahead)), None
+                steps = yield from self._follow(self._ahead)
                 continue
-            answer = yield Read(self._slot, [self._tokens[-1]])
+            answer = yield from self._read(self._tokens[-1])
             if answer is None:
                 return False
             steps = answer
 
+    def _follow(self, ahead: Steps[Any]) -> Generator[Ask, Any, Steps[Any]]:
+        """Use the step that was queued ahead."""
+        self._ahead, self._drafted = None, []
+        self._request.drafts.reads += 1
+        steps = yield Follow(ahead)
+        return steps
+
+    def _read(self, token: int) -> Generator[Ask, Any, Steps[Any] | None]:
+        """Read the last token, and a draft of what follows."""
+        self._drafted = self._draft()
+        steps = yield Read(self._slot, [token, *self._drafted])
+        self._request.drafts.reads += steps is not None
+        return steps
+
+    def _draft(self) -> list[int]:
+        """As many proposed tokens as pay, all of them active; maybe none."""
+        request = self._request
+        if request.drafter is None or request.costs is None or not request.costs.reads.known:
+            return []
+        started = request.clock()
+        most = min(MAX_DRAFT, request.max_tokens - self._done - len(self._tokens) - 1)
+        drafted = request.drafter.draft(most, self._tokens) if self._slot.can_rewind else None
+        ids: list[int] = []
+        if drafted:
+            seconds, others = request.costs.reads.seconds, request.company() - 1
+            undone = len(self._slot.text) - self._settled if self._slot.rereads else 0
+            undo_s = seconds(undone) if undone else 0.0
+            count = best_length(drafted.rates, lambda tokens: seconds(tokens + others), undo_s)
+            ids = drafted.ids[:count]
+            if self._own is not None:
+                ids = self._own.prefix(ids)
+            elif ids:
+                request.activate(ids)
+        self._drafts_pay = bool(ids)
+        request.drafts.draft_s += request.clock() - started
+        return ids
+
     def _choose(self, steps: Steps[Any]) -> bool:
-        """Choose the token of a position on the reduced head; returns whether it ends the answer."""
+        """Choose the tokens of the positions of a read on the reduced head, as far as its draft was right.
+        True where the answer ends with the last of them.
+        """
         request, decoder = self._request, self._decoder
-        position = self._done + len(self._tokens)
-        pending = tuple(self._tokens)
-        draft = Draft(position, pending)
-        if self._may_follow(position):
+        first = len(self._tokens)
+        if self._may_follow(self._done + first):
             # Queue the next step before this token is known, so that the device does not wait for the host.
             self._ahead = decoder.follow(self._slot, steps)
-        if request.sampler.settings.plain_greedy and (self._own is None or self._own.is_all):
-            token = decoder.poll(steps)[0]
-        else:
-            ids, logits = decoder.head.vocabulary.ids, decoder.logits(steps)[0]
-            if self._own is not None:
-                ids, logits = self._own.select(ids, logits)
-            adjusted = self._sampler.adjust(logits, ids, pending)
-            draft = Draft(position, pending, adjusted, self._sampler.magnitude(logits))
-            token = self._sampler.pick(adjusted, ids, position)
-        self._tokens.append(token)
+        plain = self._sampler.settings.plain_greedy and (self._own is None or self._own.is_all)
+        choices = decoder.poll(steps) if plain else self._choices(decoder.logits(steps))
+        ended = False
+        for token, draft in zip(choices, [*self._drafted, None], strict=True):
+            if plain:
+                self._drafts.append(Draft(self._done + len(self._tokens), tuple(self._tokens)))
+            self._tokens.append(token)
+            ended = self._ends(self._done + len(self._tokens), token)
+            if ended or token != draft:
+                break
+        count = len(self._tokens) - first
+        read, wrong = len(self._drafted) + 1, len(self._drafted) + 1 - count
+        request.drafts.drafted += read - 1
+        request.drafts.accepted += count - 1
         if self._course is not None:
-            self._hidden.append(steps.hidden)
-            self._drafts.append(draft)
-            self._course.push(decoder.confidence(steps)[0])
-        return self._ends(position + 1, token)
+            self._hidden.append(steps.hidden[:count] if wrong else steps.hidden)
+            self._course.push(decoder.confidence(steps)[:count], read)
+        if wrong:
+            decoder.rewind(self._slot, wrong)
+        return ended
+
+    def _choices(self, logits: npt.NDArray[np.float32]) -> Iterator[int]:
+        """The choices of successive positions, as long as each is added to the block."""
+        ids = self._decoder.head.vocabulary.ids
+        for row in logits:
+            own_ids, own = (ids, row) if self._own is None else self._own.select(ids, row)
+            position, pending = self._done + len(self._tokens), tuple(self._tokens)
+            adjusted = self._sampler.adjust(own, own_ids, pending)
+            self._drafts.append(Draft(position, pending, adjusted, self._sampler.magnitude(own)))
+            yield self._sampler.pick(adjusted, own_ids, position)
 
     def _may_follow(self, position: int) -> bool:
         request = self._request
@@ -239,6 +319,7 @@ class _Loop:
             and request.sampler.settings.plain_greedy
             and position + 1 < request.max_tokens
             and (self._course is None or self._slot.can_rewind)
+            and not self._drafts_pay
             and request.company() == 1
         )
 
@@ -294,3 +375,8 @@ class _Own:
     def select(self, ids: Ids, logits: npt.NDArray[np.float32]) -> tuple[Ids, npt.NDArray[np.float32]]:
         """The request's own ids and logits among those of all active rows."""
         return (ids, logits) if self.is_all else (ids[self._places], logits[self._places])
+
+    def prefix(self, ids: list[int]) -> list[int]:
+        """The first of some ids, as long as they are active for this request."""
+        own = {*self._kept.tolist(), *self._request.dynamic_ids}
+        return list(takewhile(own.__contains__, ids))

@@ -210,7 +210,7 @@ class Scheduler:
                 tokens += len(group) - len(reads)
                 for task, answer in zip(group, answers, strict=True):
                     task.send(answer)
-        self._costs.add_read(tokens, self._clock() - started)
+        self._costs.reads.add(tokens, self._clock() - started)
 
     # Ends of requests.
 

@@ -44,6 +44,7 @@ class Slot(Generic[Array]):
     #: Tokens that the caches hold, full ids; one that was queued before it was known is an array ``[1]``.
     text: list[Any] = field(default_factory=list)
     can_rewind: bool = True  #: whether tokens that were read can be taken back
+    rereads: bool = False  #: whether what was read since the slot was settled is read again after a rewind
     wants_confidence: bool = False  #: whether :meth:`Decoder.confidence` will be asked of its steps
 
     @property

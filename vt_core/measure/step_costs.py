@@ -33,7 +33,8 @@ def measure(directory: ModelDirectory, backend: str, quantize: str | None = None
     model = load(directory.path, backend=backend, quantize=quantize)
     slot = model.decoder.open()
     steps = _decode(model.decoder, slot, MAX_BLOCK)
-    costs.add_read(1, _median(seconds for _, seconds in steps))
+    for _, seconds in steps:
+        costs.reads.add(1, seconds)
     hidden = [step.hidden for step, _ in steps]
     sampler = Sampler(SamplerSettings(), model.rows)
     for positions in (1, MAX_BLOCK):

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from tests.fake import FakeDecoder, fake_table
 from vt_core.decode.costs import Costs
+from vt_core.decode.drafting import Drafted
 from vt_core.decode.policy import BlockPolicy
 from vt_core.decode.request import Request
 from vt_core.decode.sampling import Sampler, SamplerSettings
@@ -20,9 +21,13 @@ TABLE = fake_table()
 REDUCED = [head for head in HEADS.values() if head is not FullHead]
 
 
-def request(decoder, *, max_tokens=12, eos=(), policy=None, **sampling):
+def request(decoder, *, max_tokens=12, eos=(), policy=None, drafter=None, slot=None, **sampling):
     sampler = Sampler(SamplerSettings(**sampling), len(TABLE))
-    return Request(decoder, sampler, max_tokens, eos, policy)
+    costs = Costs()
+    for _ in range(2):
+        costs.reads.add(1, 1.0)
+        costs.reads.add(40, 1.0)  # any length costs the same, so all of a draft is read
+    return Request(decoder, sampler, max_tokens, eos, policy, drafter=drafter, costs=costs, slot=slot)
 
 
 def ids_of(work, prompt):
@@ -139,14 +144,37 @@ class Blocks:
         self.most = self.lengths.pop(0) if self.lengths else 3
         self.count = 0
 
-    def push(self, confidence):
-        self.count += 1
+    def push(self, confidences, read):
+        self.count += len(confidences)
 
     def is_full(self, company):
         return self.count >= self.most
 
     def learn(self, accepted):
         self.learned.append((self.count, accepted))
+
+
+class Guesses:
+    """A drafter that proposes given texts, right or wrong, at every place."""
+
+    def __init__(self, drafts, text=()):
+        self.drafts, self.text = list(drafts), list(text)
+        self.asked = 0
+        self.seen = []
+
+    def begin(self, prompt):
+        pass
+
+    def extend(self, ids):
+        self.seen += ids
+
+    def draft(self, most, pending):
+        self.asked += 1
+        given = self.drafts[self.asked % len(self.drafts)]
+        at = len(self.seen) + len(pending)
+        # A number stands for that many tokens of the right text.
+        ids = self.text[at : at + given] if isinstance(given, int) else given
+        return Drafted(list(ids)[:most], [0.9] * len(ids[:most]))
 
 
 samplings = st.fixed_dictionaries(
@@ -211,3 +239,48 @@ def test_every_token_is_verified_alone_without_rewinding(can_follow):
     out = list(ids_of(request(decoder, max_tokens=10, policy=policy), [50, 60]))
     assert out == run(FullHead, [], [50, 60], max_tokens=10)
     assert {length for length, _ in policy.learned} == {1}
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    head=st.sampled_from([*REDUCED, FullHead]),
+    static=st.sets(ids, max_size=80),
+    prompt=st.lists(ids, min_size=1, max_size=6),
+    policy=st.one_of(st.builds(Blocks, lengths), st.builds(BlockPolicy)),
+    can_follow=st.booleans(),
+    eos=st.sets(ids, max_size=10),
+    max_tokens=st.integers(1, 20),
+    drafts=st.lists(st.one_of(st.integers(0, 9), st.lists(ids, max_size=9)), min_size=1, max_size=6),
+    sampling=samplings,
+)
+def test_drafts_do_not_change_exact_ids(
+    head, static, prompt, policy, can_follow, eos, max_tokens, drafts, sampling
+):
+    options = {"eos": eos, "max_tokens": max_tokens, **sampling}
+    expected = run(FullHead, [], prompt, **options)
+    policy = None if head is FullHead else policy
+    drafter = Guesses(drafts, expected)
+    found = run(head, static, prompt, policy=policy, drafter=drafter, can_follow=can_follow, **options)
+    assert found == expected
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    static=st.sets(ids, max_size=40),
+    drafts=st.lists(st.one_of(st.integers(0, 9), st.lists(ids, max_size=9)), min_size=1, max_size=6),
+    sampling=samplings,
+)
+def test_drafts_do_not_change_approximate_ids(static, drafts, sampling):
+    expected = run(HEADS["prealloc"], static, [3, 77], **sampling)
+    assert run(HEADS["prealloc"], static, [3, 77], drafter=Guesses(drafts, expected), **sampling) == expected
+
+
+def test_right_drafts_are_counted_and_save_reads():
+    free = run(FullHead, [], [50, 60], max_tokens=16)
+    decoder = FakeDecoder(TABLE, HEADS["prealloc"])
+    decoder.head.set_static(range(len(TABLE)))
+    slot = decoder.open()
+    work = request(decoder, max_tokens=16, policy=Blocks([8] * 9), drafter=Guesses([3], free), slot=slot)
+    assert list(ids_of(work, [50, 60])) == free
+    assert (work.drafts.reads, work.drafts.drafted, work.drafts.accepted) == (4, 11, 11)
+    assert decoder.opened == 1 and slot.ids == [50, 60, *free[:-1]]
