@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from vt_core.decode import prompts
+from vt_core.decode import arguments, prompts
 from vt_core.decode.answer import Answer
 from vt_core.decode.backend import backend as import_backend
 from vt_core.decode.decoder import Decoder
@@ -25,7 +25,7 @@ from vt_core.decode.scheduler import Scheduler
 from vt_core.decode.scoring import score
 from vt_core.decode.stopping import StopMatcher
 from vt_core.decode.types import Slot
-from vt_core.errors import BackendError, PromptError, VocabularyError, VtError, shorten
+from vt_core.errors import BackendError, OptionError, PromptError, VocabularyError, VtError, shorten
 from vt_core.files.model_dir import ModelDirectory
 from vt_core.host import trim_heap
 from vt_core.session import Session
@@ -33,6 +33,9 @@ from vt_core.vocab.active import Ids
 from vt_core.vocab.learning import Learned, LearnedFile
 from vt_core.vocab.task import TaskVocabulary
 from vt_core.vocab.tokenizer import Prompt, Tokenizer
+
+#: Most likely tokens that :meth:`Model.score_each` lists for a position.
+MAX_TOP = 1000
 
 __all__ = ["Chunk", "Generation", "Model", "Score", "Session", "Stats"]
 
@@ -383,18 +386,28 @@ class Model:
         (result,) = self.score_each([(list(ids), continuation)])
         return result
 
-    def score_each(self, pairs: Iterable[tuple[Sequence[int], Sequence[int]]]) -> Iterator[Score]:
+    def score_each(
+        self, pairs: Iterable[tuple[Sequence[int], Sequence[int]]], *, top: int = 0
+    ) -> Iterator[Score]:
         """Score many pairs of prompt and continuation, both token ids, in order.
 
         This is faster than one :meth:`score` after the other: the full head is read once for many positions.
 
+        Args:
+            pairs: prompts and continuations.
+            top: how many of the likeliest tokens each :class:`Score` lists for each position.
+
         Raises:
             PromptError: as :meth:`score`.
+            OptionError: ``top`` is not a whole number between 0 and 1000.
             BackendError: the model is closed.
         """
         if not isinstance(pairs, Iterable):
             raise PromptError(f"score_each takes pairs of token ids; {shorten(pairs)} is not iterable")
-        return self._score_each(pairs)
+        count = arguments.whole("top", top)
+        if not 0 <= count <= MAX_TOP:
+            raise OptionError(f"top is {count}, but it must be between 0 and {MAX_TOP}")
+        return self._score_each(pairs, count)
 
     def encode(
         self,
@@ -442,7 +455,7 @@ class Model:
             raise failure
 
     def _score_each(
-        self, pairs: Iterable[tuple[Sequence[int], Sequence[int]]]
+        self, pairs: Iterable[tuple[Sequence[int], Sequence[int]]], top: int
     ) -> Generator[Score, None, None]:
         continuations: deque[Ids] = deque()
 
@@ -453,7 +466,7 @@ class Model:
                 continuations.append(continuation)
                 yield np.concatenate([prompt, continuation]), len(prompt)
 
-        scores = score(self.decoder, texts())
+        scores = score(self.decoder, texts(), min(top, self.rows))
         try:
             while True:
                 with self._scheduler.hold():
@@ -462,7 +475,13 @@ class Model:
                     return
                 ids = continuations.popleft()
                 greedy = (scored.choices == ids).tolist()
-                yield Score(tuple(ids.tolist()), tuple(scored.log_probs.tolist()), tuple(greedy))
+                likeliest = zip(scored.top_ids.tolist(), scored.top_log_probs.tolist(), strict=True)
+                yield Score(
+                    tuple(ids.tolist()),
+                    tuple(scored.log_probs.tolist()),
+                    tuple(greedy),
+                    tuple(tuple(zip(*pair, strict=True)) for pair in likeliest),
+                )
         finally:
             scores.close()
 

@@ -17,7 +17,8 @@ BLOCK = "import sys; sys.modules.update(dict.fromkeys({names}, None)); "
 MODULES = (
     "import importlib, pkgutil, {package}; "
     "[importlib.import_module(m.name) for m in pkgutil.walk_packages({package}.__path__, '{package}.')"
-    " if 'harness' not in m.name or importlib.util.find_spec('lm_eval')]; "
+    " if 'harness' not in m.name or importlib.util.find_spec('lm_eval')"
+    " if '.serve' not in m.name or importlib.util.find_spec('starlette')]; "
 )
 
 
@@ -89,7 +90,8 @@ ALLOWED = {
     "session": LOW | {"decode"},
     "measure": LOW | {"decode", "model", "profile"},
     "harness": LOW | {"decode", "model"},
-    "cli": LOW | {"decode", "model", "profile", "measure"},
+    "serve": LOW | {"decode", "model"},
+    "cli": LOW | {"decode", "model", "profile", "measure", "serve"},
     "__init__": LOW | {"decode", "model"},
 }
 

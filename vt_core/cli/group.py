@@ -79,13 +79,14 @@ def build_group(backend: str) -> click.Group:
     from vt_core.cli.generate import generate
     from vt_core.cli.inspect import inspect
     from vt_core.cli.profile import profile
+    from vt_core.cli.serve import serve
 
     @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "obj": backend})
     @click.version_option(__version__, prog_name=f"vt-{backend}")
     def group() -> None:
         """Exact, low-memory generation for small language models."""
 
-    for command in (generate, chat, convert, profile, inspect, bench, evaluate):
+    for command in (generate, chat, serve, convert, profile, inspect, bench, evaluate):
         own = copy.copy(command)
         # Help texts are written for vt-torch; their examples must run when pasted.
         own.help = (command.help or "").replace("vt-torch", f"vt-{backend}")

@@ -24,8 +24,8 @@ from vt_core.vocab.heads import HEADS
 
 _LOADING = ("revision", "adapter", "task", "head", "store", "device", "dtype", "quantize", "learn")
 
-loading_options = combined(
-    model_option(),
+#: Those of :data:`loading_options` apart from the model.
+other_loading_options = combined(
     revision_option,
     click.option(
         "--adapter",
@@ -63,6 +63,8 @@ loading_options = combined(
         "user's cache.",
     ),
 )
+
+loading_options = combined(model_option(), other_loading_options)
 
 template_options = combined(
     click.option(

@@ -82,7 +82,8 @@ def combined(*options: Option) -> Option:
     return decorate
 
 
-sampling_options = combined(
+#: How the probabilities of tokens are shaped.
+shaping_options = combined(
     click.option("--temperature", default=0.0, show_default=True, help="0 is greedy."),
     click.option(
         "--top-p",
@@ -97,7 +98,6 @@ sampling_options = combined(
         show_default=True,
         help="Keep tokens at least this likely, relative to the best.",
     ),
-    click.option("--seed", default=0, show_default=True, help="The same seed gives the same text."),
     click.option(
         "--repetition-penalty",
         default=1.0,
@@ -116,6 +116,11 @@ sampling_options = combined(
         show_default=True,
         help="Subtract this from a token's logit each time it occurs; 0: off.",
     ),
+)
+
+sampling_options = combined(
+    shaping_options,
+    click.option("--seed", default=0, show_default=True, help="The same seed gives the same text."),
 )
 
 

@@ -253,13 +253,13 @@ class Decoder(ABC, Generic[Array, AnySlot]):
         finally:
             self.close(slot)
 
-    def score(self, states: Sequence[Array], targets: Ids) -> Scored:
-        """Log-probabilities of the full ids ``targets [k]`` at the ``k`` positions of some states, with one
-        read of the full head.
+    def score(self, states: Sequence[Array], targets: Ids, top: int = 0) -> Scored:
+        """Log-probabilities of the full ids ``targets [k]`` at the ``k`` positions of some states, and of the
+        ``top`` likeliest ids there, with one read of the full head.
         """
         with self._context():
             hidden = self._concatenate(list(states))
-            return log_probabilities(self._full_head(hidden).tiles(hidden), targets)
+            return log_probabilities(self._full_head(hidden).tiles(hidden), targets, top)
 
     def release(self) -> None:
         """Drop what the last call left on the device; only between calls."""

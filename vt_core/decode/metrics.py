@@ -77,6 +77,11 @@ class ProcessMemory:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+def memory_bytes() -> int | None:
+    """Resident bytes of the process now; None where the system does not tell."""
+    return _status_bytes("VmRSS")
+
+
 def _status_bytes(name: str) -> int | None:
     """A size from Linux's ``/proc/self/status``, in bytes; None on other systems."""
     try:

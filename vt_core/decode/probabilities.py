@@ -12,35 +12,67 @@ from vt_core.decode.verification import LogitTile
 from vt_core.vocab.active import Ids
 
 
-def log_probabilities(tiles: Iterable[LogitTile], targets: Ids) -> Scored:
-    """Log-probability of one full id for each position, and the greedy choice there.
+def log_probabilities(tiles: Iterable[LogitTile], targets: Ids, top: int = 0) -> Scored:
+    """Log-probability of one full id for each position, the greedy choice there, and the likeliest ids.
 
     The normalizer is a running maximum and sum, so no array over the whole vocabulary is held.
 
     Args:
         tiles: logits of every row of the full head, in id order, for ``k`` positions.
         targets: a full id for each position, int64 ``[k]``.
+        top: how many of the most likely ids to return; at most as many as there are rows.
 
     Returns:
-        ``[k]`` each; of equal logits the choice is the lowest id.
+        ``[k]`` and ``[k, top]`` each; of equal logits the lowest id comes first.
 
     Raises:
         ModelError: a logit is not a number.
     """
-    top = np.full(len(targets), -np.inf, dtype=np.float32)
+    highest = np.full(len(targets), -np.inf, dtype=np.float32)
     mass = np.zeros(len(targets))
     logits = np.zeros(len(targets))
     choices = np.zeros(len(targets), dtype=np.int64)
+    likeliest = _Likeliest(len(targets), top)
     for tile in tiles:
-        larger = np.maximum(top, check_finite(tile.largest))
+        larger = np.maximum(highest, check_finite(tile.largest))
         # The first of each position is the lowest id of equal ones.
-        positions, places, _ = tile.above(np.where(larger > top, larger, np.float32(np.inf)))
+        positions, places, _ = tile.above(np.where(larger > highest, larger, np.float32(np.inf)))
         positions, first = np.unique(positions, return_index=True)
         choices[positions] = tile.start + places[first]
-        mass *= np.exp((top - larger).astype(np.float64))
+        mass *= np.exp((highest - larger).astype(np.float64))
         mass += tile.mass(larger, 1.0)
-        top = larger
+        highest = larger
+        likeliest.add(tile)
         inside = (targets >= tile.start) & (targets < tile.start + tile.count)
         for position in np.flatnonzero(inside).tolist():
             logits[position] = tile.take(position, targets[position : position + 1] - tile.start)[0]
-    return Scored(logits - top - np.log(mass), choices)
+    normalizer = highest + np.log(mass)
+    return Scored(
+        logits - normalizer, choices, likeliest.ids, likeliest.logits.astype(np.float64) - normalizer[:, None]
+    )
+
+
+class _Likeliest:
+    """The rows with the largest logits of each position, over the tiles seen so far."""
+
+    def __init__(self, positions: int, count: int) -> None:
+        self.logits = np.full((positions, count), -np.inf, dtype=np.float32)  #: ``[k, count]``, largest first
+        self.ids = np.full((positions, count), -1, dtype=np.int64)  #: their full ids, ``[k, count]``
+
+    def add(self, tile: LogitTile) -> None:
+        """Take the rows of a tile that belong to them."""
+        positions, count = self.logits.shape
+        if not count:
+            return
+        # A later row with an equal logit has a higher id and does not belong to them.
+        least = np.nextafter(self.logits[:, -1], np.float32(np.inf))
+        rows, places, logits = tile.above(least)
+        rows = np.concatenate([np.repeat(np.arange(positions), count), rows])
+        ids = np.concatenate([self.ids.ravel(), places + tile.start])
+        logits = np.concatenate([self.logits.ravel(), logits])
+        order = np.lexsort((ids, -logits, rows))
+        rows = rows[order]
+        ranks = np.arange(len(rows)) - np.searchsorted(rows, rows)
+        kept = order[ranks < count]
+        self.logits = logits[kept].reshape(positions, count)
+        self.ids = ids[kept].reshape(positions, count)

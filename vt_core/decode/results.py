@@ -67,6 +67,8 @@ class Score:
     token_ids: tuple[int, ...]  #: full ids of the continuation
     log_probs: tuple[float, ...]  #: natural logarithm of each token's probability, given the text before it
     greedy: tuple[bool, ...]  #: whether greedy decoding would choose this token here
+    #: The likeliest tokens here, most likely first, as many as asked for: full ids and log-probabilities.
+    top: tuple[tuple[tuple[int, float], ...], ...] = ()
 
     @property
     def log_prob(self) -> float:

@@ -17,7 +17,9 @@ from vt_core.decode.types import Scored
 from vt_core.vocab.active import Ids
 
 
-def score(decoder: Decoder[Any, Any], texts: Iterable[tuple[Ids, int]]) -> Generator[Scored, None, None]:
+def score(
+    decoder: Decoder[Any, Any], texts: Iterable[tuple[Ids, int]], top: int = 0
+) -> Generator[Scored, None, None]:
     """Score texts, in order.
 
     Positions of several texts are gathered, so that one read of the full head serves many.
@@ -26,21 +28,21 @@ def score(decoder: Decoder[Any, Any], texts: Iterable[tuple[Ids, int]]) -> Gener
         decoder: no request may be running on it.
         texts: ``(ids, given)`` of each text: full ids, and how many of them are given, at least one and not
             all. The ids after them are scored.
+        top: how many of the likeliest ids to return for each position.
     """
     lengths: deque[int] = deque()
-    scored = Scored(np.empty(0), np.empty(0, dtype=np.int64))
+    scored = Scored(
+        np.empty(0), np.empty(0, dtype=np.int64), np.empty((0, top), dtype=np.int64), np.empty((0, top))
+    )
     # Closed here, not at garbage collection: by then the decoder may run another request.
     with closing(_positions(decoder, texts, lengths)) as pieces:
         for states, targets in _batches(pieces):
-            more = decoder.score(states, targets)
-            scored = Scored(
-                np.concatenate([scored.log_probs, more.log_probs]),
-                np.concatenate([scored.choices, more.choices]),
-            )
+            more = decoder.score(states, targets, top)
+            scored = scored.with_more(more)
             while lengths and lengths[0] <= len(scored.choices):
                 count = lengths.popleft()
-                yield Scored(scored.log_probs[:count], scored.choices[:count])
-                scored = Scored(scored.log_probs[count:], scored.choices[count:])
+                yield scored.part(0, count)
+                scored = scored.part(count, None)
 
 
 def _positions(

@@ -75,3 +75,13 @@ class Scored(NamedTuple):
 
     log_probs: npt.NDArray[np.float64]  #: natural logarithms, ``[k]``
     choices: npt.NDArray[np.int64]  #: full ids, ``[k]``
+    top_ids: npt.NDArray[np.int64]  #: the most likely full ids, most likely first, ``[k, top]``
+    top_log_probs: npt.NDArray[np.float64]  #: their log-probabilities, ``[k, top]``
+
+    def part(self, start: int, end: int | None) -> Scored:
+        """Some of the positions."""
+        return Scored(*(values[start:end] for values in self))  # type: ignore[arg-type]
+
+    def with_more(self, more: Scored) -> Scored:
+        """These positions and then others."""
+        return Scored(*map(np.concatenate, zip(self, more, strict=True)))  # type: ignore[arg-type]

@@ -19,7 +19,7 @@ from vt_core.vocab import chat_template
 from vt_core.vocab.active import Ids
 from vt_core.vocab.added_tokens import AddedToken, TokenizerFiles
 from vt_core.vocab.chat_template import ChatTemplates, Message
-from vt_core.vocab.token_bytes import is_unused
+from vt_core.vocab.token_bytes import byte_level_bytes, is_unused, sentencepiece_bytes
 
 #: What a request takes: text, chat messages, or full ids.
 Prompt = str | Sequence[Message] | Sequence[int]
@@ -55,6 +55,10 @@ class Tokenizer:
         files = TokenizerFiles.read(directory)
         self._fast, pad = _load(self.path, files if tokenizer_json is None else None)
         self._named = files.named(pad)
+        self._added = frozenset(self._fast.get_added_tokens_decoder())
+        self._is_byte_level = b"ByteLevel" in (
+            b"" if self._fast.decoder is None else self._fast.decoder.__getstate__()
+        )
         self._configured_eos = _configured_eos(directory)
         self.templates = ChatTemplates.read(directory, files.config)  #: chat templates by name
 
@@ -130,6 +134,15 @@ class Tokenizer:
     def token_of(self, token_id: int) -> str:
         """The token of an id as the tokenizer's file spells it; empty if the id has none."""
         return self._fast.id_to_token(token_id) or ""
+
+    def bytes_of(self, token_id: int) -> bytes:
+        """Bytes of the text that an id stands for, also where it is a part of a character; empty if the id
+        has no token. Special tokens are spelled as they are.
+        """
+        token = self.token_of(token_id)
+        if token_id in self._added:
+            return token.encode()
+        return byte_level_bytes(token) if self._is_byte_level else sentencepiece_bytes(token)
 
     def named_id(self, name: str) -> int | None:
         """Id of the special token of that name (`bos_token`, `eos_token`), if there is one."""
