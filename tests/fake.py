@@ -106,9 +106,9 @@ class FakeDecoder(Decoder[np.ndarray, FakeSlot]):
             self.positions += len(piece)
             yield piece
 
-    def score(self, states, targets):
+    def score(self, states, targets, top=0):
         self.scored.append(len(targets))
-        return super().score(states, targets)
+        return super().score(states, targets, top)
 
     def follow(self, slot, steps):
         (after,) = self.read([Read(slot, [int(self.head.vocabulary.ids[steps.local[0]])])])

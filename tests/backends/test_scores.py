@@ -101,3 +101,20 @@ def test_stop_at_a_special_token(model):
         assert (free.text, free.token_ids, free.finish_reason) == ("", (1, 1, 1, 1), "length")
         stopped = model.generate([5, 6], approximate=not exact, stop=["<|im_start|>", "x"], **options)
         assert (stopped.text, stopped.token_ids, stopped.finish_reason) == ("", (1,), "stop")
+
+
+def test_the_likeliest_tokens_come_with_their_scores(model):
+    prompt, text = model.encode("the cat sat", raw=True).tolist(), [5, 9]
+    (found,) = model.score_each([(prompt, text)], top=4)
+    (plain,) = model.score_each([(prompt, text)])
+    assert plain.top == ((), ()) and found.log_probs == plain.log_probs
+    for at, likeliest in enumerate(found.top):
+        ids, log_probs = zip(*likeliest, strict=True)
+        assert len(ids) == 4 and list(log_probs) == sorted(log_probs, reverse=True)
+        given = [*prompt, *text[:at]]
+        singles = model.score_each([(given, [token]) for token in ids])
+        assert list(log_probs) == pytest.approx([score.log_prob for score in singles], abs=1e-4)
+        assert model.generate(given, max_tokens=1).token_ids == ids[:1]
+    for wrong in (-1, 1001, 2.5, None):
+        with pytest.raises(OptionError, match="top is"):
+            model.score_each([(prompt, text)], top=wrong)

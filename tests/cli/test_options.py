@@ -16,8 +16,8 @@ from vt_core.files.tables import STORES
 from vt_core.profile.row_format import PRESETS
 from vt_core.vocab.heads import HEADS
 
-#: ``convert`` stores weights, the other commands run them.
-DIFFERENT = {("convert", "quantize"), ("convert", "dtype")}
+#: ``convert`` stores weights, the other commands run them; ``serve`` takes several models.
+DIFFERENT = {("convert", "quantize"), ("convert", "dtype"), ("serve", "model")}
 GROUP = build("torch")
 
 

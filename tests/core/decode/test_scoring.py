@@ -28,17 +28,23 @@ def decoder():
     tile=st.integers(1, 70),
     spread=st.sampled_from([0.1, 1.0, 30.0]),
     shift=st.sampled_from([-500.0, 0.0, 500.0]),
+    top=st.sampled_from([0, 1, 7, 60]),
 )
-def test_tiles_give_the_log_softmax_and_the_first_of_the_largest(seed, tile, spread, shift):
+def test_tiles_give_the_log_softmax_and_the_largest_in_order(seed, tile, spread, shift, top):
     rng = np.random.default_rng(seed)
     logits = (rng.integers(-4, 5, size=(5, 60)) * spread + shift).astype(np.float32)  # ties are common
     targets = rng.integers(0, 60, size=5)
     tiles = (NumpyTile(at, logits[:, at : at + tile].copy()) for at in range(0, 60, tile))
-    found = log_probabilities(tiles, targets)
+    found = log_probabilities(tiles, targets, top)
     exact = logits.astype(np.float64) - shift
     expected = exact - np.log(np.exp(exact).sum(axis=1, keepdims=True))
     np.testing.assert_allclose(found.log_probs, expected[np.arange(5), targets], rtol=1e-5, atol=1e-5)
     assert found.choices.tolist() == logits.argmax(axis=1).tolist()
+    largest = np.argsort(-logits, axis=1, kind="stable")[:, :top]
+    assert found.top_ids.tolist() == largest.tolist()
+    np.testing.assert_allclose(
+        found.top_log_probs, np.take_along_axis(expected, largest, axis=1), rtol=1e-5, atol=1e-5
+    )
 
 
 TEXTS = st.lists(
@@ -83,7 +89,7 @@ def test_a_failure_leaves_the_decoder_as_it_was_before(monkeypatch):
     made = decoder()
     monkeypatch.setattr(scoring, "POSITIONS", 2)
 
-    def fail(states, targets):
+    def fail(states, targets, top):
         raise MemoryError("the device is full")
 
     made.score = fail
