@@ -11,7 +11,7 @@ from tests import stock
 from tests.conftest import backend_params
 from tests.tiny import KINDS, stock_source
 from vt_core import load
-from vt_core.errors import PromptError
+from vt_core.errors import OptionError, PromptError
 
 
 @pytest.fixture(scope="module", params=backend_params())
