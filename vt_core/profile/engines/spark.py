@@ -19,9 +19,6 @@ if TYPE_CHECKING:
 #: Columns of `SCHEMA` in Spark's words.
 COLUMNS = "kind string, key binary, needed bigint, written bigint"
 
-#: A value that no cell of a table has: Spark turns such cells into null, by default all empty ones.
-_NO_VALUE = "\0"
-
 
 def count_with_spark(
     urls: Sequence[str],
@@ -103,39 +100,43 @@ def _lines(read: Any, urls: list[str], columns: Sequence[str]) -> DataFrame:
     return read.text(urls, lineSep="\n").selectExpr(f"cast(value as binary) as {JSON}", _FILE_COLUMN)
 
 
-def _csv(read: Any, urls: list[str], columns: Sequence[str]) -> DataFrame:
-    return _fields(_table(read, urls, ","), columns)
+def _csv(read: Any, urls: list[str], columns: Sequence[str], separator: str = ",") -> DataFrame:
+    settings = {
+        "sep": separator,
+        "header": True,
+        "multiLine": True,
+        "quote": '"',
+        "escape": '"',
+        "maxCharsPerColumn": -1,
+    }
+    names = [_quoted(name) for name in read.csv(urls, **settings).columns]
+    schema = ", ".join(f"{name} string" for name in (*names, _RAGGED))
+    rows = read.schema(schema).csv(urls, **settings, enforceSchema=False, columnNameOfCorruptRecord=_RAGGED)
+    # Spark turns empty cells into null, as it does those that a row lacks.
+    cells = [f"if({_RAGGED} is null, coalesce({name}, ''), {name}) as {name}" for name in names]
+    return _fields(rows.selectExpr(*cells, _FILE_COLUMN), columns)
 
 
 def _tsv(read: Any, urls: list[str], columns: Sequence[str]) -> DataFrame:
-    return _fields(_table(read, urls, "\t"), columns)
-
-
-def _table(read: Any, urls: list[str], separator: str) -> DataFrame:
-    return read.csv(
-        urls,
-        sep=separator,
-        header=True,
-        multiLine=True,
-        quote='"',
-        escape='"',
-        enforceSchema=False,
-        nullValue=_NO_VALUE,
-        emptyValue="",
-        maxCharsPerColumn=-1,
-    )
+    return _csv(read, urls, columns, "\t")
 
 
 def _parquet(read: Any, urls: list[str], columns: Sequence[str]) -> DataFrame:
-    return _fields(read.parquet(*urls), columns)
+    return _fields(read.parquet(*urls).selectExpr("*", _FILE_COLUMN), columns)
 
 
 def _fields(rows: DataFrame, columns: Sequence[str]) -> DataFrame:
     """Only the fields that examples need, each whole, and the file."""
-    heads = {part for name in columns for part in (name, name.partition(".")[0])}
-    names = [f"`{name}`" for name in rows.columns if name in heads]
-    return rows.selectExpr(*names, _FILE_COLUMN)
+    needed = {part for name in columns for part in (name, name.partition(".")[0])} | {FILE}
+    return rows.selectExpr(*(_quoted(name) for name in rows.columns if name in needed))
 
+
+def _quoted(name: str) -> str:
+    return "`" + name.replace("`", "``") + "`"
+
+
+#: Holds a row of a table that has more or fewer cells than the header.
+_RAGGED = "__ragged"
 
 _FILE_COLUMN = f"url_decode(replace(_metadata.file_path, '+', '%2B')) as {FILE}"
 
