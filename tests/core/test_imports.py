@@ -85,13 +85,14 @@ ALLOWED = {
     "store": LOW,
     "vocab": LOW,
     "profile": LOW,
+    "enrich": LOW | {"profile"},
     "decode": LOW,
     "model": LOW | {"decode", "session"},
     "session": LOW | {"decode"},
     "measure": LOW | {"decode", "model", "profile"},
     "harness": LOW | {"decode", "model"},
     "serve": LOW | {"decode", "model"},
-    "cli": LOW | {"decode", "model", "profile", "measure", "serve"},
+    "cli": LOW | {"decode", "model", "profile", "enrich", "measure", "serve"},
     "__init__": LOW | {"decode", "model"},
 }
 

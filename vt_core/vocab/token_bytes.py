@@ -214,9 +214,14 @@ def _types(node: Any) -> set[str]:
     return found.union(*(_types(child) for child in node.values()))
 
 
+def uses_byte_level(data: Mapping[str, Any]) -> bool:
+    """Whether a parsed `tokenizer.json` spells bytes in GPT-2's alphabet."""
+    return "ByteLevel" in _types(data.get("decoder")) | _types(data.get("pre_tokenizer"))
+
+
 def _decode(data: Mapping[str, Any], tokens: Iterable[str | None], where: str) -> list[bytes | None]:
     types = _types(data.get("decoder")) | _types(data.get("pre_tokenizer"))
-    if "ByteLevel" in types:
+    if uses_byte_level(data):
         return [None if token is None else byte_level_bytes(token) for token in tokens]
     if types & {"Metaspace", "ByteFallback"} or "Metaspace" in _types(data.get("normalizer")):
         return [None if token is None else sentencepiece_bytes(token) for token in tokens]
@@ -233,6 +238,7 @@ def _byte_alphabet() -> dict[int, int]:
     return {**{byte: byte for byte in printable}, **{256 + i: byte for i, byte in enumerate(rest)}}
 
 
+_TO_ALPHABET = {byte: character for character, byte in _byte_alphabet().items()}
 # Maps the other Latin-1 characters outside Latin-1, so that encoding them fails.
 _FROM_ALPHABET = {**{byte: 0xFFFF for byte in range(256)}, **_byte_alphabet()}
 
@@ -243,6 +249,11 @@ def byte_level_bytes(token: str) -> bytes:
         return token.translate(_FROM_ALPHABET).encode("latin-1")
     except UnicodeEncodeError:
         return token.encode("utf-8", "surrogatepass")
+
+
+def byte_level_text(value: bytes) -> str:
+    """Bytes in the alphabet of a byte-level tokenizer."""
+    return value.decode("latin-1").translate(_TO_ALPHABET)
 
 
 def sentencepiece_bytes(token: str) -> bytes:
