@@ -16,6 +16,7 @@ from converters.tokenizer_json import digest
 from vt_core.errors import ConfigError, ModelError, TokenizerError, shorten
 from vt_core.files.config_checks import check_config
 from vt_core.files.json_files import read_object
+from vt_core.vocab.merges import MERGES_NAME
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,6 +30,7 @@ TOKENIZER_NAMES = (
     "added_tokens.json",
     "chat_template.jinja",
     "chat_template.json",
+    MERGES_NAME,
 )
 #: Chat templates beside the default one, by name.
 TEMPLATES_PATTERN = "additional_chat_templates/*.jinja"

@@ -32,8 +32,9 @@ _WRITTEN = (
         "vocab.lmdb",
         "vt.json",
     ),
-    *("special_tokens_map.json", "added_tokens.json", "chat_template.json*", "*.jinja", "model.safetensors"),
-    *("model.safetensors.index.json", "model-*-of-*.safetensors", "additional_chat_templates"),
+    *("special_tokens_map.json", "added_tokens.json", "chat_template.json*", "*.jinja", "merges.json"),
+    *("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors"),
+    "additional_chat_templates",
 )
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 

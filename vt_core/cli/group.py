@@ -75,6 +75,7 @@ def build_group(backend: str) -> click.Group:
     from vt_core.cli.bench import bench
     from vt_core.cli.chat import chat
     from vt_core.cli.convert import convert
+    from vt_core.cli.enrich import enrich
     from vt_core.cli.eval import evaluate
     from vt_core.cli.generate import generate
     from vt_core.cli.inspect import inspect
@@ -86,7 +87,7 @@ def build_group(backend: str) -> click.Group:
     def group() -> None:
         """Exact, low-memory generation for small language models."""
 
-    for command in (generate, chat, serve, convert, profile, inspect, bench, evaluate):
+    for command in (generate, chat, serve, convert, profile, enrich, inspect, bench, evaluate):
         own = copy.copy(command)
         # Help texts are written for vt-torch; their examples must run when pasted.
         own.help = (command.help or "").replace("vt-torch", f"vt-{backend}")

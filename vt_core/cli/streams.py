@@ -8,7 +8,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -120,3 +120,13 @@ def log_shown(shown: bool) -> Iterator[None]:
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)
+
+
+@contextmanager
+def progress(text: str, unit: str, total: int | None = None) -> Iterator[Callable[[int], object]]:
+    """A progress bar on stderr; gives the function that moves it on."""
+    from tqdm import tqdm
+
+    # disable=None shows no bar if stderr is not a terminal.
+    with tqdm(total=total, unit=unit, unit_scale=True, disable=None, desc=text) as bar:
+        yield bar.update

@@ -13,10 +13,10 @@ import numpy.typing as npt
 
 from vt_core.enrich.selection import SEPARATOR
 from vt_core.errors import DataError
-from vt_core.profile.cached_encoder import CachedEncoder
-from vt_core.profile.readers import Chunk, read_chunks
-from vt_core.profile.row_format import BadRow, RowFormat
-from vt_core.profile.rows import is_blank, parse_row
+from vt_core.profile.batch_counts import ExampleReader, PartialCounts
+from vt_core.profile.batches import to_batch
+from vt_core.profile.readers import read_chunks
+from vt_core.profile.row_format import RowFormat
 from vt_core.vocab.merges import Merges
 
 if TYPE_CHECKING:
@@ -33,7 +33,6 @@ class Outputs:
     ids: npt.NDArray[np.int32]  #: with `SEPARATOR` after each output
     examples: int
     bad_rows: int  #: rows that were skipped
-    characters: int
     samples: tuple[str, ...]  #: the first prompts and outputs
 
     @property
@@ -65,43 +64,22 @@ def read_outputs(
     Raises:
         DataError: a file or row cannot be used, or no row has an output.
     """
-    encode = CachedEncoder(tokenizer)
-    merges = merges or Merges()
+    reader = ExampleReader(tokenizer, row_format, skip_bad, merges=merges)
+    counts = PartialCounts()
     ids = array("i")
-    examples = bad = characters = 0
+    examples = 0
     samples: list[str] = []
     for file in files:
         for chunk in read_chunks(file, columns=row_format.columns):
-            texts, skipped = _texts(chunk, row_format, skip_bad)
-            bad += skipped
-            for encoded in encode([output for _, output in texts]):
-                ids.extend(merges.apply(encoded))
+            for prompt, output in reader.examples(to_batch(chunk), counts):
+                ids.extend(output)
                 ids.append(SEPARATOR)
-            examples += len(texts)
-            characters += sum(len(output) for _, output in texts)
-            if len(samples) < SAMPLE_TEXTS:
-                samples += [text for pair in texts[:SAMPLE_TEXTS] for text in pair]
-            on_rows(len(chunk.rows))
+                examples += 1
+                if len(samples) < SAMPLE_TEXTS:
+                    samples += [tokenizer.decode(prompt), tokenizer.decode(output)]
+            on_rows(len(chunk.numbers))
     if len(ids) == examples:
         raise DataError(
             f"No row of {', '.join(map(str, files))} has an output; enriching needs texts of the task."
         )
-    return Outputs(np.array(ids, np.int32), examples, bad, characters, tuple(samples[:SAMPLE_TEXTS]))
-
-
-def _texts(chunk: Chunk, row_format: RowFormat, skip_bad: bool) -> tuple[list[tuple[str, str]], int]:
-    """Prompt and output of every row with an output, and the number of rows that were skipped."""
-    texts, bad = [], 0
-    for index, row in enumerate(chunk.rows):
-        if is_blank(row):
-            continue
-        try:
-            prompt, output = row_format.texts(parse_row(row))
-        except BadRow as error:
-            if not skip_bad:
-                raise DataError(f"{chunk.where(index)}: {error}.") from None
-            bad += 1
-            continue
-        if output:
-            texts.append((prompt, output))
-    return texts, bad
+    return Outputs(np.array(ids, np.int32), examples, counts.totals["bad_rows"], tuple(samples))

@@ -2,8 +2,8 @@
 
 The rule, repeated until there are enough: of the n-grams of the outputs, take the unused one with the largest
 `frequency * (n - 1)`, the tokens that it saves. Reject it if its prefix collision is too large, else replace
-it in the outputs by a new token and count again. Counts are kept up to date as byte-pair-encoding trainers do:
-a merge changes only the n-grams that touch it.
+it in the outputs by a new token and count again. Counts are kept up to date as trainers of byte-pair encoding
+do: a merge changes only the n-grams that touch it.
 """
 
 from __future__ import annotations
@@ -172,14 +172,13 @@ class _Corpus:
             keys.append(found[often])
             counts.append(times[often])
             scores.append(times[often] * (n - 1))
-        all_keys, all_counts, all_scores = map(np.concatenate, (keys, counts, scores))
+        all_keys, all_counts = np.concatenate(keys), np.concatenate(counts)
+        all_scores = np.concatenate(scores)
         complete = len(all_keys) <= kept
         self._floor = 0 if complete else int(np.partition(all_scores, -kept)[-kept])
         best = all_scores >= self._floor
         self._counts = dict(zip(all_keys[best].tolist(), all_counts[best].tolist(), strict=True))
-        self._heap = [
-            self._entry(key, count) for key, count in self._counts.items() if key not in used
-        ]
+        self._heap = [self._entry(key, count) for key, count in self._counts.items() if key not in used]
         heapq.heapify(self._heap)
         return complete
 
@@ -245,7 +244,7 @@ class _Corpus:
         return tuple(symbols)
 
     def _entry(self, key: int, count: int) -> tuple[int, int, tuple[int, ...], int]:
-        """The heap's entry of an n-gram: the best score first, then the highest count, then the lowest ids."""
+        """The heap's entry of an n-gram: best score first, then highest count, then lowest ids."""
         symbols = self._unpack(key)
         return -count * (len(symbols) - 1), -count, tuple(self.ids[symbol] for symbol in symbols), key
 

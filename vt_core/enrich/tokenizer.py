@@ -52,7 +52,8 @@ class MergeableTokenizer:
         for name in ("continuing_subword_prefix", "end_of_word_suffix"):
             if model.get(name):
                 raise TokenizerError(
-                    f"{path}: pieces have a {name} ({shorten(model[name])}), so merged tokens cannot be spelled."
+                    f"{path}: pieces have a {name} ({shorten(model[name])}), so merged tokens have no "
+                    "spelling; enrich another model."
                 )
         self._byte_level = uses_byte_level(self._data)
         self._spellings = {token for token in self.table.tokens if token is not None}
@@ -69,7 +70,16 @@ class MergeableTokenizer:
         """All merged tokens, the new ones included."""
         return Merges({**self.known.parts, **self._new})
 
-    def token_bytes(self) -> list[bytes | None]:
+    def for_selection(self) -> dict[str, Any]:
+        """The arguments of `select_ngrams` that the tokenizer decides."""
+        return {
+            "first_id": self.first_id,
+            "token_bytes": self._usable_bytes(),
+            "known": self.known.parts,
+            "accepts": self.add,
+        }
+
+    def _usable_bytes(self) -> list[bytes | None]:
         """Bytes of the ids that merged tokens may contain: text, and runs of white space; else None."""
         found: list[bytes | None] = []
         for value, kind in zip(self.table.bytes, self.table.kinds.tolist(), strict=True):
@@ -141,8 +151,9 @@ class MergeableTokenizer:
         with library_errors(f"{self.path} cannot be read once it has merged tokens"):
             for id, parts in self._new.items():
                 for before in ([], [parts[-1]]):
-                    expected = self.library.decode([*before, *parts, parts[0]], skip_special_tokens=True)
-                    if written.decode([*before, id, parts[0]], skip_special_tokens=True) != expected:
+                    expected = self.library.decode([*before, *parts])
+                    # A half character before these parts makes the library replace all their bytes.
+                    if "\ufffd" not in expected and written.decode([*before, id]) != expected:
                         raise TokenizerError(
                             f"{self.path}: its decoder ({self._decoder}) does not decode a merged token like "
                             "its parts, so the model cannot be enriched."

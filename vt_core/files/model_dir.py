@@ -35,6 +35,7 @@ OPTIONAL_FILES = (
     "chat_template.jinja",
     "chat_template.json",
     "hf_quant_config.json",
+    "merges.json",
 )
 TEMPLATES_NAME = "additional_chat_templates"
 

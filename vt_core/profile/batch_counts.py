@@ -20,6 +20,7 @@ from vt_core.profile.ngram_counts import NgramCounts
 from vt_core.profile.row_format import BadRow, RowFormat
 from vt_core.profile.rows import is_blank, parse_row
 from vt_core.types import Ids
+from vt_core.vocab.merges import Merges
 from vt_core.vocab.ngrams import BEGIN, END
 
 if TYPE_CHECKING:
@@ -56,23 +57,31 @@ class ExampleReader:
     """Reads examples from batches: input and output ids. It can be sent to other processes."""
 
     def __init__(
-        self, tokenizer: Tokenizer, row_format: RowFormat, skip_bad: bool = False, contexts: int = 0
+        self,
+        tokenizer: Tokenizer,
+        row_format: RowFormat,
+        skip_bad: bool = False,
+        contexts: int = 0,
+        merges: Merges | None = None,
     ) -> None:
         """
         Args:
             skip_bad: skip and count rows that cannot be used.
             contexts: tokens of the longest contexts whose n-grams are counted; 0 counts none.
+            merges: merged tokens of the model, which it writes outputs with.
         """
         self._tokenizer = tokenizer
         self._encode = CachedEncoder(tokenizer)
         self.row_format = row_format
         self.skip_bad = skip_bad
         self.contexts = contexts
+        self.merges = merges or Merges()
 
     def __reduce__(self) -> tuple[Any, ...]:
         # The library's own pickling forgets whether special tokens are split.
         split = self._tokenizer.encode_special_tokens
-        return _make_reader, (self._tokenizer.to_str(), split, self.row_format, self.skip_bad, self.contexts)
+        settings = (self.row_format, self.skip_bad, self.contexts, self.merges)
+        return _make_reader, (self._tokenizer.to_str(), split, *settings)
 
     def examples(self, batch: pa.RecordBatch, counts: PartialCounts) -> Iterator[Example]:
         """Ids of every row with an output. Counts the rows of each file in `counts`.
@@ -98,7 +107,7 @@ class ExampleReader:
             if output:
                 prompts.append(prompt)
                 outputs.append(output)
-        return zip(self._encode(prompts), self._encode(outputs), strict=True)
+        return zip(self._encode(prompts), map(self.merges.apply, self._encode(outputs)), strict=True)
 
 
 class PartialCounts:
@@ -194,10 +203,15 @@ def _named_row(kind: str, name: str, value: int) -> pa.RecordBatch:
 
 
 def _make_reader(
-    tokenizer: str, split_special: bool, row_format: RowFormat, skip_bad: bool, contexts: int
+    tokenizer: str,
+    split_special: bool,
+    row_format: RowFormat,
+    skip_bad: bool,
+    contexts: int,
+    merges: Merges,
 ) -> ExampleReader:
     from tokenizers import Tokenizer
 
     fast = Tokenizer.from_str(tokenizer)
     fast.encode_special_tokens = split_special
-    return ExampleReader(fast, row_format, skip_bad, contexts)
+    return ExampleReader(fast, row_format, skip_bad, contexts, merges)

@@ -25,6 +25,7 @@ from vt_core.profile.readers import read_chunks
 from vt_core.profile.row_format import RowFormat
 from vt_core.profile.selection import Stages, most_frequent, ordered_prior, select, with_prior
 from vt_core.types import Ids
+from vt_core.vocab.merges import Merges
 from vt_core.vocab.task import TaskVocabulary
 from vt_core.vocab.token_bytes import TokenTable
 from vt_core.vocab.tokenizer import load_tokenizer
@@ -64,7 +65,8 @@ class Profiler:
     @cached_property
     def reader(self) -> ExampleReader:
         """Turns corpus rows into ids."""
-        return ExampleReader(self.tokenizer, self.row_format, self.skip_bad)
+        merges = Merges.beside(self.tokenizer_json)
+        return ExampleReader(self.tokenizer, self.row_format, self.skip_bad, merges=merges)
 
     @cached_property
     def digest(self) -> str:

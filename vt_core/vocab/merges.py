@@ -1,4 +1,4 @@
-"""Merged tokens of an enriched model: which tokens each one stands for, and how texts are rewritten with them.
+"""Merged tokens of an enriched model: which tokens each stands for, and how texts are rewritten with them.
 
 A merged token is in the tokenizer's vocabulary, but no merge rule leads to it, so encoding never produces it.
 Outputs are rewritten here, on ids. `merges.json` beside the `tokenizer.json` lists the merged tokens.

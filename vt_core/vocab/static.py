@@ -8,6 +8,7 @@ import numpy as np
 
 from vt_core.files.model_dir import ModelDirectory
 from vt_core.vocab.active import Ids
+from vt_core.vocab.merges import Merges
 from vt_core.vocab.prior import rank_prior
 from vt_core.vocab.task import TaskVocabulary
 from vt_core.vocab.token_bytes import TokenTable
@@ -17,7 +18,8 @@ from vt_core.vocab.tokenizer import Tokenizer
 def static_ids(directory: ModelDirectory, tokenizer: Tokenizer, tasks: Sequence[TaskVocabulary]) -> Ids:
     """Full ids of the static set, sorted int64 ``[n]``.
 
-    It is the union of the task vocabularies, or the rank prior without one, and always special and EOS ids.
+    It is the union of the task vocabularies, or the rank prior without one, and always special, EOS and
+    merged ids.
 
     Raises:
         VocabularyError: a task vocabulary belongs to another tokenizer.
@@ -27,6 +29,7 @@ def static_ids(directory: ModelDirectory, tokenizer: Tokenizer, tasks: Sequence[
         task.check(directory.manifest.tokenizer_digest, rows)
     # Only the prior needs all tokens; reading them takes time and memory.
     chosen = [np.asarray(task.ids) for task in tasks] or [rank_prior(TokenTable.load(tokenizer.path))]
-    always = np.fromiter(tokenizer.added_ids() | tokenizer.eos_ids(rows), dtype=np.int64)
+    merged = frozenset(Merges.beside(tokenizer.path))
+    always = np.fromiter(tokenizer.added_ids() | tokenizer.eos_ids(rows) | merged, dtype=np.int64)
     ids: Ids = np.unique(np.concatenate([*chosen, always]).astype(np.int64))
     return ids[ids < rows]

@@ -1,0 +1,130 @@
+"""``enrich``: frequent n-grams of a task's outputs become tokens of the model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from vt_core.cli import streams
+from vt_core.cli.options import (
+    FILE,
+    data_option,
+    input_field_option,
+    json_option,
+    model_option,
+    output_field_option,
+    preset_option,
+    revision_option,
+    template_option,
+)
+from vt_core.errors import OptionError
+
+
+@click.command()
+@model_option()
+@revision_option
+@data_option("Corpus", required=True)
+@preset_option()
+@input_field_option
+@output_field_option
+@template_option
+@click.option(
+    "--rows", type=click.IntRange(1, 20_000), default=300, show_default=True, help="Merged tokens to add."
+)
+@click.option(
+    "--n-max",
+    type=click.IntRange(2, 4),
+    default=4,
+    show_default=True,
+    help="Most tokens that become one at a time; a merged token can become part of another.",
+)
+@click.option(
+    "--max-collision",
+    type=click.FloatRange(0, 1),
+    default=0.1,
+    show_default=True,
+    help='Leave out an n-gram such as " in the" if a longer token, such as " therapy", follows more than '
+    'this share of all " in".',
+)
+@click.option("--skip-bad", is_flag=True, help="Skip rows that cannot be used, and report how many.")
+@click.option("--report", type=FILE, metavar="FILE", help="Write the report as JSON, with all merged tokens.")
+@click.option("--plot", type=FILE, metavar="FILE", help="Plot tokens per text against --rows as a PNG file.")
+@json_option
+@click.option("--out", required=True, type=FILE, metavar="DIR", help="The enriched model, a new directory.")
+def enrich(**options: Any) -> None:
+    """Add frequent n-grams of a task's outputs to a model's vocabulary.
+
+    Texts become shorter in tokens, and so faster to write, once the model has learned to use the merged
+    tokens: run finetune next. Prompts are encoded as before. OUT is a Hugging Face directory with a
+    merges.json; transformers, mlx-lm and all commands of vt read it.
+
+    \b
+    Examples:
+      vt-torch enrich --data train.jsonl --rows 300 --out smollm2-sql
+      vt-torch enrich --model gemma-3-270m.gguf --data train.jsonl --plot curve.png --out gemma-intents
+    """
+    from converters.output import refuse_existing
+    from converters.plain import plain_model
+    from vt_core.enrich import (
+        MergeableTokenizer,
+        make_report,
+        plot_curve,
+        read_outputs,
+        report_text,
+        select_ngrams,
+    )
+    from vt_core.enrich.report import SIZES
+    from vt_core.files.json_files import write_json
+    from vt_core.profile import make_row_format
+    from vt_core.profile.plot import figure_class
+
+    out: Path = options["out"].expanduser().resolve()
+    refuse_existing(out, force=False)
+    if options["plot"] is not None:
+        figure_class()
+    for key in ("report", "plot"):
+        if options[key] is not None and not options[key].resolve().parent.is_dir():
+            raise OptionError(f"{options[key]}: the directory does not exist.")
+    row_format = make_row_format(
+        options["preset"], options["input_field"], options["output_field"], options["template"]
+    )
+    model = plain_model(options["model"], revision=options["revision"])
+    model.check_growth()
+    tokenizer = MergeableTokenizer(model.path / "tokenizer.json")
+    with streams.progress("encoded", " rows") as on_rows:
+        outputs = read_outputs(
+            options["data"],
+            tokenizer.library,
+            row_format,
+            merges=tokenizer.known,
+            skip_bad=options["skip_bad"],
+            on_rows=on_rows,
+        )
+    with streams.progress("merged", " tokens", options["rows"]) as on_ngram:
+        selection = select_ngrams(
+            outputs.ids,
+            options["rows"],
+            **tokenizer.for_selection(),
+            n_max=options["n_max"],
+            max_collision=options["max_collision"],
+            sizes=SIZES,
+            on_ngram=lambda: on_ngram(1),
+        )
+    if not selection.ngrams:
+        raise OptionError(
+            f"No n-gram of the outputs can become a token ({selection.collided} collide with longer tokens); "
+            "give more data, or a higher --max-collision."
+        )
+    report = make_report(outputs, selection, tokenizer, options["rows"]) | {"out": str(options["out"])}
+    new = {ngram.id: ngram.parts for ngram in selection.ngrams}
+    model.write_with_rows(out, new, lambda partial: tokenizer.write(partial, outputs.samples))
+    if options["report"] is not None:
+        write_json(options["report"], report)
+    if options["plot"] is not None:
+        plot_curve(report, options["plot"])
+    if options["as_json"]:
+        streams.write_json(report)
+    else:
+        click.echo(f"{report_text(report)}\n{options['out']}: written; run finetune on it next")
