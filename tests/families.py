@@ -68,6 +68,21 @@ _GRANITE_FEATURES = {
     "embedding multiplier": {"embedding_multiplier": 1.0},
     "attention multiplier": {"attention_multiplier": 12**-0.5},
 }
+_GRANITE_HYBRID = {
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+    "position_embedding_type": "nope",
+    "mamba_n_heads": 6,
+    "mamba_d_head": 16,
+    "mamba_d_state": 8,
+    "mamba_chunk_size": 8,
+}
+_GRANITE_EXPERTS = {
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
+    "intermediate_size": 32,
+    "shared_intermediate_size": 64,
+}
+_JAMBA = {"attn_layer_period": 3, "attn_layer_offset": 1, "mamba_d_state": 8, "mamba_dt_rank": 4}
 _VISION = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "patch_size": 14}
 
 
@@ -111,6 +126,26 @@ FAMILIES: dict[str, Family] = {
         {"window": _NO_WINDOW, "query and key norms": _QUERY_AND_KEY_NORMS, **_UNTIED},
         {"rope_scaling": None, "sliding_window_pattern": "LLG"},
     ),
+    "falcon_h1-tied": Family(
+        "FalconH1Config",
+        {
+            "tie_word_embeddings": True,
+            "mamba_d_ssm": 64,
+            "mamba_n_heads": 4,
+            "mamba_d_head": 16,
+            "mamba_n_groups": 1,
+            "mamba_d_state": 8,
+            "mamba_chunk_size": 8,
+            "lm_head_multiplier": 0.5,
+            "embedding_multiplier": 3.0,
+        },
+        {
+            "head multiplier": {"lm_head_multiplier": 1.0},
+            "embedding multiplier": {"embedding_multiplier": 1.0},
+            **_STATE,
+        },
+        {"head_dim": 12},
+    ),
     "glm4": Family(
         "Glm4Config",
         {
@@ -132,17 +167,15 @@ FAMILIES: dict[str, Family] = {
         _GRANITE_FEATURES,
         {"layer_types": ["attention"] * 3},
     ),
+    "granite4-experts": Family(
+        "GraniteMoeHybridConfig",
+        {**_GRANITE, **_GRANITE_HYBRID, **_GRANITE_EXPERTS},
+        {**_GRANITE_FEATURES, **_STATE, "experts": averaged("block_sparse_moe.output_linear.weight")},
+        {"layer_types": _hybrid("mamba", "attention")},
+    ),
     "granite4-hybrid": Family(
         "GraniteMoeHybridConfig",
-        {
-            **_GRANITE,
-            "layer_types": _hybrid("linear_attention", "full_attention"),
-            "position_embedding_type": "nope",
-            "mamba_n_heads": 6,
-            "mamba_d_head": 16,
-            "mamba_d_state": 8,
-            "mamba_chunk_size": 8,
-        },
+        {**_GRANITE, **_GRANITE_HYBRID},
         {**_GRANITE_FEATURES, **_STATE},
         {"layer_types": _hybrid("mamba", "attention")},
     ),
@@ -169,15 +202,19 @@ FAMILIES: dict[str, Family] = {
     ),
     "jamba": Family(
         "JambaConfig",
-        {
-            "num_experts": 1,
-            "num_experts_per_tok": 1,
-            "attn_layer_period": 3,
-            "attn_layer_offset": 1,
-            "mamba_d_state": 8,
-            "mamba_dt_rank": 4,
-        },
+        {**_JAMBA, "num_experts": 1, "num_experts_per_tok": 1},
         {**_STATE, **_UNTIED},
+    ),
+    "jamba-experts": Family(
+        "JambaConfig",
+        {
+            **_JAMBA,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "expert_layer_period": 2,
+            "expert_layer_offset": 1,
+        },
+        {**_STATE, "experts": averaged("experts.1.down_proj.weight")},
     ),
     "lfm2": Family(
         "Lfm2Config",

@@ -38,7 +38,8 @@ class Architecture:
     logit_factor: str = "logit_scale"
     logit_divisor: str = "logits_scaling"
     logit_cap: str = "final_logit_softcapping"
-    #: Whether mlx-lm multiplies the head's rows by the factor while loading, instead of the logits.
+    #: Whether mlx-lm multiplies the head's rows by the factor while loading, instead of the logits. It then
+    #: multiplies the embedding's rows by the field `embedding_multiplier`, a tied head's with them.
     mlx_folds_factor: bool = False
     #: Whether transformers drops the cache of a text that outgrows the original context (longrope).
     rebuilds_cache: bool = False
@@ -205,5 +206,8 @@ def logit_transform(
         value: a field of its configuration by name; None where it has none.
         in_mlx: whether mlx-lm runs the model, which applies some factors to the head's rows.
     """
-    factor = None if in_mlx and row.mlx_folds_factor else value(row.logit_factor)
+    factor = value(row.logit_factor)
+    if in_mlx and row.mlx_folds_factor and factor is not None:
+        multiplier = value("embedding_multiplier")
+        factor = factor / multiplier if value("tie_word_embeddings") and multiplier else None
     return LogitTransform(factor, value(row.logit_divisor), value(row.logit_cap))
