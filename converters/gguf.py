@@ -11,11 +11,15 @@ from typing import Any
 import numpy as np
 
 from converters import gguf_tensors, gguf_tokenizer
-from converters.gguf_config import Hyperparameters, build_config, build_generation_config
+from converters.gguf_config import build_config, build_generation_config
 from converters.gguf_file import GGUFFile, StringArray
+from converters.gguf_layouts import HEAD, Layout
+from converters.gguf_metadata import Hyperparameters
+from converters.gguf_plans import Plan
 from converters.source import TensorInfo, utf8
 from converters.tokenizer_json import digest
 from vt_core.errors import ModelError
+from vt_core.files.model_config import text_config
 
 _STORED_AS = {"F32": "float32", "F16": "float16"}
 
@@ -37,13 +41,13 @@ class GGUFSource:
         layout = gguf_tensors.layout_of(self.file)
         _check_whole(self.file)
         hyper = Hyperparameters(self.file)
-        self._plans = gguf_tensors.plan_tensors(self.file, layout, hyper.layers, hyper.head_dim)
-        embedding = self._plans[gguf_tensors.EMBEDDING].tensor
+        self._plans = gguf_tensors.plan_tensors(self.file, layout, hyper)
+        embedding = self._plans[layout.embedding].tensor
         self.default_dtype = _STORED_AS.get(embedding.type_name, "bfloat16")
-        tied = gguf_tensors.HEAD not in self._plans
+        tied = HEAD not in self._plans
         self.config: dict[str, Any] = build_config(self.file, embedding.shape[0], tied, self.default_dtype)
         self.generation_config: dict[str, Any] | None = build_generation_config(self.file)
-        _check_shapes(self.file, self._plans, self.config)
+        _check_shapes(self.file, layout, self._plans, text_config(self.config))
 
     def fingerprint(self) -> str:
         """sha256 (hex) over the file's size, time of change and header: independent of where it lies."""
@@ -53,7 +57,7 @@ class GGUFSource:
 
     def tensors(self) -> list[TensorInfo]:
         """Every tensor, in the order of the file, as it is given out by default."""
-        return [TensorInfo(plan.name, self.default_dtype, plan.tensor.shape) for plan in self._plans.values()]
+        return [TensorInfo(plan.name, self.default_dtype, plan.shape) for plan in self._plans.values()]
 
     def chunks(self, name: str, dtype: str) -> Iterator[np.ndarray]:
         """The rows of the tensor `name`, in order, as the storage dtype `dtype`. Raises ModelError."""
@@ -79,10 +83,10 @@ def _check_whole(file: GGUFFile) -> None:
         )
 
 
-def _check_shapes(file: GGUFFile, plans: dict[str, gguf_tensors.Plan], config: dict[str, Any]) -> None:
+def _check_shapes(file: GGUFFile, layout: Layout, plans: dict[str, Plan], config: dict[str, Any]) -> None:
     hidden, rows = config["hidden_size"], config["vocab_size"]
     table = (rows, hidden)
-    wanted = {gguf_tensors.EMBEDDING: table, gguf_tensors.HEAD: table, gguf_tensors.NORM: (hidden,)}
+    wanted = {layout.embedding: table, HEAD: table, layout.last_norm: (hidden,)}
     for name, shape in wanted.items():
         tensor = plans[name].tensor if name in plans else None
         if tensor is not None and tensor.shape != shape:

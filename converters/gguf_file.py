@@ -138,6 +138,19 @@ class GGUFFile:
             nbytes -= len(part)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
+    def rows(self, tensor: GGUFTensor, start: int, count: int) -> np.ndarray:
+        """Some rows of a tensor, dequantized, `[count, columns]` float32; a vector is one row.
+
+        Raises:
+            ModelError: the file has become shorter.
+        """
+        from gguf.quants import GGMLQuantizationType, dequantize
+
+        data = self.read(tensor.offset + start * tensor.row_bytes, count * tensor.row_bytes)
+        packed = np.frombuffer(data, np.uint8).reshape(-1, tensor.row_bytes)
+        with np.errstate(all="ignore"):  # from damaged scales; who uses the values checks them
+            return dequantize(packed, GGMLQuantizationType(tensor.type))
+
     def text(self, key: str, default: str | None = None) -> str | None:
         """The text under `key`, else `default`.
 

@@ -13,9 +13,14 @@ _REST = r"\s*[\r\n]+|\s+(?!\S)|\s+"
 _UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
 
 
-def _words(digits: str) -> str:
-    """Contractions, words with a leading sign, numbers, signs, line ends, spaces: cl100k's descendants."""
-    return rf"{_CONTRACTION}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|{digits}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{_REST}"
+def _words(digits: str, marks: str = "") -> str:
+    """Contractions, words with a leading sign, numbers, signs, line ends, spaces: cl100k's descendants.
+
+    `marks`: what belongs to words besides letters.
+    """
+    letters = rf"[\p{{L}}{marks}]" if marks else r"\p{L}"
+    signs = rf"[^\s\p{{L}}{marks}\p{{N}}]"
+    return rf"{_CONTRACTION}|[^\r\n\p{{L}}\p{{N}}]?{letters}+|{digits}| ?{signs}+[\r\n]*|{_REST}"
 
 
 def _cased_words(digits: str, suffix: str) -> str:
@@ -69,6 +74,7 @@ class Pretokenizer:
 _GPT2 = Pretokenizer()
 _DIGITS = Pretokenizer(digits=True)
 _QWEN2 = Pretokenizer(_words(r"\p{N}"), nfc=True)
+_QWEN35 = Pretokenizer(_words(r"\p{N}", r"\p{M}"), nfc=True)
 _CL100K = Pretokenizer(_words(r"\p{N}{1,3}"))
 _LLAMA3 = Pretokenizer(_words(r"\p{N}{1,3}"), ignore_merges=True, add_bos=True)
 
@@ -77,13 +83,14 @@ PRETOKENIZERS = {
     **dict.fromkeys(["gpt-2", "phi-2", "mpt", "olmo", "jais"], _GPT2),
     **dict.fromkeys(["smollm", "starcoder", "refact", "codeshell", "minerva-7b"], _DIGITS),
     **dict.fromkeys(["qwen2", "deepseek-r1-qwen", "megrez", "stablelm2"], _QWEN2),
-    **dict.fromkeys(["llama-bpe", "llama3", "llama-v3", "falcon3"], _LLAMA3),
+    **dict.fromkeys(["llama-bpe", "llama3", "llama-v3", "falcon3", "lfm2"], _LLAMA3),
     **dict.fromkeys(["dbrx", "smaug-bpe"], _CL100K),
+    "qwen35": _QWEN35,
     "tekken": Pretokenizer(_cased_words(r"\p{N}", ""), ignore_merges=True, add_bos=True),
     "gpt-4o": Pretokenizer(_cased_words(r"\p{N}{1,3}", rf"{_CONTRACTION}?")),
 }
 
-_BY_ARCHITECTURE = {"qwen2": _QWEN2, "qwen3": _QWEN2, "smollm3": _LLAMA3}
+_BY_ARCHITECTURE = {"qwen2": _QWEN2, "qwen3": _QWEN2, "qwen35": _QWEN35, "smollm3": _LLAMA3, "lfm2": _LLAMA3}
 _LLAMA3_TOKENS = 128_256
 
 

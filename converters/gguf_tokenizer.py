@@ -1,8 +1,8 @@
 """tokenizer.json, tokenizer_config.json and chat_template.jinja out of a GGUF file's vocabulary.
 
-Two kinds: byte-level BPE ("gpt2"), whose merges are in the file and whose pre-tokenizer it names, and
+Three kinds: byte-level BPE ("gpt2"), whose merges are in the file and whose pre-tokenizer it names;
 SentencePiece BPE ("llama"), which has scores in place of merges: every way to put a piece together from two
-others is a merge.
+others is a merge; and Gemma 4's ("gemma4"), which is SentencePiece with merges and no space before the text.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ class Vocabulary:
     def __init__(self, file: GGUFFile) -> None:
         self.file = file
         self.kind = file.text("tokenizer.ggml.model")
-        if self.kind not in ("gpt2", "llama"):
+        if self.kind not in ("gpt2", "llama", "gemma4"):
             raise self.fail(
-                f"its tokenizer is of the kind {self.kind!r}; 'gpt2' (byte-level BPE) and 'llama' "
-                "(SentencePiece) are supported."
+                f"its tokenizer is of the kind {self.kind!r}; 'gpt2' (byte-level BPE), 'llama' "
+                "(SentencePiece) and 'gemma4' are supported."
             )
         self.tokens = self._strings("tokens")
         if not self.tokens:
@@ -237,20 +237,22 @@ def _byte_level(vocabulary: Vocabulary) -> Parts:
 
 
 def _sentence_piece(vocabulary: Vocabulary) -> Parts:
-    prefix = vocabulary.flag("add_space_prefix", True)
+    has_scores = vocabulary.kind == "llama"
+    prefix = vocabulary.flag("add_space_prefix", has_scores)
     to_mark = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
     to_space = {"type": "Replace", "pattern": {"String": SPACE}, "content": " "}
     normalizers = [{"type": "Prepend", "prepend": SPACE}, to_mark] if prefix else [to_mark]
     decoders = [to_space, {"type": "ByteFallback"}, {"type": "Fuse"}]
     if prefix:
         decoders.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
-    stored = isinstance(vocabulary.get("merges"), StringArray)
+    stored = isinstance(vocabulary.get("merges"), StringArray) or not has_scores
     return Parts(
         normalizer={"type": "Sequence", "normalizers": normalizers},
         pre_tokenizer=None,
         decoder={"type": "Sequence", "decoders": decoders},
         model=_bpe(
-            vocabulary.token("unknown_token_id", 0), byte_fallback=bool(np.any(vocabulary.types == BYTE))
+            vocabulary.token("unknown_token_id", 0 if has_scores else None),
+            byte_fallback=bool(np.any(vocabulary.types == BYTE)),
         ),
         merges=vocabulary.stored_merges() if stored else vocabulary.derived_merges(),
         add_bos=True,

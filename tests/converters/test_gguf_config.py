@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from converters.gguf_config import Hyperparameters, build_config, build_generation_config, token_ids
+from converters.gguf_config import build_config, build_generation_config, token_ids
+from converters.gguf_metadata import Hyperparameters
 from tests.converters.gguf_tiny import (
     HEAD_DIM,
     HEADS,

@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 
 from converters import gguf_tensors
 from converters.gguf_file import TENSOR_TYPES, GGUFFile
-from converters.gguf_tensors import layout_of, plan_tensors, read_chunks, separate_halves
+from converters.gguf_metadata import Hyperparameters
+from converters.gguf_plans import Plan, separate_halves
+from converters.gguf_tensors import layout_of, plan_tensors, read_chunks
 from tests.converters import gguf_writer as gguf
 from tests.converters.gguf_tiny import (
     HEAD_DIM,
@@ -28,8 +30,8 @@ from vt_core.errors import ModelError
 from vt_core.files.dtypes import to_float32
 
 
-def plans_of(file: GGUFFile, layers: int = LAYERS) -> dict[str, gguf_tensors.Plan]:
-    return plan_tensors(file, layout_of(file), layers, HEAD_DIM)
+def plans_of(file: GGUFFile) -> dict[str, Plan]:
+    return plan_tensors(file, layout_of(file), Hyperparameters(file))
 
 
 def values_of(file: GGUFFile, name: str, dtype: str = "float32") -> np.ndarray:
@@ -275,7 +277,7 @@ def test_tensors_that_the_frameworks_compute_are_left_out(tmp_path):
 
 def test_an_absurd_number_of_layers_is_refused_at_once(tmp_path):
     with pytest.raises(ModelError, match="claims 2000000000 layers"):
-        plans_of(open_model(tmp_path, "llama"), layers=2_000_000_000)
+        plans_of(open_model(tmp_path, "llama", block_count=2_000_000_000))
 
 
 def test_shapes_that_cannot_be_are_refused(tmp_path):

@@ -166,6 +166,9 @@ def test_unnamed_special_tokens_are_not_written(tmp_path):
         ("smollm", "It's 3456x   y", ["It", "'s", " ", "3", "4", "5", "6", "x", "  ", " y"]),
         ("qwen2", "It'S 3456x   y", ["It", "'S", " ", "3", "4", "5", "6", "x", "  ", " y"]),
         ("qwen2", "(a)\n\n b!!\n", ["(a", ")\n\n", " b", "!!\n"]),
+        ("qwen35", "(\u0928\u0940\u0930)\n 12", ["(\u0928\u0940\u0930", ")\n", " ", "1", "2"]),
+        ("qwen2", "(\u0928\u0940\u0930)", ["(\u0928", "\u0940\u0930", ")"]),
+        ("lfm2", "It's 3456x", ["It", "'s", " ", "345", "6", "x"]),
         ("llama-bpe", "It's 3456x", ["It", "'s", " ", "345", "6", "x"]),
         ("dbrx", "12345", ["123", "45"]),
         ("tekken", "HelloWorld's 12", ["Hello", "World", "'s", " ", "1", "2"]),
@@ -187,7 +190,11 @@ def test_qwen2_composes_characters_and_others_do_not(tmp_path):
 
 @pytest.mark.parametrize("pre", [None, "default"])
 @pytest.mark.parametrize(
-    ("architecture", "like"), [("qwen2", "qwen2"), ("smollm3", "llama-bpe"), ("llama", "gpt-2")]
+    ("architecture", "like"),
+    [
+        *(("qwen2", "qwen2"), ("smollm3", "llama-bpe"), ("llama", "gpt-2")),
+        *(("qwen35", "qwen35"), ("lfm2", "lfm2")),
+    ],
 )
 def test_old_files_split_as_their_architecture_does(tmp_path, architecture, like, pre):
     file = open_file(tmp_path, **byte_level(), pre=pre, **{"general.architecture": architecture})
@@ -260,6 +267,22 @@ def test_scores_that_are_all_one_give_way_to_the_order_of_ids(tmp_path):
 def test_merges_of_the_file_go_before_scores(tmp_path):
     arguments = sentencepiece(["ab", "bc", SPACE, "a", "b", "c"], merges=["b c"])
     assert convert(tmp_path, **arguments, add_bos_token=False).encode("abc").tokens == [SPACE, "a", "bc"]
+
+
+def test_gemma4_merges_characters_and_spaces_in_the_order_of_the_file(tmp_path):
+    merges = ["l l", f"{SPACE} h", "e ll", f"{SPACE}h ell", "\n \n"]
+    pieces = [*"hel\n", SPACE, *(merge.replace(" ", "") for merge in merges)]
+    arguments = sentencepiece(pieces, merges=merges, bos_token_id=1, eos_token_id=2, unknown_token_id=0)
+    tokenizer = convert(tmp_path, **arguments | {"kind": "gemma4"})
+    text = "hell hell\n\nó"
+    encoding = tokenizer.encode(text)
+    assert encoding.tokens == ["<s>", "h", "ell", f"{SPACE}hell", "\n\n", "<0xC3>", "<0xB3>"]
+    assert tokenizer.decode(encoding.ids) == text
+
+
+def test_gemma4_needs_merges(tmp_path):
+    with pytest.raises(TokenizerError, match=r"no tokenizer.ggml.merges"):
+        convert(tmp_path, **sentencepiece(WORDS) | {"kind": "gemma4"})
 
 
 @settings(max_examples=100, deadline=None)

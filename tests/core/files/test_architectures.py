@@ -53,6 +53,12 @@ def test_language_model_inside_a_model_counts_where_the_whole_is_unknown():
         ("made-up", {"logit_scale": 2.0, "logits_scaling": 8.0}, True, 0.5),
         ("falcon_h1", {"lm_head_multiplier": 3.0}, False, 6.0),
         ("falcon_h1", {"lm_head_multiplier": 3.0}, True, 2.0),
+        (
+            "falcon_h1",
+            {"lm_head_multiplier": 3.0, "embedding_multiplier": 6.0, "tie_word_embeddings": True},
+            True,
+            1.0,
+        ),
         ("llama", {}, False, 2.0),
     ],
 )
