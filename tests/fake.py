@@ -118,6 +118,9 @@ class FakeDecoder(Decoder[np.ndarray, FakeSlot]):
         super().close(slot)
         self.opened -= 1
 
+    def _cache_bytes(self, slot):
+        return slot.state.nbytes * (1 + len(slot.text))
+
     def _export_caches(self, slot):
         return {"state": slot.state}, None
 

@@ -309,6 +309,18 @@ class Model:
         request = self._request(options, slot)
         return self._run(request, ids, StopMatcher(options.stop))
 
+    def copy_slot(self, slot: Slot[Any]) -> Slot[Any]:
+        """A slot that holds the same as one that no request uses."""
+        with self._scheduler.hold():
+            return self.decoder.copy(slot)
+
+    def inspect_slot(self, slot: Slot[Any]) -> tuple[Ids, int]:
+        """The text that a slot holds, full ids int64 ``[n]``, and the bytes of its caches. A request that has
+        just ended has let go of the slot afterwards.
+        """
+        with self._scheduler.hold():
+            return np.array(slot.ids, dtype=np.int64), self.decoder.slot_bytes(slot)
+
     def session(
         self,
         *,

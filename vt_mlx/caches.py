@@ -12,7 +12,7 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
-from mlx.utils import tree_map
+from mlx.utils import tree_flatten, tree_map
 from mlx_lm.models.cache import (
     ArraysCache,
     CacheList,
@@ -80,6 +80,12 @@ def copy_caches(source: list[Any], target: list[Any]) -> None:
     for old, new in zip(_leaves(source), _leaves(target), strict=True):
         if not old.empty():
             new.state = tree_map(copied, old.state)
+
+
+def cache_bytes(caches: list[Any]) -> int:
+    """Bytes of the arrays of some caches, spare places included."""
+    parts = [part for cache in _leaves(caches) for _, part in tree_flatten(vars(cache))]
+    return sum(part.nbytes for part in parts if isinstance(part, mx.array))
 
 
 def export_caches(caches: list[Any]) -> tuple[dict[str, np.ndarray], list[Any]]:

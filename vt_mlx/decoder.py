@@ -22,7 +22,7 @@ from vt_core.files.tables import ScaledTable, Table, open_tables
 from vt_core.vocab.heads import Head, head_class
 from vt_mlx.adapters import adapt
 from vt_mlx.body import LayerRows, RowEmbedding, RowHead, load_body
-from vt_mlx.caches import CacheLog, copy_caches, export_caches, restore_caches
+from vt_mlx.caches import CacheLog, cache_bytes, copy_caches, export_caches, restore_caches
 from vt_mlx.device import on_device, peak_memory, pick_device, pick_dtype, reset_peak
 from vt_mlx.rows import Inputs, MlxRows, Rows, greedy
 from vt_mlx.verification import HeadScan, logit_transform
@@ -74,6 +74,9 @@ class MlxDecoder(Decoder[mx.array, MlxSlot]):
         self._output = output
         output.set_head(head)
         self._tile_bytes = tile_bytes
+
+    def _cache_bytes(self, slot: MlxSlot) -> int:
+        return cache_bytes(slot.caches)
 
     def _export_caches(self, slot: MlxSlot) -> tuple[dict[str, np.ndarray], Any]:
         return export_caches(slot.caches)

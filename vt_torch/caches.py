@@ -114,6 +114,13 @@ def take_back(cache: DynamicCache, count: int) -> None:
 _DERIVED = ("dtype", "device")
 
 
+def cache_bytes(cache: DynamicCache) -> int:
+    """Bytes of the tensors of a cache."""
+    values = [value for layer in cache.layers for value in vars(layer).values()]
+    parts = [part for value in values for part in (value.values() if isinstance(value, dict) else [value])]
+    return sum(part.nbytes for part in parts if isinstance(part, torch.Tensor))
+
+
 def export_cache(cache: DynamicCache) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:
     """Tensors of a cache by name, in storage dtypes, and the other attributes of its layers.
 

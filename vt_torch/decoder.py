@@ -26,7 +26,7 @@ from vt_core.types import Ids
 from vt_core.vocab.heads import Head, head_class
 from vt_torch.adapters import adapt
 from vt_torch.body import layer_table, load_body
-from vt_torch.caches import Rotary, RotaryLog, export_cache, restore_cache, take_back
+from vt_torch.caches import Rotary, RotaryLog, cache_bytes, export_cache, restore_cache, take_back
 from vt_torch.device import peak_memory, pick_device, pick_dtype, reset_peak
 from vt_torch.prequantized import find_layout
 from vt_torch.quantized import pick_bits
@@ -91,6 +91,9 @@ class TorchDecoder(Decoder[torch.Tensor, TorchSlot]):
         steps = super().prefill(slot, ids)
         slot.prefilled, slot.beyond_threshold = len(slot.text), self._is_beyond_threshold(len(slot.text))
         return steps
+
+    def _cache_bytes(self, slot: TorchSlot) -> int:
+        return cache_bytes(slot.cache)
 
     def _export_caches(self, slot: TorchSlot) -> tuple[dict[str, np.ndarray], Any]:
         arrays, layers = export_cache(slot.cache)

@@ -435,7 +435,7 @@ def test_error_event_in_a_stream(server, client, monkeypatch):
         yield from ()
         raise RuntimeError("secret path /etc")
 
-    monkeypatch.setattr(model, "stream", broken)
+    monkeypatch.setattr(model, "run", broken)
     with pytest.raises(openai.APIError) as caught:
         list(chat(client, stream=True))
     assert "its log says why" in caught.value.message and "secret" not in str(caught.value.body)

@@ -179,6 +179,11 @@ class Decoder(ABC, Generic[Array, AnySlot]):
             slot.text = list(slot.ids)
             return self._copy_slot(slot)
 
+    def slot_bytes(self, slot: AnySlot) -> int:
+        """Bytes of the caches of a slot."""
+        with self._context():
+            return self._cache_bytes(slot)
+
     def export(self, slot: AnySlot) -> tuple[dict[str, np.ndarray], Any]:
         """The caches of a slot: arrays in storage dtypes by name, and the rest as JSON can hold it."""
         with self._context():
@@ -381,6 +386,10 @@ class Decoder(ABC, Generic[Array, AnySlot]):
     @abstractmethod
     def _copy_slot(self, slot: AnySlot) -> AnySlot:
         """See :meth:`copy`."""
+
+    @abstractmethod
+    def _cache_bytes(self, slot: AnySlot) -> int:
+        """See :meth:`slot_bytes`."""
 
     @abstractmethod
     def _export_caches(self, slot: AnySlot) -> tuple[dict[str, np.ndarray], Any]:

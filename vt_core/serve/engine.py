@@ -12,8 +12,12 @@ from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+import numpy as np
+
 from vt_core import __version__
+from vt_core.decode.options import request_options
 from vt_core.model import Chunk, Model, Score
+from vt_core.serve.cache import PromptCache
 from vt_core.serve.markup import Markup
 from vt_core.serve.metrics import Metrics
 from vt_core.serve.turnstile import Turnstile
@@ -50,6 +54,7 @@ class Engine:
         *,
         places: int,
         queue: int,
+        cache_bytes: int,
         metrics: Metrics,
         name: str,
     ) -> None:
@@ -59,11 +64,13 @@ class Engine:
             tasks: task vocabularies by name.
             places: requests that may run at once.
             queue: requests that may wait.
+            cache_bytes: most bytes of cached prompts.
             metrics: counts what happens here.
             name: of the model, for metrics.
         """
         self.model, self.tasks = model, tasks
         self.turnstile = Turnstile(places, queue)
+        self.cache = PromptCache(model, cache_bytes)
         self.markup = Markup.of(model.tokenizer)
         self.fingerprint = _fingerprint(model)  #: changes where texts may
         self.id_length = 24 if self.markup.calls is None else self.markup.calls.id_length
@@ -132,6 +139,7 @@ class Engine:
         for task in list(self._runs):
             task.cancel()
         await asyncio.to_thread(self._threads.shutdown)
+        self.cache.clear()
         await asyncio.to_thread(self.model.close)
 
     async def _run(self, run: _Run) -> None:
@@ -161,11 +169,15 @@ class Engine:
             if run.stopped.is_set():
                 return
             self._select(run.job.task)
-            with closing(self.model.stream(run.job.ids, **run.job.options)) as chunks:  # type: ignore[type-var]
+            ids = np.array(run.job.ids, dtype=np.int64)
+            slot = self.cache.take(ids)
+            with closing(self.model.run(ids, request_options(**run.job.options), slot)) as chunks:
                 for chunk in chunks:
                     run.emit(chunk)
                     if run.stopped.is_set():
-                        return
+                        break
+            if slot is not None:
+                self.cache.put(slot)
         except BaseException as error:
             run.emit(error)
 

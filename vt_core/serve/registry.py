@@ -54,6 +54,9 @@ class Registry:
         self._settings, self._metrics = settings, metrics
         metrics.watch("vt_running_requests", "Requests that run", lambda: self._sum("running"))
         metrics.watch("vt_waiting_requests", "Requests that wait", lambda: self._sum("waiting"))
+        metrics.watch(
+            "vt_cache_bytes", "Bytes of cached prompts", lambda: sum(e.cache.nbytes for e in self._engines())
+        )
         metrics.watch("vt_loaded_models", "Models in memory", lambda: len(list(self._engines())))
 
     def names(self) -> list[tuple[str, Served]]:
@@ -151,6 +154,7 @@ class Registry:
             model.tasks,
             places=self._settings.batch,
             queue=self._settings.queue,
+            cache_bytes=self._settings.cache_bytes,
             metrics=self._metrics,
             name=model.name,
         )
