@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -338,3 +339,53 @@ def test_interrupt_while_counting_leaves_a_checkpoint_and_no_other_file(
     assert b"run the same command again to resume" in said
     assert {name for name in os.listdir(tmp_path) if name.startswith((".", "x"))} == {saved.name}
     assert 0 < Counts.load(saved).examples < 200_000
+
+
+def test_merged_shards_equal_the_whole_corpus(tmp_path: Path, tokenizer_json: Path, data: Path) -> None:
+    model = ("--model", tokenizer_json, "--tolerance", 0.1)
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "merged").mkdir()
+    assert run(*model, "--data", data, "--out", tmp_path / "whole" / "x.vt.json").exception is None
+    parts = [tmp_path / f"{shard}.counts" for shard in (1, 2, 3)]
+    for shard, part in zip((1, 2, 3), parts, strict=True):
+        result = run(
+            "--model", tokenizer_json, "--data", data, "--shard", f"{shard}/3", "--save-counts", part
+        )
+        assert result.exception is None, result.exception
+        assert f"{part}: {Counts.load(part).examples} examples, 0 rows skipped" in result.stdout
+    assert run(*model, "--merge", *parts, "--out", tmp_path / "merged" / "x.vt.json").exception is None
+    whole, merged = (tmp_path / name / "x.vt.json" for name in ("whole", "merged"))
+    assert merged.read_bytes() == whole.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--shard", "1/2"), "--shard counts a part of --data FILE into --save-counts FILE; give both."),
+        (("--shard", "3/2", "--save-counts", "c"), "--shard 3/2 is not I/N"),
+        (("--shard", "1/2", "--save-counts", "c", "--out", "o"), "--out needs all counts; give it when"),
+        (("--shard", "1/2", "--save-counts", "c", "--self"), "--self needs all counts"),
+        (("--shard", "1/2", "--engine", "ray"), "--shard is for this machine; leave out --engine ray."),
+        (("--processes", "2", "--engine", "spark"), "--processes is for this machine"),
+        (("--master", "local", "--out", "o"), "--master needs --engine spark."),
+        ((), "there is no output; give --out FILE."),
+    ],
+)  # fmt: skip
+def test_engine_and_shard_options_that_contradict_are_refused(
+    tokenizer_json: Path, data: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    assert message in refused("--model", tokenizer_json, "--data", data, *arguments)
+
+
+@pytest.mark.parametrize(("engine", "module"), [("spark", "pyspark.errors"), ("ray", "ray")])
+def test_missing_engine_error_says_what_to_install(
+    tmp_path: Path, tokenizer_json: Path, data: Path, monkeypatch, engine: str, module: str
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    message = refused("--model", tokenizer_json, "--data", data, "--engine", engine, "--out", tmp_path / "o")
+    assert message.endswith(f"install it with pip install 'vt[{engine}]'.")
+
+
+def test_engine_without_data_is_refused(tmp_path: Path, tokenizer_json: Path) -> None:
+    message = refused("--model", tokenizer_json, "--merge", "c", "--engine", "ray", "--out", tmp_path / "o")
+    assert message == "--engine ray has nothing to count; give --data."
