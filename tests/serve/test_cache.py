@@ -93,7 +93,7 @@ def test_a_failed_request_keeps_nothing(model, monkeypatch):
     ids = np.array(PROMPT)
     slot = cache.take(ids)
     with monkeypatch.context() as patched:
-        patched.setattr(model.decoder, "read", fail)
+        patched.setattr(model.decoder, "verify", fail)
         with pytest.raises(MemoryError):
             list(model.run(ids, request_options(max_tokens=5), slot))
     cache.put(slot)
