@@ -14,6 +14,7 @@ from tests.commands import error_of, json_of, run_cli
 from tests.conftest import backend_params
 from tests.converters import tiny as made
 from vt_core.cli.inspect import size_text
+from vt_core.vocab.ngrams import NgramTable, make_section
 from vt_core.vocab.task import TaskVocabulary
 
 
@@ -96,6 +97,33 @@ def test_task_report(tmp_path: Path) -> None:
     assert "3 of 40 (7.5%)" in result.stdout and "after counted" in result.stdout
     report = json_of(run(task, "--json"))
     assert (report["kind"], report["name"], report["rows"], report["row_share"]) == ("task", "math", 3, 0.075)
+
+
+def write_table(path: Path, text: str = "b") -> Path:
+    ones, many = np.array([1]), np.array([3])
+    sections = (make_section(np.array([7], np.uint64), ones, ones, many),) * 2
+    samples = ({"context": "", "next": "S", "count": 9, "share": 1.0},
+               {"context": text, "next": "", "count": 1234, "share": 0.25})  # fmt: skip
+    NgramTable("d0", sections, "math", "gemma", 20, 5, samples).save(path)
+    return path
+
+
+def test_ngrams_report(tmp_path: Path) -> None:
+    path = write_table(tmp_path / "math.ngrams")
+    assert run(path).stdout.splitlines() == [
+        "n-grams of      math",
+        "entries         2, 32 B",
+        "after 1 token   1",
+        "after 2 tokens  1",
+        "counted         in 20 outputs, at least 5 times each",
+        "at the start    'S', 9 times, 100%",
+        "after 'b'       the end, 1,234 times, 25%",
+        "tokenizer       d0",
+    ]
+    report = json_of(run(path, "--json"))
+    assert (report["kind"], report["entries"], report["bytes"]) == ("ngrams", [1, 1], 32)
+    assert "not an n-gram table" in error_of(run(write_task(tmp_path / "x.ngrams")))
+    assert "\x1b" not in run(write_table(tmp_path / "y.ngrams", "\x1b[31m\nx")).stdout
 
 
 def test_control_characters_of_files_are_escaped(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from tests.core.profile.small_tokenizers import added, byte_level, sentencepiece
 from vt_core.cli.profile import profile
 from vt_core.errors import VtError
 from vt_core.profile.counts import Counts
+from vt_core.vocab.ngrams import BEGIN, END, NgramTable, context_hashes
 from vt_core.vocab.task import TaskVocabulary
 from vt_core.vocab.token_bytes import TokenTable
 
@@ -63,7 +64,9 @@ def test_vocabulary_is_written_and_its_stages_are_printed(
     assert (task.languages, task.tolerance, task.prior, task.examples) == (("en",), 0.0, 0, 20)
     assert dict(task.stages)["vocabulary"] == 300
     assert "20 examples" in result.output and "language" in result.output
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["data.jsonl", "pets.vt.json", "tiny-model"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "data.jsonl", "pets.ngrams", "pets.vt.json", "tiny-model"
+    ]  # fmt: skip
 
 
 def test_held_out_report_is_written_and_printed(tmp_path: Path, tokenizer_json: Path, data: Path) -> None:
@@ -93,6 +96,112 @@ def test_saved_counts_merge_to_the_same_vocabulary(tmp_path: Path, tokenizer_jso
     run(*model, *files, "--out", tmp_path / "whole.vt.json")
     merged, whole = (json.loads((tmp_path / f"{name}.vt.json").read_text()) for name in ("merged", "whole"))
     assert {**merged, "name": ""} == {**whole, "name": ""}
+
+
+def table_of(path: Path) -> dict[int, list[list[int]]]:
+    sections = NgramTable.open(path).sections
+    columns = [(part.hashes, part.tokens, part.counts, part.shares) for part in sections]
+    return {n: [column.tolist() for column in part] for n, part in enumerate(columns, 1)}
+
+
+def test_ngram_table_is_written_beside_the_vocabulary(
+    tmp_path: Path, tokenizer_json: Path, data: Path
+) -> None:
+    out = tmp_path / "pets.vt.json"
+    report = json.loads(
+        run("--model", tokenizer_json, "--data", data, "--ngrams", 3, "--json", "--out", out).stdout
+    )
+    table = NgramTable.open(tmp_path / "pets.ngrams")
+    assert report["ngrams"] == {
+        "out": str(tmp_path / "pets.ngrams"),
+        "entries": list(table.entries),
+        "bytes": 16 * sum(table.entries),
+        "min_count": 5,
+    }
+    assert (table.name, table.model, table.longest, table.examples) == ("pets", "tiny-model", 2, 20)
+    dog, comma = 256 + 3 + 2, ord(",")
+    found = table.find(context_hashes([BEGIN, ord("a")], 2))
+    assert found is not None and found == (2, dog, 19, 1.0)
+    found = table.find(context_hashes([dog, comma], 2))
+    assert found is not None and found == (2, ord(" "), 19, 1.0)
+    assert table.samples[0] == {"context": "", "next": "a dog, 1", "count": 19, "share": 0.95}
+    text = run("--model", tokenizer_json, "--data", data, "--ngram-count", 20, "--out", out).output
+    assert "n-grams" not in text
+
+
+def test_saved_counts_merge_to_the_same_table(tmp_path: Path, tokenizer_json: Path, data: Path) -> None:
+    model = ("--model", tokenizer_json, "--ngram-count", 2)
+    for shard in (1, 2, 3):
+        run(*model, "--data", data, "--shard", f"{shard}/3", "--save-counts", tmp_path / f"{shard}.counts")
+    run(
+        *model,
+        "--merge",
+        *(tmp_path / f"{n}.counts" for n in (2, 3, 1)),
+        "--out",
+        tmp_path / "merged.vt.json",
+    )
+    run(*model, "--data", data, "--processes", 2, "--out", tmp_path / "whole.vt.json")
+    assert table_of(tmp_path / "merged.ngrams") == table_of(tmp_path / "whole.ngrams")
+    assert sum(NgramTable.open(tmp_path / "whole.ngrams").entries) > 20
+
+
+def test_counts_without_ngrams_are_told_of_or_refused(
+    tmp_path: Path, tokenizer_json: Path, data: Path
+) -> None:
+    model, saved = ("--model", tokenizer_json), tmp_path / "a.counts"
+    run(*model, "--data", data, "--ngrams", 0, "--save-counts", saved, "--out", tmp_path / "a.vt.json")
+    merge = (*model, "--merge", saved, "--out", tmp_path / "x.vt.json")
+    assert "a.counts holds no n-grams; count it again, or give --ngrams 0." in refused(*merge, "--ngrams", 4)
+    assert not (tmp_path / "x.vt.json").exists()
+    assert "a.counts holds no n-grams; the n-gram table will have no others" in run(*merge).stderr
+    assert (tmp_path / "x.vt.json").exists() and not (tmp_path / "x.ngrams").exists()
+
+
+def test_table_of_an_earlier_profile_is_removed(tmp_path: Path, tokenizer_json: Path, data: Path) -> None:
+    command = ("--model", tokenizer_json, "--data", data, "--out", tmp_path / "a.vt.json")
+    run(*command)
+    assert (tmp_path / "a.ngrams").exists()
+    assert "removed" in run(*command, "--ngrams", 0).stderr
+    assert not (tmp_path / "a.ngrams").exists()
+
+
+def test_failed_write_leaves_neither_file(
+    tmp_path: Path, tokenizer_json: Path, data: Path, monkeypatch
+) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    said = refused("--model", tokenizer_json, "--data", data, "--out", tmp_path / "a.vt.json")
+    assert "cannot be written (No space left on device)" in said
+    assert not list(tmp_path.glob("a.*"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--ngrams", 1], "--ngrams 1 leaves no context"),
+        (["--ngrams", 3, "--published"], "--published has no n-gram table"),
+        (["--ngrams", 3, "--out", "/dev/null"], "/dev/null is not a regular file"),
+    ],
+)
+def test_ngrams_that_cannot_be_written_are_refused(
+    tmp_path: Path, tokenizer_json: Path, data: Path, arguments: list[Any], message: str
+) -> None:
+    out = ("--out", tmp_path / "x.vt.json")
+    assert message in refused("--model", tokenizer_json, "--data", data, *out, *arguments)
+
+
+def test_own_outputs_make_a_table(tmp_path: Path, tokenizer_json: Path, data: Path, model: FakeModel) -> None:
+    inputs = ("--model", tokenizer_json, "--data", data, "--self", "--limit", 6, "--max-tokens", 3)
+    run(*inputs, "--out", tmp_path / "own.vt.json")
+    table = NgramTable.open(tmp_path / "own.ngrams")
+    # The model writes "x?" and ends.
+    found = table.find(context_hashes([BEGIN, ord("x"), ord("?")], 4))
+    assert found is not None and (found.order, found.token, found.times) == (3, END, 6)
+    run(*inputs[:-1], 2, "--out", tmp_path / "cut.vt.json")
+    found = NgramTable.open(tmp_path / "cut.ngrams").find(context_hashes([ord("x"), ord("?")], 4))
+    assert found is None
 
 
 def test_published_format_is_written(tmp_path: Path, tokenizer_json: Path, data: Path) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vt_core import __version__
+from vt_core.errors import OptionError
 
 if TYPE_CHECKING:
     from vt_core import Model
@@ -62,13 +63,13 @@ def count(profiler: Profiler, options: dict[str, Any], checkpoint: MakeCheckpoin
     from vt_core.vocab.added_tokens import TokenizerFiles
 
     files = list(map(Path, options["data"]))
-    parts = [profiler.load_counts(path) for path in (*options["merge"], *options["more_counts"])]
+    parts = [_load_counts(profiler, path, options) for path in (*options["merge"], *options["more_counts"])]
     if options["engine"] != "local":
         return merge_all([profiler.empty(), *parts, _count_on_cluster(profiler, options)])
     # The digest of a tokenizer covers its tokens only, so its file counts as an input too.
     inputs = [profiler.tokenizer_json, *files]
     tokenizer_files = TokenizerFiles.beside(profiler.tokenizer_json)
-    settings = (profiler.digest, tokenizer_files, profiler.row_format, profiler.skip_bad)
+    settings = (profiler.digest, tokenizer_files, profiler.row_format, profiler.skip_bad, profiler.contexts)
     if files and (not options["own"] or options["self_weight"]):
         spans = shard_spans(files, *parse_shard(options["shard"])) if options["shard"] else None
         with _progress() as on_rows:
@@ -96,6 +97,19 @@ def count(profiler: Profiler, options: dict[str, Any], checkpoint: MakeCheckpoin
             )
         parts.append(own.times(options["self_weight"] or 1))
     return merge_all([profiler.empty(), *parts])
+
+
+def _load_counts(profiler: Profiler, path: Path, options: dict[str, Any]) -> Counts:
+    """Saved counts. Raises OptionError if they lack n-grams that ``--ngrams`` asks for."""
+    counts = profiler.load_counts(path)
+    if counts.ngrams.longest < profiler.contexts:
+        longest = counts.ngrams.longest
+        held = f"n-grams of at most {longest + 1} tokens" if longest else "no n-grams"
+        if options["ngrams"] is not None:
+            known = longest + 1 if longest else 0
+            raise OptionError(f"{path} holds {held}; count it again, or give --ngrams {known}.")
+        click.echo(f"{path} holds {held}; the n-gram table will have no others", err=True)
+    return counts
 
 
 def _count_on_cluster(profiler: Profiler, options: dict[str, Any]) -> Counts:

@@ -1,7 +1,8 @@
-"""``inspect``: describe a model directory or a task vocabulary, and what it saves."""
+"""``inspect``: describe a model directory, a task vocabulary or an n-gram table, and what it saves."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from vt_core.errors import ModelError, escape_controls
 if TYPE_CHECKING:
     from vt_core.files.manifest import TableInfo
     from vt_core.files.model_dir import ModelDirectory
+    from vt_core.vocab.ngrams import NgramTable
     from vt_core.vocab.task import TaskVocabulary
 
 #: Rows of the head that the savings are estimated for.
@@ -40,7 +42,7 @@ Lines = list[tuple[str, str]]
 def inspect(
     backend: str, path: Path, verify: bool, measure: bool, quantize: str | None, as_json: bool
 ) -> None:
-    """Describe PATH: a model directory or a task vocabulary.
+    """Describe PATH: a model directory, a task vocabulary or an n-gram table.
 
     \b
     Examples:
@@ -48,6 +50,7 @@ def inspect(
       vt-torch inspect gemma-vt --verify
       vt-torch inspect gemma-vt --measure
       vt-torch inspect math.vt.json --json
+      vt-torch inspect math.ngrams
     """
     if quantize is not None and not measure:
         raise click.UsageError("--quantize goes with --measure: it sets how the model is loaded")
@@ -56,7 +59,7 @@ def inspect(
     else:
         if verify or measure:
             raise click.UsageError(f"{'--verify' if verify else '--measure'} is for model directories")
-        report, lines = _inspect_task(path)
+        report, lines = _inspect_file(path)
     if as_json:
         write_json(report)
         return
@@ -83,11 +86,14 @@ def _inspect_model(
     return report, lines
 
 
-def _inspect_task(path: Path) -> tuple[Report, Lines]:
+def _inspect_file(path: Path) -> tuple[Report, Lines]:
+    from vt_core.vocab.ngrams import NgramTable
     from vt_core.vocab.task import TaskVocabulary
 
     if path.suffix == ".gguf":
         raise ModelError(f"{path} is a GGUF file, not a model directory. Make one with the convert command.")
+    if path.suffix == ".ngrams":
+        return _ngrams_report(NgramTable.open(path))
     return _task_report(TaskVocabulary.load(path))
 
 
@@ -232,6 +238,37 @@ def _task_report(task: TaskVocabulary) -> tuple[Report, Lines]:
         ("tokenizer", task.tokenizer_digest),
     ]
     return report, lines
+
+
+def _ngrams_report(table: NgramTable) -> tuple[Report, Lines]:
+    from vt_core.vocab.ngrams import ENTRY_BYTES
+
+    size = ENTRY_BYTES * sum(table.entries)
+    report = {
+        "kind": "ngrams",
+        "name": table.name,
+        "entries": list(table.entries),
+        "bytes": size,
+        "examples": table.examples,
+        "min_count": table.min_count,
+        "samples": [dict(sample) for sample in table.samples],
+        "tokenizer_digest": table.tokenizer_digest,
+    }
+    lines = [
+        ("n-grams of", table.name),
+        ("entries", f"{sum(table.entries):,}, {size_text(size)}"),
+        *((f"after {n} token{'s' * (n > 1)}", f"{count:,}") for n, count in enumerate(table.entries, 1)),
+        ("counted", f"in {table.examples:,} outputs, at least {table.min_count} times each"),
+        *map(_sample_line, table.samples),
+        ("tokenizer", table.tokenizer_digest),
+    ]
+    return report, lines
+
+
+def _sample_line(sample: Mapping[str, Any]) -> tuple[str, str]:
+    after = f"after '{sample['context']}'" if sample["context"] else "at the start"
+    follows = f"'{sample['next']}'" if sample["next"] else "the end"
+    return after, f"{follows}, {sample['count']:,} times, {sample['share']:.0%}"
 
 
 def size_text(size: int) -> str:

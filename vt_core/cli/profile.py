@@ -24,7 +24,13 @@ from vt_core.cli.options import (
 from vt_core.errors import DataError, OptionError
 
 if TYPE_CHECKING:
-    from vt_core.profile import Counts, Stages
+    from vt_core.profile import Counts, Profiler, Stages
+    from vt_core.vocab.ngrams import NgramTable
+    from vt_core.vocab.task import TaskVocabulary
+
+#: Tokens of the longest n-grams: by default, and at most (a context of `MAX_CONTEXT` tokens and the next).
+DEFAULT_NGRAM = 5
+MAX_NGRAM = 9
 
 
 @click.command()
@@ -108,6 +114,20 @@ if TYPE_CHECKING:
     metavar="I/N",
     help="Count only the I-th of N equal parts of the files into --save-counts; --merge the parts later.",
 )
+@click.option(
+    "--ngrams",
+    type=click.IntRange(0, MAX_NGRAM),
+    metavar="N",
+    help="Tokens of the longest n-grams of the table, NAME.ngrams, that drafts tokens; 0: no table.  "
+    f"[default: {DEFAULT_NGRAM}]",
+)
+@click.option(
+    "--ngram-count",
+    type=click.IntRange(1),
+    default=5,
+    show_default=True,
+    help="Times that an n-gram of the table must occur.",
+)
 @click.option("--skip-bad", is_flag=True, help="Skip rows that cannot be used, and report how many.")
 @click.option("--name", help="Name of the task. Default: from --out.")
 @json_option
@@ -120,7 +140,8 @@ def profile(backend: str, **options: Any) -> None:
 
     Counts in how many examples each token occurs in the output but not in the input. Drops tokens that the
     languages cannot contain, and tokens that almost no example needs. Adds the most common tokens of the
-    tokenizer. An interrupted run resumes when the same command is run again.
+    tokenizer. Also writes NAME.ngrams beside it: which tokens follow each other in the outputs, from which
+    generation drafts. An interrupted run resumes when the same command is run again.
 
     \b
     Examples:
@@ -141,13 +162,16 @@ def profile(backend: str, **options: Any) -> None:
 
     # Check all options before anything slow starts.
     _check(options)
+    ngrams = _ngrams(options)
     stages = _stages(options)
     code_points(options["languages"])
     row_format = make_row_format(
         options["preset"], options["input_field"], options["output_field"], options["template"]
     )
     found = find_tokenizer(options["model"], options["revision"], options["vocab_rows"])
-    profiler = Profiler(found.tokenizer_json, found.vocab_rows, found.name, row_format, options["skip_bad"])
+    profiler = Profiler(
+        found.tokenizer_json, found.vocab_rows, found.name, row_format, options["skip_bad"], ngrams
+    )
     out: Path = options["out"] or options["save_counts"]
     with checkpoints(out) as checkpoint:
         counts = count(profiler, options, checkpoint, backend)
@@ -162,11 +186,9 @@ def profile(backend: str, **options: Any) -> None:
         if options["held_out"]:
             rates = () if options["miss_rate"] is None else (options["miss_rate"],)
             task, report = profiler.held_out(task, counts, options["held_out"], stages, rates)
-        if options["published"]:
-            task.save_published(out, profiler.table)
-        else:
-            task.save(out)
-        report = {**report, **_counted(counts, out)}
+        table = profiler.ngram_table(counts, name, options["ngram_count"])
+        _save(task, table, profiler, options)
+        report = {**report, **_counted(counts, out), "ngrams": _ngrams_report(table, out)}
         if options["report"]:
             write_json(options["report"], report)
         if options["plot"]:
@@ -239,6 +261,53 @@ def _stages(options: dict[str, Any]) -> Stages:
     return Stages(tolerance, options["rows"], options["prior"], not options["no_input_aware"])
 
 
+def _ngrams(options: dict[str, Any]) -> int:
+    """Tokens of the longest n-grams to count. Raises OptionError."""
+    out, asked = options["out"], options["ngrams"]
+    beside_a_file = out is None or not out.exists() or out.is_file()
+    if asked == 1:
+        raise OptionError("--ngrams 1 leaves no context; give 0, or 2 or more.")
+    if asked and options["published"]:
+        raise OptionError("--published has no n-gram table; leave out --ngrams.")
+    if asked and not beside_a_file:
+        raise OptionError(f"--ngrams writes a file beside --out, but {out} is not a regular file.")
+    if asked is None:
+        return DEFAULT_NGRAM if beside_a_file and not options["published"] else 0
+    return asked
+
+
+def _save(
+    task: TaskVocabulary, table: NgramTable | None, profiler: Profiler, options: dict[str, Any]
+) -> None:
+    """Write the task vocabulary and its table, and remove the table of an earlier vocabulary."""
+    from vt_core.files.json_files import write_together
+    from vt_core.vocab.ngrams import table_path
+
+    out: Path = options["out"]
+    if options["published"]:
+        task.save_published(out, profiler.table)
+    elif table is None:
+        task.save(out)
+    else:
+        write_together({table_path(out): table.content(), out: task.content()})
+    if table is None and table_path(out).is_file():
+        table_path(out).unlink()
+        click.echo(f"removed {table_path(out)}, the n-gram table of an earlier profile", err=True)
+
+
+def _ngrams_report(table: NgramTable | None, out: Path) -> dict[str, Any] | None:
+    from vt_core.vocab.ngrams import ENTRY_BYTES, table_path
+
+    if table is None:
+        return None
+    return {
+        "out": str(table_path(out)),
+        "entries": list(table.entries),
+        "bytes": ENTRY_BYTES * sum(table.entries),
+        "min_count": table.min_count,
+    }
+
+
 def _counted(counts: Counts, out: Path) -> dict[str, Any]:
     return {"examples": counts.examples, "bad_rows": counts.bad_rows, "out": str(out)}
 
@@ -251,8 +320,13 @@ def _print(report: dict[str, Any], options: dict[str, Any]) -> None:
 
 
 def _text(report: dict[str, Any]) -> str:
+    from vt_core.cli.inspect import size_text
+
     lines = [f"{report['out']}: {report['examples']:,} examples, {report['bad_rows']:,} rows skipped"]
     lines += [f"  {stage:<12} {size:>9,}" for stage, size in report["stages"].items()]
+    if ngrams := report.get("ngrams"):
+        entries = sum(ngrams["entries"])
+        lines.append(f"  {'n-grams':<12} {entries:>9,}  {size_text(ngrams['bytes'])}, {ngrams['out']}")
     if "held_out" in report:
         summary = report["held_out"]
         lines.append(

@@ -268,8 +268,18 @@ def is_whole(value: object, most: int) -> bool:
 
 def write_json(path: str | Path, values: Mapping[str, Any], error: type[VtError] = OutputError) -> None:
     """Write an object atomically, one field per line. Raises `error`."""
+    write_atomically(path, object_text(values), error)
+
+
+def object_text(values: Mapping[str, Any]) -> bytes:
+    """An object as JSON, one field per line."""
     lines = (f'  "{key}": {json.dumps(value, ensure_ascii=False)}' for key, value in values.items())
-    write_atomically(path, "{\n" + ",\n".join(lines) + "\n}\n", error)
+    return _encode("{\n" + ",\n".join(lines) + "\n}\n")
+
+
+def _encode(text: str) -> bytes:
+    # A lone surrogate (a file name that is not UTF-8) becomes the escape that JSON has for it.
+    return text.encode("utf-8", "backslashreplace")
 
 
 def write_atomically(path: str | Path, content: str | bytes, error: type[VtError] = OutputError) -> None:
@@ -278,8 +288,7 @@ def write_atomically(path: str | Path, content: str | bytes, error: type[VtError
     A symbolic link is followed. A device or a pipe is written in place.
     """
     if isinstance(content, str):
-        # A lone surrogate (a file name that is not UTF-8) becomes the escape that JSON has for it.
-        content = content.encode("utf-8", "backslashreplace")
+        content = _encode(content)
     try:
         if os.path.exists(path) and not stat.S_ISREG(os.stat(path).st_mode):
             Path(path).write_bytes(content)
@@ -290,7 +299,39 @@ def write_atomically(path: str | Path, content: str | bytes, error: type[VtError
         raise error(f"{path}: cannot be written ({reason}).") from fault
 
 
+def write_together(contents: Mapping[Path, bytes], error: type[VtError] = OutputError) -> None:
+    """Write several files. A fault in writing one leaves all as they were: none is renamed before all are
+    complete. Raises `error`. Files that exist must be regular ones.
+    """
+    staged: dict[Path, Path] = {}
+    path = None
+    try:
+        for path, content in contents.items():
+            target = Path(os.path.realpath(path))
+            if target.exists() and not target.is_file():
+                raise error(f"{path}: cannot be written (not a regular file).")
+            staged[target] = _stage(target, content)
+        for target, temporary in staged.items():
+            os.replace(temporary, target)
+    except (OSError, ValueError) as fault:  # ValueError: a name with a null character
+        reason = getattr(fault, "strerror", None) or fault
+        raise error(f"{path}: cannot be written ({reason}).") from fault
+    finally:
+        for temporary in staged.values():
+            temporary.unlink(missing_ok=True)
+
+
 def _replace(target: Path, content: bytes) -> None:
+    temporary = _stage(target, content)
+    try:
+        os.replace(temporary, target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _stage(target: Path, content: bytes) -> Path:
+    """Write a temporary file beside `target`, and return its path."""
     temporary = target.with_name(f".{target.name[:40]}.{secrets.token_hex(8)}")
     # Created by open() and not by mkstemp(), so that the kernel applies the umask. Reading the umask means
     # setting it, for every thread of the process.
@@ -301,7 +342,7 @@ def _replace(target: Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, target)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+    return temporary

@@ -20,12 +20,15 @@ from vt_core.profile.counting import count_files
 from vt_core.profile.counts import Counts
 from vt_core.profile.coverage import Coverage
 from vt_core.profile.language_filter import Mask, allowed_ids
+from vt_core.profile.ngram_counts import MIN_COUNT
+from vt_core.profile.ngram_table import make_ngram_table
 from vt_core.profile.own_outputs import Generate, count_own_outputs
 from vt_core.profile.readers import read_chunks
 from vt_core.profile.row_format import RowFormat
 from vt_core.profile.selection import Stages, most_frequent, ordered_prior, select, with_prior
 from vt_core.types import Ids
 from vt_core.vocab.merges import Merges
+from vt_core.vocab.ngrams import NgramTable
 from vt_core.vocab.task import TaskVocabulary
 from vt_core.vocab.token_bytes import TokenTable
 from vt_core.vocab.tokenizer import load_tokenizer
@@ -53,6 +56,8 @@ class Profiler:
     row_format: RowFormat = field(default_factory=RowFormat)
     #: Skip and count rows that cannot be used, instead of raising DataError.
     skip_bad: bool = False
+    #: Tokens of the longest n-grams to count for a table; 0 counts none.
+    ngrams: int = 0
 
     @cached_property
     def table(self) -> TokenTable:
@@ -66,7 +71,7 @@ class Profiler:
     def reader(self) -> ExampleReader:
         """Turns corpus rows into ids."""
         merges = Merges.beside(self.tokenizer_json)
-        return ExampleReader(self.tokenizer, self.row_format, self.skip_bad, merges=merges)
+        return ExampleReader(self.tokenizer, self.row_format, self.skip_bad, self.contexts, merges)
 
     @cached_property
     def digest(self) -> str:
@@ -77,13 +82,18 @@ class Profiler:
         return self.table.size if self.vocab_rows is None else self.vocab_rows
 
     @property
+    def contexts(self) -> int:
+        """Tokens of the longest context: an n-gram without its last token."""
+        return max(self.ngrams - 1, 0)
+
+    @property
     def always(self) -> Ids:
         """Ids that are active in every request, whatever the task."""
         return self.table.special_ids(self.rows)
 
     def empty(self) -> Counts:
         """Counts without any example."""
-        return Counts.empty(self.digest, self.table.size)
+        return Counts.empty(self.digest, self.table.size, self.contexts)
 
     def load_counts(self, path: str | Path) -> Counts:
         """Read a counts file. Raises VocabularyError, also for counts of another tokenizer."""
@@ -166,6 +176,13 @@ class Profiler:
             name=name,
             model=self.model,
         )
+
+    def ngram_table(
+        self, counts: Counts, name: str = "task", min_count: int = MIN_COUNT
+    ) -> NgramTable | None:
+        """The n-gram table of counted files; None if no n-gram occurs `min_count` times."""
+        table = make_ngram_table(counts, self.table, self.rows, name, self.model, min_count)
+        return table if table.sections else None
 
     def allowed(self, languages: Sequence[str]) -> Mask | None:
         """Ids that the language filter keeps, bool `[table.size]`; None if no language is given."""

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from vt_core.errors import VocabularyError, shorten
-from vt_core.files.json_files import Fields, is_whole, read_json, write_atomically, write_json
+from vt_core.files.json_files import Fields, is_whole, object_text, read_json, write_atomically
 from vt_core.types import Ids
 from vt_core.vocab.added_tokens import MAX_TOKENS
 from vt_core.vocab.token_bytes import TokenTable
@@ -84,6 +84,10 @@ class TaskVocabulary:
 
     def save(self, path: str | Path) -> None:
         """Write the file atomically. Raises OutputError."""
+        write_atomically(path, self.content())
+
+    def content(self) -> bytes:
+        """The bytes of the file."""
         values = {
             "format": FORMAT,
             "name": self.name,
@@ -100,7 +104,7 @@ class TaskVocabulary:
             "ids": self.ids.tolist(),
             "counts": self.counts.tolist(),
         }
-        write_json(path, values)
+        return object_text(values)
 
     def save_published(self, path: str | Path, table: TokenTable) -> None:
         """Write the published code's format, `{token string: id}`, most frequent first.

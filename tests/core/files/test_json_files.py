@@ -22,6 +22,7 @@ from vt_core.files.json_files import (
     read_text,
     write_atomically,
     write_json,
+    write_together,
 )
 
 
@@ -139,6 +140,17 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
         write_atomically(path, "new")
     assert [file.name for file in tmp_path.iterdir()] == ["x.json"]
     assert path.read_text() == "old"
+
+
+def test_files_are_written_together_or_not_at_all(tmp_path):
+    a, b = tmp_path / "a", tmp_path / "b"
+    write_together({a: b"1", b: b"2"})
+    assert (a.read_bytes(), b.read_bytes()) == (b"1", b"2")
+    for wrong in (tmp_path / "absent" / "c", tmp_path):
+        with pytest.raises(OutputError, match="cannot be written"):
+            write_together({a: b"3", wrong: b"4"})
+        assert a.read_bytes() == b"1"
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a", "b"]
 
 
 def test_the_error_class_of_a_failed_write_can_be_chosen(tmp_path):
