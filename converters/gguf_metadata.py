@@ -92,7 +92,7 @@ class Hyperparameters:
         table, rows = self.file.tensors[tensor], shape[0]
         while rows > 0:
             start = max(0, rows - piece)
-            used = self.file.rows(table, start, rows - start).any(axis=1).nonzero()[0]
+            used = np.flatnonzero(self.file.rows(table, start, rows - start).any(axis=1))
             if len(used):
                 return start + int(used[-1]) + 1
             rows = start

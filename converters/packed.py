@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 #: Layouts of quantized layers, as config.json calls them, whose tensors a conversion copies unchanged.
-CARRIED = ("gptq", "awq", "compressed-tensors")
+CARRIED = ("gptq", "awq", "compressed-tensors", "bitnet")
 #: What configurations call the width of the embedding.
 _HIDDEN = ("hidden_size", "n_embd", "d_model", "dim")
 

@@ -224,7 +224,12 @@ def _refuse_misread(config: dict[str, Any]) -> None:
     settings = config.get("quantization_config")
     if config.get("quantization") or not isinstance(settings, dict):
         return
-    if (method := settings.get("quant_method")) != "awq":
+    if (method := settings.get("quant_method")) == "bitnet":
+        raise ModelError(
+            "mlx-lm runs BitNet's layers only in a kernel for Metal, with which vt was not tried; run the "
+            "model with vt-torch"
+        )
+    if method != "awq":
         raise ModelError(
             f"mlx-lm does not read layers quantized with {method}; run the model with vt-torch, or convert "
             "its original weights with vt-mlx convert --quantize 4"

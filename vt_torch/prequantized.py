@@ -1,4 +1,5 @@
-"""Models whose layers are already quantized, with GPTQ or AWQ. transformers itself reads compressed-tensors.
+"""Models whose layers are already quantized, with GPTQ or AWQ. transformers itself reads compressed-tensors;
+BitNet's layers are in :mod:`vt_torch.ternary`.
 
 Layers with 4 bits in groups stay packed, for PyTorch's 4-bit kernel. Other layers are dequantized while they
 are loaded.
@@ -18,6 +19,7 @@ from vt_core.errors import BackendError, ModelError
 from vt_core.files.model_dir import ModelDirectory
 from vt_core.host import trim_heap
 from vt_torch.quantized import GROUPS, Int4Linear, multiplies_four_bits
+from vt_torch.ternary import StoredTernary, TernaryLayout, declare_ternary, ternary_layout
 
 #: Packages that transformers needs for a layout, by its name in config.json: module and name of each.
 _PACKAGES = {"compressed-tensors": {"compressed_tensors": "compressed-tensors"}}
@@ -85,13 +87,15 @@ class Layout:
         return (words[..., None] >> shifts & (1 << self.bits) - 1).flatten(-2)
 
 
-def find_layout(directory: ModelDirectory) -> Layout | None:
-    """The layout of a model's layers; None unless it is GPTQ or AWQ.
+def find_layout(directory: ModelDirectory) -> Layout | TernaryLayout | None:
+    """The layout of a model's layers; None unless it is GPTQ, AWQ or BitNet's.
 
     Raises:
         ModelError: an unknown variant.
     """
     method = directory.prequantized
+    if method == "bitnet":
+        return ternary_layout(directory)
     if method not in _PARTS:
         return None
     settings = directory.config["quantization_config"]
@@ -106,8 +110,9 @@ def find_layout(directory: ModelDirectory) -> Layout | None:
     return Layout(method, bits, form == "gptq", not shuffled, settings.get("group_size"))
 
 
-def declare(model: nn.Module, layout: Layout, tensors: Mapping[str, Any]) -> None:
-    """Replace the packed linear layers of a model that was just declared by :class:`PrequantizedLinear`.
+def declare(model: nn.Module, layout: Layout | TernaryLayout, tensors: Mapping[str, Any]) -> None:
+    """Replace the packed linear layers of a model that was just declared by :class:`PrequantizedLinear` or
+    :class:`~vt_torch.ternary.StoredTernary`.
 
     Args:
         model: the model, on the meta device.
@@ -117,6 +122,9 @@ def declare(model: nn.Module, layout: Layout, tensors: Mapping[str, Any]) -> Non
     Raises:
         ModelError: a packed layer is not linear in the model, or its tensors do not fit.
     """
+    if isinstance(layout, TernaryLayout):
+        declare_ternary(model, layout, tensors)
+        return
     for name in tensors:
         path = name.removesuffix(".qweight")
         if path == name:
@@ -138,9 +146,10 @@ def declare(model: nn.Module, layout: Layout, tensors: Mapping[str, Any]) -> Non
 
 
 def finish(model: nn.Module) -> None:
-    """Replace each :class:`PrequantizedLinear` of a loaded model by a layer that can run, one by one."""
+    """Replace each layer that :func:`declare` put into a loaded model by one that can run, one by one."""
+    stored = (PrequantizedLinear, StoredTernary)
     # By name: a list of modules would keep all packed tensors until the last one is done.
-    for path in [path for path, module in model.named_modules() if isinstance(module, PrequantizedLinear)]:
+    for path in [path for path, module in model.named_modules() if isinstance(module, stored)]:
         parent, _, last = path.rpartition(".")
         setattr(model.get_submodule(parent), last, model.get_submodule(path).finished())
         # Freed memory stays in the C library's heap.
