@@ -11,6 +11,7 @@
     ├── PromptError           a prompt cannot be run: empty, too long, or with ids outside the table
     ├── SessionError          a saved session cannot be read, or belongs to another model
     ├── OptionError           an option is out of range or does not go with another
+    │   └── ConstraintError   a schema, expression or grammar cannot be enforced, or allows no text
     ├── BackendError          a backend is not installed, unknown, or cannot do this on this machine
     └── SandboxError          generated programs cannot be run safely on this machine
 
@@ -77,6 +78,10 @@ class SessionError(VtError):
 
 class OptionError(VtError):
     """An option is out of range or does not go with another."""
+
+
+class ConstraintError(OptionError):
+    """A JSON schema, regular expression or grammar cannot be enforced, or allows no text."""
 
 
 class BackendError(VtError):

@@ -66,6 +66,9 @@ class MlxTile:
     def positions(self, start: int, end: int) -> MlxTile:
         return MlxTile(self.start, self._logits[start:end])
 
+    def restrict(self, allowed: npt.NDArray[np.bool_]) -> MlxTile:
+        return MlxTile(self.start, mx.where(mx.array(allowed), self._logits, -mx.inf))
+
 
 class HeadScan:
     """:class:`vt_core.decode.verification.HeadScan`; one tile exists on the device at a time."""

@@ -80,6 +80,10 @@ class TorchTile:
     def positions(self, start: int, end: int) -> TorchTile:
         return TorchTile(self.start, self._logits[start:end])
 
+    def restrict(self, allowed: npt.NDArray[np.bool_]) -> TorchTile:
+        others = torch.from_numpy(~allowed).to(self._logits.device)
+        return TorchTile(self.start, self._logits.masked_fill(others, -torch.inf))
+
 
 class HeadScan:
     """:class:`vt_core.decode.verification.HeadScan`; at most two tiles exist on the device at once."""

@@ -22,6 +22,10 @@ from vt_core.decode.types import Array
 from vt_core.types import Ids
 
 Floats = npt.NDArray[np.float32]
+Bools = npt.NDArray[np.bool_]
+
+#: Below every finite logit, and above minus infinity.
+_LOWEST = float(np.finfo(np.float32).min)
 
 
 class LogitTile(Protocol):
@@ -56,6 +60,9 @@ class LogitTile(Protocol):
     def positions(self, start: int, end: int) -> LogitTile:
         """A tile of the positions ``start … end - 1``, whose logits may share memory with this one's."""
 
+    def restrict(self, allowed: Bools) -> LogitTile:
+        """A tile whose logits are minus infinity where ``allowed [k, n]`` is false."""
+
 
 class HeadScan(Protocol):
     """The full head of a backend, read from the store."""
@@ -79,6 +86,9 @@ class Draft:
     pending: tuple[int, ...]  #: the block's tokens before it, which penalties see as well
     reduced: Floats | None = None  #: adjusted logits of the active rows, where the choice is not plain greedy
     magnitude: float = 0.0  #: largest absolute logit of the active rows before they were adjusted
+    #: Whether each full id may be chosen, ``[V]``, in all drafts of a block or in none; None allows all. Then
+    #: ``reduced`` are the allowed active rows, and ``magnitude`` is that of all active rows.
+    allowed: Bools | None = None
 
 
 @dataclass(frozen=True)
@@ -134,6 +144,9 @@ class NumpyTile:
     def positions(self, start: int, end: int) -> NumpyTile:
         return NumpyTile(self.start, self._logits[start:end])
 
+    def restrict(self, allowed: Bools) -> NumpyTile:
+        return NumpyTile(self.start, np.where(allowed, self._logits, np.float32(-np.inf)))
+
 
 def verify(head: HeadScan, hidden: Any, blocks: Sequence[Block[Any]]) -> list[Verified]:
     """Choose again at each position of some blocks, on the full head, which is read once for all of them.
@@ -152,7 +165,7 @@ def verify(head: HeadScan, hidden: Any, blocks: Sequence[Block[Any]]) -> list[Ve
     ends = np.cumsum(counts).tolist()
     starts = [end - count for end, count in zip(ends, counts, strict=True)]
     searches: list[_Search] = [
-        _Greedy(head.rounding, len(block.drafts))
+        _Greedy(head.rounding, block.drafts)
         if block.sampler.settings.plain_greedy
         else _General(head.rounding, block.drafts, block.sampler)
         for block in blocks
@@ -170,15 +183,40 @@ def verify(head: HeadScan, hidden: Any, blocks: Sequence[Block[Any]]) -> list[Ve
     for search, block, start in zip(searches, blocks, starts, strict=True):
         choices, settled = [], 0
         for index, (position, draft) in enumerate(zip(search.found, block.drafts, strict=True)):
-            choice, decisive = position.decide(draft, block.sampler)
-            if len(decisive):
-                ids = np.sort(position.ids[decisive])
-                logits = head.row_logits(hidden[start + index : start + index + 1], ids)
-                choice = position.settle(ids, logits, draft, block.sampler)
-                settled += 1
+            state = hidden[start + index : start + index + 1]
+            choice, near_tie = position.choose(head, state, draft, block.sampler)
             choices.append(choice)
+            settled += near_tie
         verified.append(Verified(choices, settled))
     return verified
+
+
+def choose_certain(
+    head: HeadScan, hidden: Any, logits: Floats, ids: Ids, draft: Draft, sampler: Sampler
+) -> tuple[int, bool]:
+    """What the full head chooses at a position all of whose candidates are known; near ties are settled.
+
+    Args:
+        head: the full head.
+        hidden: hidden state of the position, ``[1, hidden]``.
+        logits: of all full ids that may be chosen, not adjusted.
+        ids: these full ids, in the same order.
+        draft: the position, with its ``magnitude``.
+        sampler: of the request.
+
+    Returns:
+        A full id, and whether it was a near tie.
+    """
+    order = np.argsort(ids)
+    ids = ids[order]
+    adjusted = sampler.adjust(logits[order], ids, draft.pending)
+    magnitude = np.array([max(draft.magnitude, sampler.magnitude(logits))], np.float32)
+    if sampler.settings.plain_greedy:
+        error = head.rounding.error(magnitude)
+    else:
+        largest = np.array([adjusted.max()], np.float32)
+        error = head.rounding.adjusted_error(sampler.settings, magnitude, largest)
+    return _Found(adjusted, ids, float(error[0])).choose(head, hidden, draft, sampler)
 
 
 def without_padding(tiles: Iterable[LogitTile], rows: int) -> Iterator[LogitTile]:
@@ -216,14 +254,17 @@ class _Found:
     error: float  #: how far each logit may be from the whole head's
     total: tuple[float, float] | None = None  #: see :meth:`vt_core.decode.sampling.Sampler.pick`
 
-    def decide(self, draft: Draft, sampler: Sampler) -> tuple[int, Ids]:
-        """The choice, a full id, and the indices of the rows to settle; none where the choice is certain."""
+    def choose(self, head: HeadScan, hidden: Any, draft: Draft, sampler: Sampler) -> tuple[int, bool]:
+        """The choice, a full id, and whether it was a near tie, which the head's own product settled."""
         choice, decisive = decide(
             self.logits, self.ids, draft.position, sampler.settings, self.error, self.total
         )
-        return int(self.ids[choice]), decisive
+        if not len(decisive):
+            return int(self.ids[choice]), False
+        ids = np.sort(self.ids[decisive])
+        return self._settle(ids, head.row_logits(hidden, ids), draft, sampler), True
 
-    def settle(self, ids: Ids, logits: Floats, draft: Draft, sampler: Sampler) -> int:
+    def _settle(self, ids: Ids, logits: Floats, draft: Draft, sampler: Sampler) -> int:
         """The choice, a full id, once the logits of some of the rows are those of the whole head."""
         check_finite(logits)
         logits = sampler.adjust(logits, ids, draft.pending)
@@ -258,22 +299,37 @@ class _Greedy:
 
     found: list[_Found]
 
-    def __init__(self, rounding: Rounding, count: int) -> None:
+    def __init__(self, rounding: Rounding, drafts: Sequence[Draft]) -> None:
         self._rounding = rounding
-        self._best = np.full(count, -np.inf, dtype=np.float32)
+        self._best = np.full(len(drafts), -np.inf, dtype=np.float32)
         self._gathered = _Gathered()
+        self._restriction = _Restriction.of(drafts)
+        self._magnitude = np.array([draft.magnitude for draft in drafts], np.float32)
 
     def add(self, tile: LogitTile) -> None:
-        self._best = np.maximum(self._best, check_finite(tile.largest))
-        self._gathered.add(tile, self._best - 2 * self._rounding.error(self._best))
+        if self._restriction is not None:
+            tile = self._restriction.apply(tile)
+        self._best = np.maximum(self._best, _largest(tile, self._restriction))
+        self._gathered.add(tile, self._lowest(2 * self._errors()))
 
     def finish(self) -> bool:
-        errors = self._rounding.error(self._best)
-        rows = self._gathered.split(self._best - 2 * errors)
+        errors = self._errors()
+        rows = self._gathered.split(self._lowest(2 * errors))
         self.found = [
             _Found(logits, ids, error) for (logits, ids), error in zip(rows, errors.tolist(), strict=True)
         ]
         return True
+
+    def _errors(self) -> Floats:
+        best = self._best
+        if self._restriction is None:
+            return self._rounding.error(best)
+        # A small logit may be a difference of terms as large as those of the other rows.
+        return self._rounding.error(np.maximum(np.where(np.isfinite(best), np.abs(best), 0), self._magnitude))
+
+    def _lowest(self, margins: Floats) -> Floats:
+        # A position of which no allowed row was seen has no row at all, not every one.
+        return np.where(np.isfinite(self._best), self._best - margins, np.float32(np.inf))
 
 
 class _General:
@@ -297,6 +353,9 @@ class _General:
         self._thresholds = np.array(
             [sampler.likely_threshold(*pair) for pair in zip(reduced, self._margins, strict=True)], np.float32
         )
+        # Rows that are not allowed have minus infinity, and no threshold is as low.
+        self._thresholds = np.maximum(self._thresholds, _LOWEST)
+        self._restriction = _Restriction.of(drafts)
         adjusts = sampler.settings.adjusts
         self._touched = [sampler.touched(draft.pending) for draft in drafts] if adjusts else []
         self._again = False
@@ -311,11 +370,15 @@ class _General:
         sampler = self._sampler
         for row, ids in enumerate(self._touched):
             _adjust(tile, row, ids, self._drafts[row], sampler)
-        larger = np.maximum(self._top, check_finite(tile.largest))
+        if self._restriction is not None:
+            tile = self._restriction.apply(tile)
+        larger = np.maximum(self._top, _largest(tile, self._restriction))
         if sampler.needs_mass:
             scale = 1 / sampler.settings.temperature
-            self._mass *= np.exp((self._top - larger).astype(np.float64) * scale)
-            self._mass += tile.mass(larger, scale)
+            # Any number will do where no allowed row was seen: there is no mass yet.
+            shift = np.where(np.isfinite(larger), larger, np.float32(0))
+            self._mass *= np.exp((self._top - shift).astype(np.float64) * scale)
+            self._mass += tile.mass(shift, scale)
         self._top = larger
         self._gathered.add(tile, self._thresholds)
 
@@ -338,7 +401,8 @@ class _General:
         sampler, lower = self._sampler, self._thresholds.copy()
         for at, position in enumerate(self.found):
             if position.total is not None and not sampler.suffices(position.logits, position.total):
-                lower[at] = min(lower[at], sampler.threshold(self._reduced[at], self._margins[at]))
+                safe = max(sampler.threshold(self._reduced[at], self._margins[at]), _LOWEST)
+                lower[at] = min(lower[at], safe)
         self._again = bool((lower < self._thresholds).any())
         if self._again:
             self._thresholds = lower
@@ -353,6 +417,32 @@ def _adjust(tile: LogitTile, row: int, touched: Ids, draft: Draft, sampler: Samp
         ids = touched[first:last]
         places = ids - tile.start
         tile.put(row, places, sampler.adjust(tile.take(row, places), ids, draft.pending))
+
+
+@dataclass
+class _Restriction:
+    """The rows that may be chosen at each position of a block."""
+
+    allowed: Sequence[Bools]  #: of each position, ``[V]``
+
+    @classmethod
+    def of(cls, drafts: Sequence[Draft]) -> _Restriction | None:
+        """That of some drafts; None where all rows are allowed."""
+        allowed = [draft.allowed for draft in drafts if draft.allowed is not None]
+        assert len(allowed) in (0, len(drafts))
+        return cls(allowed) if allowed else None
+
+    def apply(self, tile: LogitTile) -> LogitTile:
+        """A tile of the block with the rows that are allowed."""
+        rows = slice(tile.start, tile.start + tile.count)
+        return tile.restrict(np.stack([allowed[rows] for allowed in self.allowed]))
+
+
+def _largest(tile: LogitTile, restriction: _Restriction | None) -> Floats:
+    """The largest logit of each position; minus infinity where no row of the tile is allowed."""
+    largest = tile.largest
+    check_finite(largest if restriction is None else largest[~np.isneginf(largest)])
+    return largest
 
 
 class _Gathered:
