@@ -84,7 +84,9 @@ def test_a_certain_choice_is_that_of_the_whole_head_among_allowed_rows(sampling,
     assert head.scans == 0
 
 
-@pytest.mark.parametrize("sampling", [{}, {"temperature": 1.0, "top_p": 0.9}, {"temperature": 0.7, "top_k": 40, "top_p": 0.5}])
+@pytest.mark.parametrize(
+    "sampling", [{}, {"temperature": 1.0, "top_p": 0.9}, {"temperature": 0.7, "top_k": 40, "top_p": 0.5}]
+)
 def test_tiles_without_an_allowed_row_do_not_matter(sampling):
     logits = np.random.default_rng(0).normal(size=(2, ROWS)).astype(np.float32)
     logits[:, 60:] += 50  # would win without the mask

@@ -149,7 +149,10 @@ def _bytes_tokenizer() -> Any:
     kinds = np.full(end + 1, Kind.BYTE, np.uint8)
     kinds[end] = Kind.SPECIAL
     tokens = _Tokens(
-        TokenTable([None] * (end + 1), values, kinds), end + 1, np.array([end]), lambda text: list(text.encode())
+        TokenTable([None] * (end + 1), values, kinds),
+        end + 1,
+        np.array([end]),
+        lambda text: list(text.encode()),
     )
     return library().LLTokenizer(library().TokenizerWrapper(tokens), eos_token=[end], slices=[])
 

@@ -112,9 +112,7 @@ class _Walk:
         self._option = option
         self._places = dict(_nodes(schema))
         self._root = schema
-        self._anchors = {
-            node["$anchor"]: node for node in self.nodes if isinstance(node.get("$anchor"), str)
-        }
+        self._anchors = {node["$anchor"]: node for node in self.nodes if isinstance(node.get("$anchor"), str)}
 
     @property
     def nodes(self) -> list[dict[str, Any]]:
