@@ -1,4 +1,4 @@
-"""What an answer must follow: a JSON schema, a regular expression or a grammar, checked before a model runs."""
+"""What an answer must follow: a schema, a regular expression or a grammar, checked before a model runs."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def grammar_option(
     """The grammar of a request's options, or None if none is given.
 
     Args:
-        json_schema: a dictionary, JSON text, or a class with ``model_json_schema``, such as pydantic's models.
+        json_schema: a dictionary, JSON text, or a class with ``model_json_schema``, as pydantic's have.
         regex: a regular expression that the whole answer matches.
         grammar: a grammar in llguidance's dialect of Lark.
 

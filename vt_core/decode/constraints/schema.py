@@ -14,18 +14,27 @@ from vt_core.errors import ConstraintError, shorten
 
 #: Keywords that llguidance enforces, or refuses where it cannot.
 ENFORCED = frozenset(
-    "type enum const anyOf oneOf allOf $ref properties required additionalProperties patternProperties "
-    "minProperties maxProperties items prefixItems additionalItems minItems maxItems minLength maxLength "
-    "pattern format minimum maximum exclusiveMinimum exclusiveMaximum multipleOf".split()
-)
+    {
+        "type", "enum", "const", "anyOf", "oneOf", "allOf", "$ref",
+        "properties", "required", "additionalProperties", "patternProperties", "minProperties",
+        "maxProperties", "items", "prefixItems", "additionalItems", "minItems", "maxItems",
+        "minLength", "maxLength", "pattern", "format",
+        "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf",
+    }
+)  # fmt: skip
 #: Keywords that do not change which values are valid, or only hold schemas for ``$ref``. Keywords that begin
 #: with ``x-`` are annotations too.
 ANNOTATIONS = frozenset(
-    "title description default example examples deprecated readOnly writeOnly $comment $schema $id id $anchor "
-    "$defs definitions contentMediaType contentEncoding contentSchema discriminator externalDocs xml".split()
-)
+    {
+        "title", "description", "default", "example", "examples", "deprecated", "readOnly", "writeOnly",
+        "$comment", "$schema", "$id", "id", "$anchor", "$defs", "definitions",
+        "contentMediaType", "contentEncoding", "contentSchema", "discriminator", "externalDocs", "xml",
+    }
+)  # fmt: skip
 #: Formats of strings that llguidance enforces.
-FORMATS = frozenset("date-time time date duration email hostname ipv4 ipv6 uuid uri".split())
+FORMATS = frozenset(
+    {"date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri"}
+)
 
 #: A year above 0, as Python and most libraries want it.
 _YEAR = "^(000[1-9]|00[1-9][0-9]|0[1-9][0-9]{2}|[1-9][0-9]{3})-"
@@ -125,8 +134,8 @@ class _Walk:
         endless = self._endless()
         if endless is not None:
             raise ConstraintError(
-                f"{self._option}: the schema at {shorten(endless)} allows no finite value, because it requires "
-                "itself; make one of its properties optional"
+                f"{self._option}: the schema at {shorten(endless)} allows no finite value, because it "
+                "requires itself; make one of its properties optional"
             )
 
     def _check_keywords(self, where: str, node: dict[str, Any]) -> None:
