@@ -1,81 +1,18 @@
-"""Running servers for tests: in a thread of this process, on a free port of the loopback address."""
-
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+import importlib.util
 
 import pytest
 
-pytest.importorskip("starlette")
-pytest.importorskip("uvicorn")
-pytest.importorskip("prometheus_client")
-
-from vt_core import load
-from vt_core.serve.registry import Served
-from vt_core.serve.server import serve
-from vt_core.serve.settings import Settings
-
-
-@dataclass
-class Running:
-    """A server that runs."""
-
-    url: str
-    models: dict[str, Any]  #: by name
-
-    @property
-    def api(self) -> str:
-        return f"{self.url}/v1"
-
-
-@contextmanager
-def running(
-    models: dict[str, Any], tasks: dict[str, Any] | None = None, **settings: Any
-) -> Iterator[Running]:
-    """A server of loaded models by name, stopped at the end; it closes the models."""
-    started = threading.Event()
-    state: dict[str, Any] = {}
-
-    def ready(server, url):
-        state.update(server=server, url=url)
-        started.set()
-
-    def loader(model):
-        return lambda: model
-
-    served = [Served(name, loader(model), tasks or {}) for name, model in models.items()]
-
-    def run():
-        try:
-            serve(served, Settings(**{"port": 0, "drain": 5.0, **settings}), ready)
-        except BaseException as error:
-            state["error"] = error
-            started.set()
-            raise
-
-    thread = threading.Thread(target=run, name="server")
-    thread.start()
-    assert started.wait(60) and "error" not in state, state
-    try:
-        yield Running(state["url"], models)
-    finally:
-        state["server"].should_exit = True
-        thread.join(60)
-        assert not thread.is_alive()
-
-
-def tiny_model(tiny, kind="llama", **options):
-    pytest.importorskip("torch")
-    return load(tiny(kind)[1], backend="torch", device="cpu", dtype="float32", **options)
+NEEDED = ("starlette", "uvicorn", "prometheus_client", "httpx", "openai")
+collect_ignore_glob = [] if all(map(importlib.util.find_spec, NEEDED)) else ["*"]
 
 
 @pytest.fixture(scope="module")
 def server(tiny):
     """A server of one tiny model, named ``tiny``."""
+    from tests.serve.running import running, tiny_model
+
     with running({"tiny": tiny_model(tiny)}) as server:
         yield server
 
@@ -83,5 +20,7 @@ def server(tiny):
 @pytest.fixture(scope="module")
 def reference(tiny):
     """The same model, for the test itself."""
+    from tests.serve.running import tiny_model
+
     with tiny_model(tiny) as model:
         yield model

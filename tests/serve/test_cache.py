@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import backend_params
-from tests.serve.conftest import running, tiny_model
+from tests.serve.running import running, tiny_model
 from vt_core import load
 from vt_core.decode.options import request_options
 from vt_core.serve.cache import PromptCache

@@ -6,9 +6,8 @@ import asyncio
 import json
 
 import httpx
+import openai
 import pytest
-
-openai = pytest.importorskip("openai")
 
 MESSAGES = [{"role": "user", "content": "the cat sat"}]
 LONG = [{"role": "user", "content": "a mat"}]

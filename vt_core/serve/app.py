@@ -24,6 +24,7 @@ from vt_core.serve.errors import ApiError, api_error, is_client_error, timed_out
 from vt_core.serve.guard import Guard
 from vt_core.serve.metrics import Metrics
 from vt_core.serve.registry import Registry, Served
+from vt_core.serve.responses import Responses
 from vt_core.serve.settings import Settings
 from vt_core.serve.streams import ClientLeft, EventStream, json_error, while_connected
 
@@ -68,6 +69,7 @@ class Server:
                 for path, parse in (
                     ("/v1/chat/completions", Chat.parse),
                     ("/v1/completions", Completion.parse),
+                    ("/v1/responses", Responses.parse),
                 )
             ),
         ]
@@ -202,7 +204,11 @@ class Server:
 
 
 def _counts(usage: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: usage[name] for name in ("prompt_tokens", "completion_tokens") if name in usage}
+    return {
+        name: usage[name]
+        for name in ("prompt_tokens", "completion_tokens", "input_tokens", "output_tokens")
+        if name in usage
+    }
 
 
 def _model(name: str, model: Served) -> dict[str, Any]:

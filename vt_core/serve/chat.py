@@ -37,7 +37,7 @@ FIELDS = fields.Table(
         "tool_choice": conversation.tool_choice,
         "parallel_tool_calls": fields.flag,
         "response_format": conversation.response_format,
-        "reasoning_effort": fields.choice("none", "minimal", "low", "medium", "high", "xhigh", "max"),
+        "reasoning_effort": conversation.effort,
         "chat_template_kwargs": conversation.template_arguments,
     },
     harmless=common.HARMLESS | {"prediction"},

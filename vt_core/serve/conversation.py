@@ -109,7 +109,7 @@ def _not_strict(path: str, value: Any) -> bool:
     return False
 
 
-_FUNCTION = fields.Table(
+FUNCTION = fields.Table(
     {
         "name": name,
         "description": fields.text,
@@ -119,7 +119,7 @@ _FUNCTION = fields.Table(
     required=("name",),
 )
 _TOOL = fields.Table(
-    {"type": fields.choice("function"), "function": _FUNCTION.read}, required=("type", "function")
+    {"type": fields.choice("function"), "function": FUNCTION.read}, required=("type", "function")
 )
 
 
@@ -145,6 +145,10 @@ def tool_choice(path: str, value: Any) -> str:
     if isinstance(value, str):
         fields.choice("none", "auto", "required")(path, value)
     raise refused(path, "is supported as 'none' or 'auto' only", "unsupported_value")
+
+
+#: How much to reason.
+effort = fields.choice("none", "minimal", "low", "medium", "high", "xhigh", "max")
 
 
 def template_arguments(path: str, value: Any) -> dict[str, Any]:

@@ -121,7 +121,7 @@ class PartReader:
         parts: list[Part] = []
         while self._take(parts):
             pass
-        return _joined(parts)
+        return joined(parts)
 
     def finish(self) -> list[Part]:
         """The parts that were held back until the end."""
@@ -133,7 +133,7 @@ class PartReader:
         self._held = ""
         if not self._after_call:
             parts.append(Text(self._space))
-        return _joined(parts)
+        return joined(parts)
 
     def _take(self, parts: list[Part]) -> bool:
         """Take what is certain from the held text; returns whether to go on."""
@@ -241,22 +241,22 @@ class PartReader:
         parts.append(Text(text))
 
 
-def _joined(parts: Sequence[Part]) -> list[Part]:
+def joined(parts: Sequence[Part]) -> list[Part]:
     """Parts without empty ones, neighbors of one kind joined."""
-    joined: list[Part] = []
+    whole: list[Part] = []
     for part in parts:
-        last = joined[-1] if joined else None
+        last = whole[-1] if whole else None
         if isinstance(part, Call):
-            joined.append(part)
+            whole.append(part)
         elif not part.text:
             continue
         elif isinstance(part, Text) and isinstance(last, Text):
-            joined[-1] = Text(last.text + part.text)
+            whole[-1] = Text(last.text + part.text)
         elif isinstance(part, Reasoning) and isinstance(last, Reasoning):
-            joined[-1] = Reasoning(last.text + part.text)
+            whole[-1] = Reasoning(last.text + part.text)
         else:
-            joined.append(part)
-    return joined
+            whole.append(part)
+    return whole
 
 
 def _overlap(text: str, marker: str) -> int:
