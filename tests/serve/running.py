@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -30,9 +30,15 @@ class Running:
 
 @contextmanager
 def running(
-    models: dict[str, Any], tasks: dict[str, Any] | None = None, **settings: Any
+    models: dict[str, Any],
+    tasks: dict[str, Any] | None = None,
+    *,
+    load_model: Callable[[], Any] | None = None,
+    **settings: Any,
 ) -> Iterator[Running]:
-    """A server of loaded models by name, stopped at the end; it closes the models."""
+    """A server of loaded models by name, stopped at the end; it closes the models. ``load_model`` loads one
+    that is None.
+    """
     started = threading.Event()
     state: dict[str, Any] = {}
 
@@ -41,7 +47,7 @@ def running(
         started.set()
 
     def loader(model):
-        return lambda: model
+        return load_model or (lambda: model)
 
     served = [Served(name, loader(model), tasks or {}) for name, model in models.items()]
 

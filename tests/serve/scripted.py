@@ -10,7 +10,8 @@ from vt_core.vocab.chat_template import ChatTemplates
 
 #: Shows tools and calls as Hermes and Qwen do; the prompt is cut into few tokens of the tiny tokenizer.
 TEMPLATE = (
-    "{% if tools %}{% for tool in tools %}[{{ tool.function.name }}]{% endfor %}<tool_call></tool_call>{% endif %}"
+    "{% if tools %}{% for tool in tools %}[{{ tool.function.name }}]{% endfor %}"
+    "<tool_call></tool_call>{% endif %}"
     "{% for message in messages %}<|im_start|>{{ message.role }}\n"
     "{% if message.reasoning_content %}<think>{{ message.reasoning_content }}</think>{% endif %}"
     "{{ message.content }}"

@@ -133,8 +133,9 @@ class Guard:
         key = self._settings.api_key
         if key is None or scope["path"] in OPEN:
             return None
+        # Headers are decoded as Latin-1: encoding them so gives the bytes that were sent.
         scheme, _, given = headers.get("authorization", "").partition(" ")
-        same = hmac.compare_digest(given.strip().encode("utf-8", "replace"), key.encode())
+        same = hmac.compare_digest(given.strip().encode("latin-1"), key.encode())
         if scheme.lower() == "bearer" and same:
             return None
         return ApiError(
