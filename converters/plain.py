@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +23,9 @@ from vt_core.files.model_dir import ModelDirectory, is_model_directory
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from vt_core.enrich.training import Trained
+    from vt_core.files.adapters import LowRank
 
 Chunks = Iterator["np.ndarray"]
 #: Turns the chunks of a tensor, `[rows, columns]` in its storage dtype, into those to write.
@@ -71,6 +73,10 @@ class PlainModel:
         """Rows of the tables."""
         return self._tables.embedding.shape[0]
 
+    def fingerprint(self) -> str:
+        """Changes when one of the model's files does."""
+        return self._source.fingerprint()
+
     def check_growth(self) -> None:
         """Raise ModelError for a model whose tables cannot get more rows."""
         if self._tables.per_layer is not None:
@@ -109,17 +115,34 @@ class PlainModel:
 
         self._write(out, config, shape, edit, write_tokenizer)
 
-    def write_edited(self, out: Path, edit: Edit, *, new: bool = True) -> None:
-        """Write a copy with other values.
+    def write_trained(
+        self,
+        out: Path,
+        trained: Trained,
+        new_ids: Sequence[int],
+        write_more: Callable[[Path], object] = lambda out: None,
+    ) -> None:
+        """Write a copy with trained weights.
 
         Args:
-            new: whether `out` must not exist; otherwise it is inside of a directory that is being written.
+            new_ids: the ids of `trained.rows`.
+            write_more: writes more files into the directory.
 
         Raises:
-            ModelError: `out` is taken, or writing failed.
+            ModelError: `out` is taken, a trained layer is not in the model, or writing failed.
         """
+        if trained.weights is not None:
+            weights = HuggingFaceSource(trained.weights)
+            edit: Edit = lambda info, chunks: weights.chunks(info.name, info.dtype)  # noqa: E731
+        else:
+            tables = {self._tables.embedding.name: "embedding"}
+            if self._tables.head is not None:
+                tables[self._tables.head.name] = "head"
+            rows = {name: trained.rows[table] for name, table in tables.items() if table in trained.rows}
+            names = {info.name for info in self._source.tensors()}
+            edit = _edit_trained(trained.layers, rows, new_ids, names)
         config = written_config(self.config, tied=self.tied, dtype=None)
-        self._write(out, config, lambda info: info, edit, lambda out: None, new=new)
+        self._write(out, config, lambda info: info, edit, write_more)
 
     def _write(
         self,
@@ -127,8 +150,7 @@ class PlainModel:
         config: dict[str, Any],
         shape: Callable[[TensorInfo], TensorInfo],
         edit: Edit,
-        write_tokenizer: Callable[[Path], object],
-        new: bool = True,
+        write_more: Callable[[Path], object],
     ) -> None:
         dropped = {info.name for info in self._tables.dropped}
         infos = {info.name: info for info in self._source.tensors() if info.name not in dropped}
@@ -136,15 +158,13 @@ class PlainModel:
         def chunks(info: TensorInfo) -> Chunks:
             return edit(info, self._source.chunks(info.name, info.dtype))
 
-        lock: AbstractContextManager[None] = locked(out, announce=True) if new else nullcontext()
-        if new:
-            refuse_existing(out, force=False)
+        refuse_existing(out, force=False)
         written = [shape(info) for info in infos.values()]
-        with lock:
+        with locked(out, announce=True):
             check_free_space(out.parent, sum(map(tensor_bytes, written)) + TOKENIZER_BYTES)
             with new_directory(out) as partial:
                 self._source.write_tokenizer(partial)
-                write_tokenizer(partial)
+                write_more(partial)
                 write_json(partial / "config.json", config, ModelError)
                 if self._source.generation_config is not None:
                     write_json(partial / "generation_config.json", self._source.generation_config, ModelError)
@@ -183,6 +203,38 @@ def with_mean_rows(
             if id >= start:
                 added[id - start] = mean(ids)
         yield added
+
+
+def _edit_trained(
+    layers: Sequence[LowRank],
+    rows: Mapping[str, np.ndarray],
+    new_ids: Sequence[int],
+    names: Collection[str],
+) -> Edit:
+    """Adds low-rank parts to the weights of layers, and replaces rows of tables. Computed in float32."""
+    from vt_core.files.dtypes import from_float32, to_float32
+
+    parts = {f"{layer.module}.weight": layer for layer in layers}
+    for name, layer in parts.items():
+        if name not in names:
+            raise layer.missing()
+
+    def edit(info: TensorInfo, chunks: Chunks) -> Chunks:
+        start = 0
+        for chunk in chunks:
+            if info.name in parts:
+                layer = parts[info.name]
+                layer.check(*info.shape)
+                delta = layer.scale * (layer.b[start : start + len(chunk)] @ layer.a)
+                chunk = from_float32(to_float32(chunk, info.dtype) + delta, info.dtype)
+            if info.name in rows:
+                for id, row in zip(new_ids, rows[info.name], strict=True):
+                    if start <= id < start + len(chunk):
+                        chunk[id - start] = from_float32(row, info.dtype)
+            start += len(chunk)
+            yield chunk
+
+    return edit
 
 
 def _tables(tables: Tables) -> list[TensorInfo]:

@@ -18,7 +18,8 @@ MODULES = (
     "import importlib, pkgutil, {package}; "
     "[importlib.import_module(m.name) for m in pkgutil.walk_packages({package}.__path__, '{package}.')"
     " if 'harness' not in m.name or importlib.util.find_spec('lm_eval')"
-    " if '.serve' not in m.name or importlib.util.find_spec('starlette')]; "
+    " if '.serve' not in m.name or importlib.util.find_spec('starlette')"
+    " if m.name != 'vt_torch.finetune' or importlib.util.find_spec('trl')]; "
 )
 
 

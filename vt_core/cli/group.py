@@ -77,6 +77,7 @@ def build_group(backend: str) -> click.Group:
     from vt_core.cli.convert import convert
     from vt_core.cli.enrich import enrich
     from vt_core.cli.eval import evaluate
+    from vt_core.cli.finetune import finetune
     from vt_core.cli.generate import generate
     from vt_core.cli.inspect import inspect
     from vt_core.cli.profile import profile
@@ -87,7 +88,7 @@ def build_group(backend: str) -> click.Group:
     def group() -> None:
         """Exact, low-memory generation for small language models."""
 
-    for command in (generate, chat, serve, convert, profile, enrich, inspect, bench, evaluate):
+    for command in (generate, chat, serve, convert, profile, enrich, finetune, inspect, bench, evaluate):
         own = copy.copy(command)
         # Help texts are written for vt-torch; their examples must run when pasted.
         own.help = (command.help or "").replace("vt-torch", f"vt-{backend}")

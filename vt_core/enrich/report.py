@@ -10,6 +10,7 @@ from typing import Any
 from vt_core.enrich.corpus import Outputs
 from vt_core.enrich.selection import Selection
 from vt_core.enrich.tokenizer import MergeableTokenizer
+from vt_core.enrich.training import LossPoint
 from vt_core.errors import escape_controls
 from vt_core.files.json_files import write_atomically
 from vt_core.profile.plot import figure_class
@@ -85,6 +86,25 @@ def report_text(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def plot_loss(curve: Sequence[LossPoint], path: Path) -> None:
+    """Plot the loss of a training run as a PNG file.
+
+    Raises:
+        OptionError: matplotlib is not installed.
+        OutputError: the file cannot be written.
+    """
+    figure = figure_class()(figsize=(7, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    for evaluation, label, marker in ((False, "training", ""), (True, "evaluation", "o")):
+        points = [point for point in curve if point.evaluation == evaluation]
+        if points:
+            steps = [point.step for point in points]
+            axes.plot(steps, [point.loss for point in points], marker=marker, markersize=4, label=label)
+    axes.set(xlabel="updates", ylabel="loss, nats per output token", ylim=(0, None))
+    axes.legend()
+    _save(figure, path)
+
+
 def plot_curve(report: dict[str, Any], path: Path) -> None:
     """Plot tokens per text and entropy against the number of merged tokens as a PNG file.
 
@@ -103,6 +123,10 @@ def plot_curve(report: dict[str, Any], path: Path) -> None:
     right.plot(rows, entropies, color="gray", linestyle="--", label="entropy")
     right.set_ylabel("Rényi-2 entropy of a token, bits")
     figure.legend(loc="outside upper right", ncols=2)
+    _save(figure, path)
+
+
+def _save(figure: Any, path: Path) -> None:
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=120)
     write_atomically(path, content.getvalue())

@@ -1,0 +1,282 @@
+"""``finetune``: train a model on a task's examples."""
+
+from __future__ import annotations
+
+import importlib
+import shutil
+import time
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import click
+
+from vt_core.cli import streams
+from vt_core.cli.options import (
+    FILE,
+    data_option,
+    device_option,
+    dtype_option,
+    input_field_option,
+    json_option,
+    model_option,
+    output_field_option,
+    preset_option,
+    raw_option,
+    revision_option,
+    system_option,
+    template_option,
+)
+from vt_core.errors import OptionError
+
+if TYPE_CHECKING:
+    from converters.plain import PlainModel
+    from vt_core.enrich.training import Example, FinetuneBackend, Settings, Trained
+
+WHOLE = click.IntRange(1)
+
+
+@click.command()
+@model_option()
+@revision_option
+@data_option("Examples to learn from", required=True)
+@preset_option()
+@input_field_option
+@output_field_option
+@template_option
+@raw_option
+@system_option
+@click.option(
+    "--eval-data", multiple=True, type=FILE, metavar="FILE", help="Examples to evaluate with; repeatable."
+)
+@click.option(
+    "--eval-share",
+    type=click.FloatRange(0, 0.5),
+    help="Share of the examples of --data to evaluate with, without --eval-data; 0: none.  [default: 0.05]",
+)
+@click.option("--epochs", type=WHOLE, default=3, show_default=True, help="Times to read all examples.")
+@click.option(
+    "--learning-rate",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=2e-4,
+    show_default=True,
+    help="Learning rate at the start; it falls to 0.",
+)
+@click.option("--rank", type=WHOLE, default=16, show_default=True, help="Rank of the low-rank layers.")
+@click.option("--alpha", type=WHOLE, help="Low-rank layers are scaled by alpha / rank.  [default: the rank]")
+@click.option(
+    "--dropout",
+    type=click.FloatRange(0, 1, max_open=True),
+    default=0.05,
+    show_default=True,
+    help="Dropout before the low-rank layers.",
+)
+@click.option("--full", is_flag=True, help="Train all weights instead of low-rank layers and new rows.")
+@click.option("--batch", type=WHOLE, default=16, show_default=True, help="Examples between two updates.")
+@click.option(
+    "--micro-batch", type=WHOLE, default=4, show_default=True, help="Examples that are computed at once."
+)
+@click.option(
+    "--evaluations",
+    type=WHOLE,
+    default=1,
+    show_default=True,
+    help="Evaluations and checkpoints of an epoch.",
+)
+@click.option(
+    "--patience",
+    type=click.IntRange(0),
+    default=2,
+    show_default=True,
+    help="Stop after so many evaluations without a smaller loss; 0: never.",
+)
+@click.option(
+    "--max-length", type=WHOLE, default=1024, show_default=True, help="Leave longer examples out, in tokens."
+)
+@click.option("--limit", type=WHOLE, help="Use so many examples of --data, chosen at random.")
+@click.option("--seed", default=0, show_default=True, help="Order of the examples and start of the layers.")
+@device_option
+@dtype_option("Float type of the weights while training. Default: float32 on a CPU, else bfloat16.")
+@json_option
+@click.option("--out", required=True, type=FILE, metavar="DIR", help="The trained model, a new directory.")
+@click.pass_obj
+def finetune(backend: str, **options: Any) -> None:
+    """Train a model to write a task's outputs.
+
+    Trains low-rank layers (LoRA) on all linear layers and, of a model from enrich, the rows of the merged
+    tokens, which outputs are rewritten with. OUT is a Hugging Face directory with the trained weights, beside
+    them the adapter and the curve of the loss. An interrupted run resumes from its last checkpoint when the
+    same command is run again.
+
+    \b
+    Examples:
+      vt-torch finetune --data train.jsonl --out smollm2-tuned
+      vt-torch enrich --data train.jsonl --out smollm2-sql
+      vt-torch finetune --model smollm2-sql --data train.jsonl --out smollm2-sql-tuned
+    """
+    from converters.output import refuse_existing
+    from converters.plain import plain_model
+    from vt_core.enrich.training import TrainingPlan
+    from vt_core.profile import make_row_format
+    from vt_core.vocab.merges import Merges
+    from vt_core.vocab.tokenizer import Tokenizer
+
+    started = time.monotonic()
+    out: Path = options["out"].expanduser().resolve()
+    refuse_existing(out, force=False)
+    settings = _settings(options)
+    if options["eval_data"] and options["eval_share"] is not None:
+        raise OptionError(
+            "--eval-share takes examples from --data, and --eval-data gives others; leave out one."
+        )
+    row_format = make_row_format(
+        options["preset"], options["input_field"], options["output_field"], options["template"]
+    )
+    trainer = _backend(backend)
+    model = plain_model(options["model"], revision=options["revision"])
+    tokenizer = Tokenizer(model.path)
+    raw = options["raw"] or tokenizer.chat_template is None
+    train, evaluation, too_long = _examples(options, tokenizer, row_format, raw)
+    work = out.parent / f".{out.name}.training"
+    plan = TrainingPlan(
+        model=model.path,
+        tied=model.tied,
+        new_ids=tuple(Merges.beside(tokenizer.path)),
+        train=train,
+        evaluation=evaluation,
+        settings=settings,
+        work=work,
+    )
+    _prepare(work, model, options, train, evaluation)
+    total = settings.epochs * settings.steps(len(train))
+    try:
+        with streams.progress("trained", " updates", total) as advance:
+            done = [0]
+
+            def on_step(step: int) -> None:
+                advance(step - done[0])
+                done[0] = step
+
+            trained = trainer.finetune(plan, on_step, lambda point: click.echo(_point_text(point), err=True))
+    except KeyboardInterrupt:
+        click.echo("interrupted; run the same command again to resume", err=True)
+        raise
+    report = {
+        "examples": len(train),
+        "evaluation_examples": len(evaluation),
+        "too_long": too_long,
+        "merged_tokens": len(plan.new_ids),
+        "output_tokens": sum(len(example.ids) - example.prompt for example in train),
+        "raw": raw,
+        "settings": asdict(settings),
+        "steps": trained.steps,
+        "stopped_early": trained.stopped_early,
+        "seconds": round(time.monotonic() - started, 1),
+        "curve": [asdict(point) for point in trained.curve],
+    }
+    model.write_trained(out, trained, plan.new_ids, lambda partial: _write_more(partial, trained, report))
+    shutil.rmtree(work, ignore_errors=True)
+    report["out"] = str(options["out"])
+    if options["as_json"]:
+        streams.write_json(report)
+    else:
+        click.echo(_report_text(report))
+
+
+def _settings(options: dict[str, Any]) -> Settings:
+    from vt_core.enrich.training import Settings
+
+    names = [field.name for field in fields(Settings) if field.name != "alpha"]
+    settings = Settings(**{name: options[name] for name in names})
+    return replace(settings, alpha=options["alpha"] or settings.rank)
+
+
+def _backend(name: str) -> FinetuneBackend:
+    from vt_core.decode.backend import BACKENDS, backend
+
+    backend(name)
+    module: Any = importlib.import_module(f"{BACKENDS[name][0]}.finetune")
+    return cast("FinetuneBackend", module)
+
+
+def _examples(
+    options: dict[str, Any], tokenizer: Any, row_format: Any, raw: bool
+) -> tuple[list[Example], list[Example], int]:
+    """Training and evaluation examples, and how many were too long."""
+    from vt_core.enrich.training import choose, read_examples, split
+
+    def read(files: list[Path]) -> Any:
+        return read_examples(
+            files,
+            tokenizer,
+            row_format,
+            raw=raw,
+            system=options["system"],
+            max_length=options["max_length"],
+        )
+
+    found = read(list(options["data"]))
+    examples = choose(found.kept, options["limit"], options["seed"])
+    if options["eval_data"]:
+        others = read(list(options["eval_data"]))
+        return examples, others.kept, found.too_long + others.too_long
+    share = 0.05 if options["eval_share"] is None else options["eval_share"]
+    return (*split(examples, share, options["seed"]), found.too_long)
+
+
+def _prepare(
+    work: Path, model: PlainModel, options: dict[str, Any], train: list[Example], evaluation: list[Example]
+) -> None:
+    """Make the directory of checkpoints. Those of another run are removed."""
+    import hashlib
+    import json
+
+    from vt_core.files.json_files import read_text, write_atomically
+
+    ignored = ("out", "as_json", "data", "eval_data", "model", "revision")
+    asked = {name: str(value) for name, value in options.items() if name not in ignored}
+    content = [model.fingerprint(), asked, [example.ids for example in (*train, *evaluation)]]
+    signature = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    note = work / "run"
+    if note.is_file() and read_text(note, "checkpoint", OptionError) == signature:
+        if any(work.glob("checkpoint*")):
+            click.echo(f"resuming from {work}", err=True)
+        return
+    shutil.rmtree(work, ignore_errors=True)
+    try:
+        work.mkdir(parents=True)
+    except OSError as error:
+        raise OptionError(f"{work} cannot be made ({error.strerror}); choose another --out.") from error
+    write_atomically(note, signature)
+
+
+def _write_more(partial: Path, trained: Trained, report: dict[str, Any]) -> None:
+    """Write the adapter, the report and, where matplotlib is installed, the plot of the loss."""
+    from vt_core.enrich.report import plot_loss
+    from vt_core.files.json_files import write_json
+    from vt_core.profile.plot import figure_class
+
+    if trained.adapter is not None:
+        shutil.copytree(trained.adapter, partial / "adapter")
+    write_json(partial / "training.json", report)
+    try:
+        figure_class()
+    except OptionError:
+        return
+    plot_loss(trained.curve, partial / "training.png")
+
+
+def _point_text(point: Any) -> str:
+    kind = "evaluation loss" if point.evaluation else "loss"
+    return f"update {point.step}: {kind} {point.loss:.4f}"
+
+
+def _report_text(report: dict[str, Any]) -> str:
+    evaluated = [point["loss"] for point in report["curve"] if point["evaluation"]]
+    best = f"; smallest evaluation loss {min(evaluated):.4f}" if evaluated else ""
+    stopped = ", stopped early" if report["stopped_early"] else ""
+    left_out = f", {report['too_long']:,} too long" if report["too_long"] else ""
+    return (
+        f"{report['out']}: {report['examples']:,} examples and {report['evaluation_examples']:,} to evaluate"
+        f"{left_out}; {report['steps']:,} updates in {report['seconds']:.0f} s{stopped}{best}"
+    )
