@@ -204,6 +204,15 @@ def test_load_refuses_wrong_options_before_it_resolves_the_model(options, monkey
         load(**{"path": "owner/model", "backend": BACKEND, **options})
 
 
+@pytest.mark.parametrize("content", ["[1, 2", "7", '{"format": "vt-task/1"}', '["a"]', '{"a": -1}', "[true]"])
+def test_load_refuses_a_damaged_task_before_it_resolves_the_model(content, monkeypatch, tmp_path):
+    task = tmp_path / "task.vt.json"
+    task.write_text(content)
+    monkeypatch.setattr("converters.cache.resolve", lambda *_, **__: pytest.fail("resolved"))
+    with pytest.raises(VocabularyError, match=r"task.vt.json"):
+        load("owner/model", backend=BACKEND, task=task)
+
+
 @pytest.mark.parametrize("options", [{"device": "abacus"}, {"quantize": "int8", "backend": "mlx"}], ids=str)
 def test_load_refuses_what_the_backend_cannot_do_before_it_converts(tiny, options, tmp_path, monkeypatch):
     pytest.importorskip("mlx" if "backend" in options else BACKEND)

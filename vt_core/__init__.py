@@ -94,10 +94,10 @@ def load(
     from vt_core.model import Model
     from vt_core.vocab.learning import LearnedFile, learned_path
     from vt_core.vocab.static import static_ids
-    from vt_core.vocab.task import TaskVocabulary
+    from vt_core.vocab.task import TaskVocabulary, read_task
     from vt_core.vocab.tokenizer import Tokenizer
 
-    # All options are checked before anything is downloaded or converted.
+    # All options and files are checked before anything is downloaded or converted.
     options = load_options(
         path=path,
         backend=backend,
@@ -114,6 +114,7 @@ def load(
         progress=progress,
     )
     layers = [] if adapter is None else read_adapter(adapter)
+    given = [item if isinstance(item, TaskVocabulary) else read_task(item) for item in options.tasks]
 
     def check_backend_options() -> None:
         backend_module = import_backend(options.backend)
@@ -124,8 +125,7 @@ def load(
     )
     tokenizer_json = directory.path / "tokenizer.json"
     tasks = [
-        item if isinstance(item, TaskVocabulary) else TaskVocabulary.load(item, tokenizer_json)
-        for item in options.tasks
+        item if isinstance(item, TaskVocabulary) else item.of_tokenizer(tokenizer_json) for item in given
     ]
     # Before the framework and the weights: reading a large tokenizer takes a few hundred megabytes, which
     # must not add to the peak.

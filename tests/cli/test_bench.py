@@ -11,7 +11,7 @@ from tests.conftest import backend_params
 from tests.tiny import PADDING_ROWS
 from vt_core.cli import build
 from vt_core.measure.bench_report import bench_report
-from vt_core.measure.output import load_bench
+from vt_core.measure.output import folder_lock, load_bench
 from vt_core.measure.report import markdown
 
 
@@ -92,6 +92,14 @@ def test_user_errors_are_one_line(arguments, message, tiny, data, tmp_path):
     done = bench("torch", "--model", tiny("llama")[1], "--out", tmp_path / "out", *variants, *arguments)
     assert done.exit_code == 2 and message in done.stderr and len(done.stderr.splitlines()) == 1, done.output
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_another_run_writes_into_is_refused(tiny, data, tmp_path):
+    arguments = ["--model", tiny("llama")[1], "--data", data, "--variants", "full", "--out", tmp_path / "out"]
+    with folder_lock(tmp_path / "out"):
+        done = bench("torch", *arguments)
+    assert done.exit_code == 2 and "another run of bench or eval is writing there" in done.stderr
+    assert len(done.stderr.splitlines()) == 1 and not (tmp_path / "out").exists()
 
 
 def test_mlx_quantized_model_has_no_stock_variant_in_torch(tiny, data, tmp_path):

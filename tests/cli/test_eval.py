@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from tests.conftest import backend_params
 from vt_core.cli import build
 from vt_core.measure.eval_report import eval_report
+from vt_core.measure.output import folder_lock
 from vt_core.measure.report import markdown
 
 pytestmark = pytest.mark.slow
@@ -131,6 +132,15 @@ def test_unit_tests_run_in_the_sandbox(backend, tiny, tmp_path):
     # A model with random weights does not write Python: what it appends does not parse.
     assert entry["metrics"]["pass@1"]["value"] == 0 and results["sandbox"] is not None
     assert "unit tests ran in a sandbox: " in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_a_folder_that_another_run_writes_into_is_refused(evaluated):
+    backend, arguments, out, _ = evaluated
+    before = (out / "predictions.jsonl").read_bytes()
+    with folder_lock(out):
+        done = run(backend, arguments)
+    assert done.exit_code == 2 and "another run of bench or eval is writing there" in done.stderr
+    assert (out / "predictions.jsonl").read_bytes() == before
 
 
 @pytest.mark.parametrize("backend", [BACKEND])

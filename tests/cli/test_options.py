@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from importlib.util import find_spec
 
 import click
 import pytest
 from click.shell_completion import ShellComplete
 
-from tests.commands import run_cli
+from tests.commands import error_of, run_cli
 from vt_core.cli import build
 from vt_core.decode.backend import QUANTIZE
 from vt_core.files.dtypes import FLOATS
@@ -19,6 +20,8 @@ from vt_core.vocab.heads import HEADS
 #: ``convert`` stores weights, the other commands run them; ``serve`` takes several models.
 DIFFERENT = {("convert", "quantize"), ("convert", "dtype"), ("serve", "model")}
 GROUP = build("torch")
+#: A backend that is installed.
+BACKEND = "torch" if find_spec("torch") else "mlx"
 
 
 def options() -> dict[str, dict[str, click.Option]]:
@@ -54,6 +57,22 @@ def test_choices_are_those_of_the_code(name, choices):
     for command, option in options()[name].items():
         if (command, name) != ("convert", "quantize"):
             assert tuple(option.type.choices) == tuple(choices)
+
+
+@pytest.mark.parametrize("command", ["generate", "bench", "eval"])
+def test_a_damaged_task_is_refused_before_the_model_is_resolved(command, tmp_path, monkeypatch):
+    task, data = tmp_path / "task.vt.json", tmp_path / "data.jsonl"
+    task.write_text("[1, 2")
+    data.write_text('{"input": "a", "output": "b"}\n')
+    monkeypatch.setattr("converters.cache.resolve", lambda *_, **__: pytest.fail("resolved"))
+    more = {
+        "generate": ["hi"],
+        "bench": ["--data", data, "--out", tmp_path / "out"],
+        "eval": ["--data", data, "--preset", "qa", "--out", tmp_path / "out"],
+    }
+    done = run_cli(BACKEND, command, "--model", "owner/model", "--task", task, *more[command])
+    assert "task.vt.json" in error_of(done)
+    assert not (tmp_path / "out").exists()
 
 
 def test_every_option_has_a_help_text():

@@ -146,6 +146,42 @@ def test_interrupt_ends_quietly_with_130(model):
     assert (process.returncode, errors.decode()) == (130, "")
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_stopped_conversion_leaves_nothing(tiny, tmp_path, number):
+    code = f"""
+import time
+from vt_core import cli
+from converters import convert
+
+def slow(*arguments):
+    print("writing", flush=True)
+    time.sleep(60)
+
+convert.__globals__["_write_tables"] = slow
+cli.{BACKEND}()
+"""
+    out = tmp_path / "out"
+    with start_python(code, "convert", tiny("llama")[0], out) as process:
+        process.stdout.readline()
+        assert [path.name for path in tmp_path.iterdir()]
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=30)
+    assert (process.returncode, errors.decode()) == (128 + number, "")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_ignored_hangup_stays_ignored():
+    code = f"""
+import os, signal
+from vt_core import cli
+
+signal.signal(signal.SIGHUP, signal.SIG_IGN)
+cli.build = lambda backend: lambda prog_name: os.kill(os.getpid(), signal.SIGHUP)
+cli.{BACKEND}()
+"""
+    assert finish(start_python(code)) == (0, b"", "")
+
+
 # Interrupts this process when a module is first imported, as a user does who presses Ctrl-C at once.
 AT_IMPORT = """
 import importlib.abc, os, signal, sys

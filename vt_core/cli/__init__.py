@@ -1,6 +1,6 @@
 """The commands ``vt-mlx`` and ``vt-torch``: one set, built for a backend.
 
-This module imports little, so that Ctrl-C is handled from the start.
+This module imports little, so that Ctrl-C and SIGTERM are handled from the start.
 """
 
 from __future__ import annotations
@@ -35,10 +35,7 @@ def build(backend: str) -> click.Group:
 
 
 def _run(backend: str) -> None:
-    handled = signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    if handled:
-        for number in (signal.SIGINT, signal.SIGALRM):
-            signal.signal(number, _interrupted)
+    handled = _handle_signals()
     try:
         from vt_core.cli.streams import prepare_streams
 
@@ -47,24 +44,55 @@ def _run(backend: str) -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     finally:
-        if handled:  # a traceback of Python's own shutdown helps nobody
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
+        for number in handled:  # a traceback of Python's own shutdown helps nobody
+            signal.signal(number, signal.SIG_DFL)
 
 
-def _interrupted(_signal: int, frame: FrameType | None) -> None:
-    """Raise KeyboardInterrupt, but not while a framework is imported or in a ``__del__``: try again 50 ms
-    later.
+def _handle_signals() -> list[signal.Signals]:
+    """Turn SIGINT, SIGTERM and SIGHUP into exceptions, so that a command removes what it has half written.
 
-    Frameworks abort the process when an import of theirs raises. Python prints and ignores exceptions of
-    ``__del__``.
+    Returns the signals that are handled. A signal that the caller ignores, as nohup does, stays ignored.
     """
+    defaults = (signal.SIG_DFL, signal.default_int_handler)
+    ends = [
+        number
+        for name in ("SIGINT", "SIGTERM", "SIGHUP")
+        if (number := getattr(signal, name, None)) and signal.getsignal(number) in defaults
+    ]
+    if ends and hasattr(signal, "SIGALRM"):
+        for number in (*ends, signal.SIGALRM):
+            signal.signal(number, _Interrupt())
+    return ends
+
+
+class _Interrupt:
+    """A signal handler: raises KeyboardInterrupt, or SystemExit for signals other than SIGINT.
+
+    It does not raise while a framework is imported or in a ``__del__``, but tries again 50 ms later.
+    Frameworks abort when an import of theirs raises. Python prints and ignores exceptions of ``__del__``.
+    """
+
+    #: The signal that came last, for the next try.
+    _number = int(signal.SIGINT)
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        if number != signal.SIGALRM:
+            _Interrupt._number = number
+        if _may_not_raise(frame):
+            signal.setitimer(signal.ITIMER_REAL, 0.05)
+        elif _Interrupt._number == signal.SIGINT:
+            raise KeyboardInterrupt
+        else:
+            raise SystemExit(128 + _Interrupt._number)
+
+
+def _may_not_raise(frame: FrameType | None) -> bool:
     foreign = False
     while frame is not None:
         package = frame.f_globals.get("__name__", "").partition(".")[0]
         foreign = foreign or not (package in _OWN or package in sys.stdlib_module_names)
         importing = foreign and frame.f_code.co_filename == "<frozen importlib._bootstrap>"
         if importing or frame.f_code.co_name == "__del__":
-            signal.setitimer(signal.ITIMER_REAL, 0.05)
-            return
+            return True
         frame = frame.f_back
-    raise KeyboardInterrupt
+    return False

@@ -106,14 +106,16 @@ def bench(backend: str, out: Path, **options: Any) -> None:
     from vt_core.decode.backend import backend as import_backend
     from vt_core.measure.benchmark import Benchmark, run
     from vt_core.measure.machine import command_text
-    from vt_core.measure.output import PAGE, check_folder, write_bench
-    from vt_core.measure.worker import exit_on_termination
+    from vt_core.measure.output import PAGE, check_folder, folder_lock, write_bench
+    from vt_core.vocab.task import read_task
 
     variants = parse_variants(options["variants"], options["sizes"])
     limited = _limited(options["limited"], variants)
     check_folder(out)
+    for file in options["task"]:
+        read_task(file)  # a damaged file is refused before a model is downloaded
     import_backend(backend)
-    with exit_on_termination(), TemporaryDirectory(prefix="vt-bench-") as scratch:
+    with folder_lock(out), TemporaryDirectory(prefix="vt-bench-") as scratch:
         directory = _model(options)
         prompts = _prompts(directory, options)
         benchmark = Benchmark(

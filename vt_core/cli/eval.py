@@ -116,11 +116,11 @@ def evaluate(backend: str, **options: Any) -> None:
     from vt_core.measure.evaluation import PRUNED_TOKENIZER, Evaluation
     from vt_core.measure.evaluation import evaluate as run
     from vt_core.measure.machine import command_text
-    from vt_core.measure.output import check_folder, write_eval
+    from vt_core.measure.output import check_folder, folder_lock, write_eval
     from vt_core.measure.quality.examples import TestFields, read_examples, task_layout
     from vt_core.measure.report import markdown
     from vt_core.measure.variants import parse_eval_variants
-    from vt_core.measure.worker import exit_on_termination
+    from vt_core.vocab.task import read_task
 
     if options["test_field"] is not None and options["preset"] != "code":
         raise OptionError("--test-field goes with --preset code.")
@@ -130,6 +130,8 @@ def evaluate(backend: str, **options: Any) -> None:
     if options["test_field"] is not None:
         fields = TestFields(options["test_field"], options["entry_field"])
     check_folder(options["out"])
+    for file in options["task"]:
+        read_task(file)  # a damaged file is refused before a model is downloaded
     check_backend(backend)
     examples = read_examples(options["data"], layout, limit=options["limit"], test_fields=fields)
     progress = sys.stderr.isatty()
@@ -147,7 +149,7 @@ def evaluate(backend: str, **options: Any) -> None:
     )
     # disable=None: no bar where stderr is not a terminal.
     bar = tqdm(total=len(variants) * len(examples), unit=" answers", disable=None)
-    with exit_on_termination(), TemporaryDirectory(prefix="vt-eval-") as scratch, bar:
+    with folder_lock(options["out"]), TemporaryDirectory(prefix="vt-eval-") as scratch, bar:
         results = run(plan, examples, Path(scratch), bar.update)
         more = {} if plan.pruned is None else {PRUNED_TOKENIZER: plan.pruned.tokenizer_json}
         write_eval(results, options["out"], more)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -27,6 +27,37 @@ def check_folder(out: Path) -> None:
     nearest = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
         raise OptionError(f"{out}: {nearest} is not a folder that can be written to.")
+
+
+@contextmanager
+def folder_lock(out: Path) -> Iterator[None]:
+    """Keep other benchmarks and evaluations from writing into a folder, which need not exist yet.
+
+    Raises:
+        OutputError: another process is writing there, or nothing can be written.
+    """
+    from filelock import FileLock, Timeout
+
+    place = out.resolve()
+    made = [path for path in place.parents if not path.exists()]
+    lock = FileLock(place.parent / f".{place.name}.vt-lock")
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise OutputError(
+            f"{out}: another run of bench or eval is writing there; wait for it, or give another --out."
+        ) from None
+    except OSError as error:
+        raise OutputError(f"{out}: the folder cannot be locked ({error.strerror}).") from error
+    try:
+        yield
+    finally:
+        Path(lock.lock_file).unlink(missing_ok=True)  # while held, so that lock files do not pile up
+        lock.release()
+        for path in made:
+            with suppress(OSError):  # not empty, once results are written
+                path.rmdir()
 
 
 def write_bench(results: Mapping[str, Any], out: Path) -> str:

@@ -8,12 +8,10 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import Any
 
 from vt_core.errors import BackendError, PromptError
@@ -140,25 +138,3 @@ class Worker:
             return BackendError(f"variant {self._name} was killed; the system probably ran out of memory")
         last = f": {lines[-1]}" if lines else " without a message"
         return BackendError(f"variant {self._name} ended with code {code}{last}")
-
-
-@contextmanager
-def exit_on_termination() -> Iterator[None]:
-    """Turn SIGTERM and SIGHUP into SystemExit, so that workers, control groups and scratch files are removed.
-
-    Does nothing outside the main thread, where Python allows no signal handlers.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def leave(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
-    numbers = [number for name in ("SIGTERM", "SIGHUP") if (number := getattr(signal, name, None))]
-    before = {number: signal.signal(number, leave) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -69,18 +69,14 @@ class TaskVocabulary:
             VocabularyError: the file cannot be read, or does not belong to the tokenizer.
             TokenizerError: `tokenizer_json` cannot be read.
         """
-        if not isinstance(path, str | os.PathLike):
-            raise VocabularyError(f"a task is a file or a TaskVocabulary, not {shorten(path)}")
-        data = read_json(path, "task vocabulary", VocabularyError, limit=MAX_BYTES)
-        if isinstance(data, dict) and "format" in data and not isinstance(data["format"], int):
-            return _parse(Fields(str(path), data, VocabularyError, "profile the task again"))
-        if not isinstance(data, dict | list):
-            raise VocabularyError(f"{path}: not a task vocabulary; it holds neither an object nor a list.")
+        task = read_task(path)
+        if isinstance(task, TaskVocabulary):
+            return task
         if tokenizer_json is None:
             raise VocabularyError(
                 f"{path}: a list of ids without a tokenizer's digest; give the model that it belongs to."
             )
-        return _parse_published(data, TokenTable.load(tokenizer_json), path)
+        return task.of_tokenizer(tokenizer_json)
 
     def save(self, path: str | Path) -> None:
         """Write the file atomically. Raises OutputError."""
@@ -151,6 +147,43 @@ class TaskVocabulary:
         for other in rest:
             first = _unite(first, other)
         return first
+
+
+@dataclass(frozen=True)
+class PublishedTask:
+    """A file of the published code, whose ids only a tokenizer can check."""
+
+    path: str | Path
+    #: `{token string: id}` or `[id, ...]`.
+    data: Mapping[str, int] | list[int]
+
+    def of_tokenizer(self, tokenizer_json: str | Path) -> TaskVocabulary:
+        """The task vocabulary for the model with a tokenizer.
+
+        Raises:
+            VocabularyError: the file belongs to another tokenizer.
+            TokenizerError: `tokenizer_json` cannot be read.
+        """
+        return _parse_published(self.data, TokenTable.load(tokenizer_json), self.path)
+
+
+def read_task(path: str | Path) -> TaskVocabulary | PublishedTask:
+    """Read a task vocabulary without a model, to refuse a damaged file before a model is downloaded.
+
+    Raises:
+        VocabularyError: the file cannot be read, or is damaged.
+    """
+    if not isinstance(path, str | os.PathLike):
+        raise VocabularyError(f"a task is a file or a TaskVocabulary, not {shorten(path)}")
+    data = read_json(path, "task vocabulary", VocabularyError, limit=MAX_BYTES)
+    if isinstance(data, dict) and "format" in data and not isinstance(data["format"], int):
+        return _parse(Fields(str(path), data, VocabularyError, "profile the task again"))
+    if not isinstance(data, dict | list):
+        raise VocabularyError(f"{path}: not a task vocabulary; it holds neither an object nor a list.")
+    for value in data.values() if isinstance(data, dict) else data:
+        if not is_whole(value, MAX_TOKENS):
+            raise VocabularyError(f"{path}: {shorten(value)} is not a token id.")
+    return PublishedTask(path, data)
 
 
 def _tokenizer(model: str, digest: str) -> str:
@@ -237,14 +270,16 @@ def _held_out(fields: Fields) -> HeldOut | None:
     return value
 
 
-def _parse_published(data: Any, table: TokenTable, path: str | Path) -> TaskVocabulary:
-    values = data.values() if isinstance(data, dict) else data
+def _parse_published(
+    data: Mapping[str, int] | list[int], table: TokenTable, path: str | Path
+) -> TaskVocabulary:
+    values = data if isinstance(data, list) else data.values()
     for value in values:
-        if not is_whole(value, table.size - 1) or table.tokens[value] is None:
+        if value >= table.size or table.tokens[value] is None:
             raise VocabularyError(
                 f"{path}: {shorten(value)} is not an id of the model's tokenizer ({table.size} ids)."
             )
-    if isinstance(data, dict):
+    if not isinstance(data, list):
         for token, id in data.items():
             if token not in (table.tokens[id], table.text(id)):
                 raise VocabularyError(

@@ -9,7 +9,15 @@ import pytest
 from tests.core.measure.made_up import results
 from vt_core.errors import DataError, OptionError, OutputError
 from vt_core.measure import output
-from vt_core.measure.output import check_folder, dump, load_bench, load_eval, write_bench, write_files
+from vt_core.measure.output import (
+    check_folder,
+    dump,
+    folder_lock,
+    load_bench,
+    load_eval,
+    write_bench,
+    write_files,
+)
 
 
 def test_results_survive_writing_and_reading(tmp_path):
@@ -75,3 +83,27 @@ def test_folder_is_checked_before_anything_is_made(tmp_path):
         check_folder(tmp_path / "file" / "out")
     check_folder(tmp_path / "new" / "out")
     assert not (tmp_path / "new").exists()
+
+
+def test_one_run_at_a_time_writes_into_a_folder(tmp_path):
+    out = tmp_path / "new" / "out"
+    with folder_lock(out):
+        with (
+            pytest.raises(OutputError, match="another run of bench or eval is writing there"),
+            folder_lock(out),
+        ):
+            pass
+        with folder_lock(tmp_path / "new" / "other"):
+            pass
+        assert not out.exists()
+    assert list(tmp_path.iterdir()) == [], "nothing was written, so nothing is left"
+    with folder_lock(out):
+        out.mkdir()
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["out"]
+
+
+def test_a_folder_and_a_link_to_it_are_one(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "link").symlink_to("out")
+    with folder_lock(tmp_path / "out"), pytest.raises(OutputError), folder_lock(tmp_path / "link"):
+        pass

@@ -162,10 +162,10 @@ def test_published_formats_are_read(tmp_path: Path, tokenizer_json: Path, publis
     [
         ({"\u0120the": 97}, "id 97 is 'Ġthe', but 'a' in the model's tokenizer"),
         ({"a": 301}, "301 is not an id"),
-        ({"a": "b"}, "'b' is not an id"),
+        ({"a": "b"}, "'b' is not a token id"),
         ([270], "270 is not an id"),
-        ([-1], "-1 is not an id"),
-        ([True], "True is not an id"),
+        ([-1], "-1 is not a token id"),
+        ([True], "True is not a token id"),
     ],
 )
 def test_published_vocabulary_of_another_tokenizer_is_refused(
