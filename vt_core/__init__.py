@@ -32,6 +32,8 @@ def load(
     device: str | None = None,
     dtype: str | None = None,
     tile_bytes: int | None = None,
+    slots: int = 8,
+    draft_file: str | Path | None = None,
     quantize: str | None = None,
     adapter: str | Path | None = None,
     revision: str | None = None,
@@ -66,6 +68,8 @@ def load(
         dtype: ``float32``, ``bfloat16`` or ``float16``. None: what runs well on the device.
         tile_bytes: bytes of the full head that verification reads at a time. None: what is fastest on the
             device.
+        slots: requests that run at once; others wait. Each has caches of its own.
+        draft_file: n-gram table (``NAME.ngrams``) to draft from, besides those next to the task files.
         quantize: ``int8`` or ``int4`` quantizes while loading: linear layers to 8 or 4 bits, the head to 8
             (PyTorch only). Exact then means the text of the quantized head. None: weights as they are.
         adapter: directory of a LoRA adapter in the format of PEFT or mlx-lm. It must not change the
@@ -93,6 +97,7 @@ def load(
     from vt_core.host import trim_heap
     from vt_core.model import Model
     from vt_core.vocab.learning import LearnedFile, learned_path
+    from vt_core.vocab.ngrams import NgramTable, open_tables
     from vt_core.vocab.static import static_ids
     from vt_core.vocab.task import TaskVocabulary, read_task
     from vt_core.vocab.tokenizer import Tokenizer
@@ -107,6 +112,8 @@ def load(
         device=device,
         dtype=dtype,
         tile_bytes=tile_bytes,
+        slots=slots,
+        draft_file=draft_file,
         quantize=quantize,
         adapter=adapter,
         revision=revision,
@@ -127,6 +134,12 @@ def load(
     tasks = [
         item if isinstance(item, TaskVocabulary) else item.of_tokenizer(tokenizer_json) for item in given
     ]
+    task_files = [Path(item) for item in options.tasks if not isinstance(item, TaskVocabulary)]
+    digest = directory.manifest.tokenizer_digest
+    tables = open_tables(task_files, digest)
+    if draft_file is not None:
+        tables.append(NgramTable.open(draft_file))
+        tables[-1].check(digest)
     # Before the framework and the weights: reading a large tokenizer takes a few hundred megabytes, which
     # must not add to the peak.
     tokenizer = Tokenizer(directory.path)
@@ -136,9 +149,7 @@ def load(
     tokens = tokenizer.size(directory.manifest.vocab_rows)
     learned_file = None
     if learn:
-        digest = directory.manifest.tokenizer_digest
-        files = [Path(item) for item in options.tasks if not isinstance(item, TaskVocabulary)]
-        learned_file = LearnedFile(learned_path(files, cache_directory(), digest), digest, tokens)
+        learned_file = LearnedFile(learned_path(task_files, cache_directory(), digest), digest, tokens)
         learned_file.load()  # a damaged file fails before the weights are read
     decoder = import_backend(options.backend).load_decoder(
         directory,
@@ -159,7 +170,9 @@ def load(
         quantize=quantize,
         learned_file=learned_file,
         adapter=layers_digest(layers),
+        slots=options.slots,
     )
+    model.set_drafts(*tables)
     model.set_static(static)
     trim_heap()
     return model

@@ -15,22 +15,25 @@ from vt_core.decode import arguments, prompts
 from vt_core.decode.answer import Answer
 from vt_core.decode.backend import backend as import_backend
 from vt_core.decode.decoder import Decoder
+from vt_core.decode.drafting import Acceptance, Drafter
 from vt_core.decode.metrics import Clock, ProcessMemory
 from vt_core.decode.options import RequestOptions, request_options
 from vt_core.decode.policy import BlockPolicy
 from vt_core.decode.request import Request
 from vt_core.decode.results import Chunk, Generation, Score, Stats
 from vt_core.decode.sampling import Sampler
-from vt_core.decode.scheduler import Scheduler
+from vt_core.decode.scheduler import BATCH, Scheduler
 from vt_core.decode.scoring import score
 from vt_core.decode.stopping import StopMatcher
 from vt_core.decode.types import Slot
 from vt_core.errors import BackendError, OptionError, PromptError, VocabularyError, VtError, shorten
 from vt_core.files.model_dir import ModelDirectory
 from vt_core.host import trim_heap
+from vt_core.many import generate_many
 from vt_core.session import Session
 from vt_core.vocab.active import Ids
 from vt_core.vocab.learning import Learned, LearnedFile
+from vt_core.vocab.ngrams import NgramTable
 from vt_core.vocab.task import TaskVocabulary
 from vt_core.vocab.tokenizer import Prompt, Tokenizer
 
@@ -58,6 +61,7 @@ class Model:
         clock: Clock = time.perf_counter,
         learned_file: LearnedFile | None = None,
         adapter: str | None = None,
+        slots: int = BATCH,
     ) -> None:
         """Join the parts of a model; applications call :func:`vt_core.load`.
 
@@ -70,6 +74,7 @@ class Model:
             clock: clock of the measurements.
             learned_file: where learned ids are kept; None keeps them as long as the model is loaded.
             adapter: digest of the adapter's layers, if there is one.
+            slots: requests that run at once.
         """
         self.directory = directory  #: the model directory
         self.tokenizer = tokenizer  #: the full tokenizer
@@ -82,7 +87,10 @@ class Model:
         self._clock = clock
         self._memory = ProcessMemory()
         self._policy = BlockPolicy()
-        self._scheduler = Scheduler(decoder, self._policy.costs, clock)
+        self.slots = slots  #: requests that run at once; others wait
+        self._scheduler = Scheduler(decoder, self._policy.costs, clock, slots)
+        self._tables: tuple[NgramTable, ...] = ()
+        self._acceptance = Acceptance()
         self._learned_file = learned_file
         self._learned = Learned(() if learned_file is None else learned_file.load())
 
@@ -159,6 +167,18 @@ class Model:
             self.decoder.head.set_learned(self._learned.ids)
         self._memory.sample()
 
+    def set_drafts(self, *tables: NgramTable | str | Path) -> None:
+        """Replace the n-gram tables that requests draft from. :func:`vt_core.load` takes those next to the
+        task files.
+
+        Raises:
+            VocabularyError: a table cannot be read, or belongs to another tokenizer.
+        """
+        opened = [table if isinstance(table, NgramTable) else NgramTable.open(table) for table in tables]
+        for table in opened:
+            table.check(self.directory.manifest.tokenizer_digest)
+        self._tables, self._acceptance = tuple(opened), Acceptance()
+
     def forget_learned(self) -> None:
         """Drop the rows that earlier requests had rescued. A file of learned ids is not changed.
 
@@ -189,6 +209,8 @@ class Model:
         presence_penalty: float = 0.0,
         frequency_penalty: float = 0.0,
         logit_bias: Mapping[int, float] | None = None,
+        draft: str = "auto",
+        batch: str = "together",
     ) -> Generation:
         """Generate a whole answer. Arguments and errors are those of :meth:`stream`."""
         result = None
@@ -210,6 +232,8 @@ class Model:
             presence_penalty=presence_penalty,
             frequency_penalty=frequency_penalty,
             logit_bias=logit_bias,
+            draft=draft,
+            batch=batch,
         ):
             result = chunk.result
         assert result is not None, "a stream ends with its result"
@@ -235,7 +259,9 @@ class Model:
         presence_penalty: float = 0.0,
         frequency_penalty: float = 0.0,
         logit_bias: Mapping[int, float] | None = None,
-    ) -> Iterator[Chunk]:
+        draft: str = "auto",
+        batch: str = "together",
+    ) -> Generator[Chunk, None, None]:
         """Generate an answer piece by piece. The last chunk carries the :class:`Generation`.
 
         The sampling steps run in this order: penalties, logit bias, temperature, top-k, top-p, min-p, draw.
@@ -261,6 +287,10 @@ class Model:
             presence_penalty: subtracted once from the logits of tokens that occur; 0 is off.
             frequency_penalty: subtracted from a token's logit for each time it occurs; 0 is off.
             logit_bias: added to logits, by token id.
+            draft: ``auto`` drafts tokens where the task has an n-gram table, ``ngram`` from the request's own
+                text too, ``none`` never. Drafts save time and do not change the text.
+            batch: how the model's body runs while there are other requests: ``together`` runs it once for
+                all; ``alone`` once for each, which gives this request bit for bit what it has alone.
 
         Raises:
             PromptError: the prompt is empty, too long, of the wrong type, or has ids without a row.
@@ -285,11 +315,46 @@ class Model:
             presence_penalty=presence_penalty,
             frequency_penalty=frequency_penalty,
             logit_bias=logit_bias,
+            draft=draft,
+            batch=batch,
         )
         ids = self.encode(
             prompt, system=options.system, raw=options.raw, template_arguments=options.template_arguments
         )
         return self.run(ids, options)
+
+    def generate_many(
+        self,
+        prompts: Iterable[Prompt | Mapping[str, Any]],
+        *,
+        ordered: bool = False,
+        return_errors: bool = False,
+        **options: Any,
+    ) -> Iterator[tuple[int, Generation | VtError]]:
+        """Answer many prompts, :attr:`slots` of them at once.
+
+        >>> for index, result in model.generate_many(["Hi", {"prompt": "Ho", "seed": 7}], max_tokens=50):
+        ...     print(index, result.text)
+
+        Args:
+            prompts: as for :meth:`stream`, or dictionaries with a ``prompt`` and options of its own. They are
+                taken one by one as there is room, so they may come from a generator.
+            ordered: whether results come in the order of the prompts. If False, they come as they finish.
+            return_errors: whether the error of a prompt that cannot be answered is its result. If False, it
+                is raised, and ends all others.
+            options: for all prompts; those of :meth:`stream`.
+
+        Yields:
+            The index of a prompt, from 0, and its result.
+
+        Raises:
+            VtError: as :meth:`stream`.
+        """
+        if not isinstance(prompts, Iterable) or isinstance(prompts, (str, Mapping)):
+            raise PromptError(f"generate_many takes a list of prompts, not {shorten(prompts)}")
+        return generate_many(
+            self.stream, self.slots, prompts, options, ordered=ordered, return_errors=return_errors
+        )
 
     def run(
         self, ids: Ids, options: RequestOptions, slot: Slot[Any] | None = None
@@ -338,6 +403,8 @@ class Model:
         presence_penalty: float = 0.0,
         frequency_penalty: float = 0.0,
         logit_bias: Mapping[int, float] | None = None,
+        draft: str = "auto",
+        batch: str = "together",
     ) -> Session:
         """Start a conversation whose caches are kept between turns. The arguments are those of
         :meth:`stream`, and hold for every turn.
@@ -362,6 +429,8 @@ class Model:
             presence_penalty=presence_penalty,
             frequency_penalty=frequency_penalty,
             logit_bias=logit_bias,
+            draft=draft,
+            batch=batch,
         )
         return Session(self, options)
 
@@ -445,6 +514,10 @@ class Model:
 
     def _request(self, options: RequestOptions, slot: Slot[Any] | None) -> Request:
         exact = not options.approximate and self.decoder.head.name != "full"
+        drafts = options.draft == "ngram" or (options.draft == "auto" and bool(self._tables))
+        # The first of the ids that end a text stands for its end in the tables.
+        named = self.tokenizer.named_id("eos_token")
+        ends = sorted(self.eos_ids, key=lambda token: (token != named, token))
         return Request(
             self.decoder,
             Sampler(options.sampling, self.rows),
@@ -454,6 +527,9 @@ class Model:
             self._clock,
             options.dynamic,
             slot,
+            Drafter(self._acceptance, self._tables, rows=self.rows, eos_ids=ends) if drafts else None,
+            self._policy.costs,
+            options.batch == "together",
         )
 
     def _run(self, request: Request, ids: Ids, stops: StopMatcher) -> Generator[Chunk, None, None]:

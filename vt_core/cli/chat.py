@@ -17,6 +17,7 @@ from vt_core.cli.loading import loading_arguments, loading_options, template_arg
 from vt_core.cli.options import (
     FILE,
     approximate_option,
+    draft_option,
     max_tokens_option,
     sampling_options,
     stop_option,
@@ -47,6 +48,7 @@ A line that ends with a backslash goes on in the next one. Ctrl-C stops an answe
 @template_options
 @sampling_options
 @approximate_option
+@draft_option
 @click.option(
     "--session",
     "file",

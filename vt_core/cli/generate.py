@@ -12,6 +12,7 @@ from vt_core.cli.loading import loading_arguments, loading_options, template_arg
 from vt_core.cli.options import (
     FILE,
     approximate_option,
+    draft_option,
     json_option,
     max_tokens_option,
     raw_option,
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 @raw_option
 @sampling_options
 @approximate_option
+@draft_option
 @json_option
 @verbose_option
 @click.pass_obj
@@ -110,7 +112,7 @@ def summary(result: Generation) -> str:
     return (
         f"{stats.prompt_tokens} + {stats.generated_tokens} tokens, {result.finish_reason}; "
         f"first after {number(stats.ttft_s, 'ms', 1e3)}, then {number(stats.tokens_per_s, 'tokens/s')}; "
-        f"{_checks(stats)}"
+        f"{_checks(stats)}{_drafts(stats)}"
         f"head {stats.head}: {stats.static_rows} + {stats.dynamic_rows} of {stats.vocab_rows} rows, "
         f"{number(stats.vocab_bytes_resident, 'MB', 1e-6)} "
         f"of {number(stats.vocab_bytes_full, 'MB', 1e-6)}; "
@@ -126,4 +128,14 @@ def _checks(stats: Stats) -> str:
         f"{stats.verifications} checks in {stats.verify_s:.2f} s: "
         f"{stats.rescued} rescued in {stats.rescue_s:.2f} s, "
         f"{stats.rolled_back} steps of {stats.rolled_back_s:.2f} s rolled back; "
+    )
+
+
+def _drafts(stats: Stats) -> str:
+    """Counts and time of drafting; empty if nothing was drafted."""
+    if not stats.drafted:
+        return ""
+    return (
+        f"{stats.drafted} drafted in {stats.draft_s:.2f} s, {stats.accepted} right, "
+        f"{stats.tokens_per_read:.1f} tokens a read; "
     )

@@ -22,7 +22,18 @@ from vt_core.files.json_files import parse_object, read_json
 from vt_core.files.tables import STORES
 from vt_core.vocab.heads import HEADS
 
-_LOADING = ("revision", "adapter", "task", "head", "store", "device", "dtype", "quantize", "learn")
+_LOADING = (
+    "revision",
+    "adapter",
+    "task",
+    "draft_file",
+    "head",
+    "store",
+    "device",
+    "dtype",
+    "quantize",
+    "learn",
+)
 
 #: Those of :data:`loading_options` apart from the model.
 other_loading_options = combined(
@@ -34,6 +45,12 @@ other_loading_options = combined(
         help="LoRA adapter of the model, in the format of PEFT or mlx-lm.",
     ),
     task_option,
+    click.option(
+        "--draft-file",
+        type=FILE,
+        metavar="FILE",
+        help="N-gram table to draft from. Default: NAME.ngrams next to each task file, where there is one.",
+    ),
     click.option(
         "--head",
         type=click.Choice(list(HEADS)),

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from vt_core.decode.backend import QUANTIZE
+from vt_core.decode.options import DRAFT
 from vt_core.files.dtypes import FLOATS
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -64,6 +65,15 @@ approximate_option = click.option(
     "--approximate",
     is_flag=True,
     help="Skip verification, as the published method does. Otherwise the text is the full head's.",
+)
+
+draft_option = click.option(
+    "--draft",
+    type=click.Choice(DRAFT),
+    default="auto",
+    show_default=True,
+    help="Draft tokens, which saves time and does not change the text: where the task has an n-gram table "
+    "(auto), never, or from the text itself too (ngram).",
 )
 
 verbose_option = click.option("-v", "--verbose", is_flag=True, help="Report on stderr what was done.")

@@ -65,7 +65,7 @@ class Answer:
     def result(self, manifest: Manifest, backend: str, quantization: str | None) -> Generation:
         """The finished answer of a model with this manifest, backend and kind of quantization."""
         request, checks, decoder = self.request, self.request.checks, self.request.decoder
-        head = decoder.head
+        head, drafts = decoder.head, request.drafts
         allocated = decoder.peak_memory()
         stats = Stats(
             prompt_tokens=self._prompt_tokens,
@@ -95,6 +95,11 @@ class Answer:
             verify_s=checks.verify_s,
             rescue_s=checks.rescue_s,
             rolled_back_s=checks.rolled_back_s,
+            reads=drafts.reads,
+            tokens_per_read=(len(self.token_ids) - 1) / drafts.reads if drafts.reads else None,
+            drafted=drafts.drafted,
+            accepted=drafts.accepted,
+            draft_s=drafts.draft_s,
         )
         exact = request.policy is not None or head.name == "full"
         return Generation(self.text, tuple(self.token_ids), self.finish_reason, exact, stats)

@@ -25,6 +25,7 @@ class LoadOptions:
     backend: str  #: name of the backend
     tasks: tuple[str | Path | TaskVocabulary, ...]  #: task vocabularies, as files or objects
     tile_bytes: int | None  #: bytes of the full head to read at a time
+    slots: int  #: requests that run at once
 
 
 def load_options(
@@ -37,6 +38,8 @@ def load_options(
     device: object,
     dtype: object,
     tile_bytes: object,
+    slots: object,
+    draft_file: object,
     quantize: object,
     adapter: object,
     revision: object,
@@ -50,7 +53,7 @@ def load_options(
         VocabularyError: a task vocabulary does not exist.
         BackendError: the backend is unknown or not installed.
     """
-    for name, value in (("path", path), ("adapter", adapter)):
+    for name, value in (("path", path), ("adapter", adapter), ("draft_file", draft_file)):
         if value is not None:
             arguments.path(name, value)
     for name, value in (("device", device), ("revision", revision)):
@@ -68,9 +71,12 @@ def load_options(
         tile_bytes = arguments.whole("tile_bytes", tile_bytes)
         if tile_bytes < 1:
             raise OptionError(f"tile_bytes is {tile_bytes}, but it must be at least 1, or None")
+    count = arguments.whole("slots", slots)
+    if count < 1:
+        raise OptionError(f"slots is {count}, but at least 1 request must run at once")
     chosen = default_backend() if backend is None else arguments.choice("backend", backend, BACKENDS)
     check_backend(chosen)
-    return LoadOptions(chosen, _tasks(task), tile_bytes)
+    return LoadOptions(chosen, _tasks(task), tile_bytes, count)
 
 
 def _tasks(given: object) -> tuple[str | Path | TaskVocabulary, ...]:
@@ -85,6 +91,13 @@ def _task_file(item: object) -> str | Path:
     return path
 
 
+#: When to draft: where a task has an n-gram table; never; always, from the request's own text too.
+DRAFT = ("auto", "none", "ngram")
+
+#: How the body runs for several requests: once for all, or once for each.
+BATCH = ("together", "alone")
+
+
 @dataclass(frozen=True)
 class RequestOptions:
     """What :meth:`vt_core.model.Model.stream` was asked for, apart from the prompt."""
@@ -97,6 +110,8 @@ class RequestOptions:
     dynamic: bool  #: whether the prompt's tokens join the head
     template_arguments: dict[str, Any]  #: arguments of the chat template
     sampling: SamplerSettings  #: how tokens are chosen
+    draft: str = "auto"  #: one of :data:`DRAFT`
+    batch: str = "together"  #: one of :data:`BATCH`
 
 
 def request_options(
@@ -117,6 +132,8 @@ def request_options(
     presence_penalty: float = 0.0,
     frequency_penalty: float = 0.0,
     logit_bias: Mapping[int, float] | None = None,
+    draft: str = "auto",
+    batch: str = "together",
 ) -> RequestOptions:
     """Check the options of a request; numpy's numbers become Python's. :class:`~vt_core.model.Model` says
     what each means.
@@ -148,6 +165,8 @@ def request_options(
             frequency_penalty=arguments.number("frequency_penalty", frequency_penalty),
             logit_bias=_logit_bias(logit_bias),
         ),
+        draft=arguments.choice("draft", draft, DRAFT),
+        batch=arguments.choice("batch", batch, BATCH),
     )
 
 

@@ -95,12 +95,12 @@ class Request:
     #: Caches of the caller's, to go on from and to keep: afterwards they hold the text as far as it was read.
     #: None: caches of the request's own.
     slot: Slot[Any] | None = None
-    reused: int = 0  #: tokens of the prompt that the slot held already
-    checks: Checks = field(default_factory=Checks)  #: what verification did so far
-    drafts: Drafts = field(default_factory=Drafts)  #: what drafting did so far
     drafter: Drafter | None = None  #: proposes tokens to read at once
     costs: Costs | None = None  #: what reads cost; the drafter's lengths depend on it
     together: bool = True  #: whether the body may run once for this request and others
+    reused: int = 0  #: tokens of the prompt that the slot held already
+    checks: Checks = field(default_factory=Checks)  #: what verification did so far
+    drafts: Drafts = field(default_factory=Drafts)  #: what drafting did so far
     #: Full ids that this request needs active, besides the static and learned ones.
     dynamic_ids: list[int] = field(default_factory=list)
     head_bytes: int = 0  #: bytes of the head on the device, at the end of the request

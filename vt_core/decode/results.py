@@ -37,6 +37,11 @@ class Stats:
     verify_s: float  #: seconds spent on verification
     rescue_s: float  #: seconds spent on rewinding caches and reading rescued rows
     rolled_back_s: float  #: seconds spent on steps that were thrown away
+    reads: int  #: passes of the body after the prompt
+    tokens_per_read: float | None  #: tokens after the first, per read
+    drafted: int  #: drafted tokens that were read
+    accepted: int  #: of these, tokens that were right
+    draft_s: float  #: seconds spent on drafting
 
 
 @dataclass(frozen=True)
