@@ -69,12 +69,12 @@ def _samples(sections: tuple[Section, ...], tokens: TokenTable) -> list[dict[str
 
 
 def _sample(section: Section, at: int, context: str, tokens: TokenTable) -> dict[str, Any]:
-    token = int(section.tokens[at])
+    token, count, share = section.entry(at)
     return {
         "context": context,
         "next": "" if token == END else tokens.text(token),
-        "count": int(section.counts[at]),
-        "share": round(int(section.shares[at]) / 0xFFFF, 4),
+        "count": count,
+        "share": round(share / 0xFFFF, 4),
     }
 
 

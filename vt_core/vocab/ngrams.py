@@ -96,16 +96,23 @@ class Section:
         self.tokens = np.asarray(tokens, np.uint32)
         self.counts = np.asarray(counts, np.uint16)
         self.shares = np.asarray(shares, np.uint16)
-        # Single items of a memoryview are read ten times as fast as those of an array.
+        # Single items of a memoryview are read several times as fast as those of an array.
         self._hashes = self.hashes.data
+        self._entries = self.tokens.data, self.counts.data, self.shares.data
 
     def __len__(self) -> int:
         return len(self.hashes)
 
     def index(self, hash: int) -> int | None:
         """Place of a context, or None."""
-        at = bisect_left(self._hashes, hash)
-        return at if at < len(self._hashes) and self._hashes[at] == hash else None
+        hashes = self._hashes
+        at = bisect_left(hashes, hash)
+        return at if at < len(hashes) and hashes[at] == hash else None
+
+    def entry(self, at: int) -> tuple[int, int, int]:
+        """Token, count and share at a place."""
+        tokens, counts, shares = self._entries
+        return tokens[at], counts[at], shares[at]
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,8 +149,8 @@ class NgramTable:
             section = self.sections[order - 1]
             at = section.index(hashes[order - 1])
             if at is not None:
-                token, times, share = section.tokens[at], section.counts[at], section.shares[at]
-                return Found(order, int(token), int(times), int(share) / _TOP)
+                token, times, share = section.entry(at)
+                return Found(order, token, times, share / _TOP)
         return None
 
     def check(self, tokenizer_digest: str, model: str = "") -> None:

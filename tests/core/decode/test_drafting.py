@@ -175,6 +175,25 @@ def test_old_measurements_of_long_reads_are_forgotten():
     for size, seconds in ((1, 1.0), (1, 1.0), (2, 50.0), (2, 50.0)):
         costs.add(size, seconds)
     assert costs.seconds(2) == 50
-    for _ in range(1001):
+    for _ in range(2000):
         costs.add(1, 1.0)
     assert costs.seconds(2) == pytest.approx(1.35)
+    costs.add(2, 1.2)  # no first read any more
+    assert costs.seconds(2) == 1.2
+
+
+def test_costs_of_batches_need_no_read_of_one_token():
+    costs = ReadCosts()
+    for _ in range(2):
+        costs.add(4, 2.0)
+    assert costs.known
+    assert [costs.seconds(n) for n in (1, 4, 6)] == [2.0, 2.0, pytest.approx(2.35)]
+
+
+@given(st.lists(st.tuples(st.integers(1, 40), st.floats(1e-4, 10)), min_size=2), st.integers(1, 60))
+def test_costs_are_between_the_measured_ones_or_above(reads, tokens):
+    costs = ReadCosts()
+    for size, seconds in reads:
+        costs.add(size, seconds)
+    if costs.known:
+        assert costs.seconds(tokens) >= 0.999e-4

@@ -131,13 +131,14 @@ class Drafter:
         if written < self._longest:
             # Contexts of the tables begin in the output, whatever the prompt ends with.
             hashes = context_hashes([BEGIN, *tail[len(tail) - written :]], self._longest)
-        matches = [found for table in self._tables if (found := table.find(hashes))]
-        if not matches:
-            return None
-        found = max(matches, key=lambda found: (found.order, found.times))
-        if found.token == END:
+        found: Found | None = None
+        for table in self._tables:
+            other = table.find(hashes)
+            if other and (found is None or (other.order, other.times) > (found.order, found.times)):
+                found = other
+        if found is not None and found.token == END:
             return None if self._end is None else found._replace(token=self._end)
-        return found if found.token < self._rows else None
+        return found if found is not None and found.token < self._rows else None
 
     def _from_context(self, hashes: list[int]) -> tuple[int, Kind] | None:
         for order in range(min(len(hashes), CONTEXT), 0, -1):

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, insort
 from collections.abc import Callable, Sequence
 
 #: Factor by which each new measurement of a size lowers the weight of older ones.
 _KEPT = 0.8
-#: Cost of another token of a read, in reads of one token, as long as no longer read was measured.
+#: Cost of another token of a read as long as only one size was measured, in the cost per token of that size.
 _UNKNOWN = 0.35
-#: A size that was not read for this many reads is forgotten, so that one bad measurement does not last.
+#: A size that was not read for this many reads is forgotten, so that a bad measurement does not last.
 _FORGET = 1000
 
 
@@ -42,42 +42,51 @@ class ReadCosts:
     """
 
     def __init__(self) -> None:
-        self._seconds: dict[int, tuple[float, float]] = {}  #: sum of weights and of weighted seconds
-        self._warm: set[int] = set()  #: sizes that were read once; the first read of each is not counted
-        self._last: dict[int, int] = {}  #: number of the last read of each size
+        self._sizes: list[int] = []  #: measured sizes, ascending
+        self._seconds: dict[int, tuple[float, float]] = {}  #: their mean cost, and the weight of it
+        self._last: dict[int, int] = {}  #: number of the last read of each size, also of unmeasured ones
         self._reads = 0
 
     @property
     def known(self) -> bool:
-        """Whether single tokens were measured: :meth:`seconds` may be asked."""
-        return 1 in self._seconds
+        """Whether any size was measured: :meth:`seconds` may be asked."""
+        return bool(self._sizes)
 
     def add(self, tokens: int, seconds: float) -> None:
         """Note a read of `tokens` tokens. The first of each size is left out, for it has one-time costs."""
         self._reads += 1
-        if tokens not in self._warm:
-            self._warm.add(tokens)
-            return
-        weight, total = self._seconds.get(tokens, (0.0, 0.0))
-        self._seconds[tokens] = _KEPT * weight + 1, _KEPT * total + seconds
+        first = tokens not in self._last
         self._last[tokens] = self._reads
-        for size in [size for size, last in self._last.items() if self._reads - last > _FORGET and size > 1]:
-            del self._seconds[size], self._last[size]
+        if first:
+            return
+        mean, weight = self._seconds.get(tokens, (0.0, 0.0))
+        weight = _KEPT * weight + 1
+        if tokens not in self._seconds:
+            insort(self._sizes, tokens)
+        self._seconds[tokens] = mean + (seconds - mean) / weight, weight
+        if self._reads % _FORGET == 0:
+            self._forget()
 
     def seconds(self, tokens: int) -> float:
         """Expected seconds of a read; only where :attr:`known`."""
-        sizes = sorted(self._seconds)
+        if tokens in self._seconds:
+            return self._seconds[tokens][0]
+        sizes = self._sizes
         at = bisect_left(sizes, tokens)
-        if at < len(sizes) and sizes[at] == tokens:
-            return self._measured(tokens)
+        low, high = sizes[max(at - 1, 0)], sizes[min(at, len(sizes) - 1)]
+        low_s, high_s = self._seconds[low][0], self._seconds[high][0]
+        if at == 0:
+            return high_s
         if at < len(sizes):
-            low, high = sizes[at - 1], sizes[at]
-            share = (tokens - low) / (high - low)
-            return (1 - share) * self._measured(low) + share * self._measured(high)
-        one, longest = self._measured(1), sizes[-1]
-        slope = _UNKNOWN * one if longest == 1 else max(0.0, self._measured(longest) - one) / (longest - 1)
-        return self._measured(longest) + slope * (tokens - longest)
+            return low_s + (high_s - low_s) * (tokens - low) / (high - low)
+        if low == sizes[0]:
+            return low_s * (1 + _UNKNOWN * (tokens - low) / low)
+        first_s = self._seconds[sizes[0]][0]
+        return low_s + max(0.0, low_s - first_s) * (tokens - low) / (low - sizes[0])
 
-    def _measured(self, tokens: int) -> float:
-        weight, total = self._seconds[tokens]
-        return total / weight
+    def _forget(self) -> None:
+        """Forget sizes that were not read lately, except the shortest one."""
+        old = [size for size in self._sizes[1:] if self._reads - self._last[size] > _FORGET]
+        for size in old:
+            self._sizes.remove(size)
+            del self._seconds[size]
