@@ -90,7 +90,8 @@ def test_client_that_leaves_a_waiting_answer_frees_its_place(slow, model):
     until(lambda: metric(slow, "vt_cancelled_total") == left + 1)
 
 
-def test_full_queue_answers_429(slow, model):
+def test_full_queue_answers_429(slow, model, monkeypatch):
+    monkeypatch.setattr(model, "seconds", 0.4)
     address = f"{slow.api}/chat/completions"
     threads = [threading.Thread(target=httpx.post, args=(address,), kwargs={"json": BODY}) for _ in range(2)]
     for thread in threads:
@@ -312,7 +313,7 @@ def test_wrong_starts_are_told_in_a_line(tiny, tmp_path):
     assert "cannot listen" in error_of(
         run_cli("torch", "serve", "--model", directory, "--host", "no.such.host")
     )
-    assert "no such" in error_of(run_cli("torch", "serve", "--task", tmp_path / "x.vt.json"))
+    assert "cannot be read" in error_of(run_cli("torch", "serve", "--task", tmp_path / "x.vt.json"))
     twice = run_cli("torch", "serve", "--model", f"a={directory}", "--model", f"a={directory}", "--port", 0)
     assert "two models have one name" in error_of(twice)
     assert "temperature" in error_of(run_cli("torch", "serve", "--temperature", "-1"))

@@ -16,6 +16,7 @@ from starlette.routing import Route
 
 from vt_core.errors import PromptError
 from vt_core.files.json_files import parse_object
+from vt_core.serve import page
 from vt_core.serve.chat import Chat
 from vt_core.serve.common import Common
 from vt_core.serve.completions import Completion
@@ -60,6 +61,7 @@ class Server:
     def app(self) -> Starlette:
         """The ASGI application."""
         routes = [
+            *page.routes(),
             Route("/health", self.health),
             Route("/metrics", self.metrics),
             Route("/v1/models", self.models),
