@@ -7,27 +7,7 @@ from typing import Any
 
 from converters.gguf_file import GGUFFile
 from vt_core.errors import TokenizerError
-
-_CONTRACTION = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-_REST = r"\s*[\r\n]+|\s+(?!\S)|\s+"
-_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
-
-
-def _words(digits: str, marks: str = "") -> str:
-    """Contractions, words with a leading sign, numbers, signs, line ends, spaces: cl100k's descendants.
-
-    `marks`: what belongs to words besides letters.
-    """
-    letters = rf"[\p{{L}}{marks}]" if marks else r"\p{L}"
-    signs = rf"[^\s\p{{L}}{marks}\p{{N}}]"
-    return rf"{_CONTRACTION}|[^\r\n\p{{L}}\p{{N}}]?{letters}+|{digits}| ?{signs}+[\r\n]*|{_REST}"
-
-
-def _cased_words(digits: str, suffix: str) -> str:
-    """The same with words cut where lower case ends: o200k and Tekken."""
-    lead = r"[^\r\n\p{L}\p{N}]?"
-    words = rf"{lead}{_UPPER}*{_LOWER}+{suffix}|{lead}{_UPPER}+{_LOWER}*{suffix}"
-    return rf"{words}|{digits}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_REST}"
+from vt_core.vocab.split_patterns import CONTRACTION, TEKKEN, cased_words, words
 
 
 @dataclass(frozen=True)
@@ -73,10 +53,10 @@ class Pretokenizer:
 
 _GPT2 = Pretokenizer()
 _DIGITS = Pretokenizer(digits=True)
-_QWEN2 = Pretokenizer(_words(r"\p{N}"), nfc=True)
-_QWEN35 = Pretokenizer(_words(r"\p{N}", r"\p{M}"), nfc=True)
-_CL100K = Pretokenizer(_words(r"\p{N}{1,3}"))
-_LLAMA3 = Pretokenizer(_words(r"\p{N}{1,3}"), ignore_merges=True, add_bos=True)
+_QWEN2 = Pretokenizer(words(r"\p{N}"), nfc=True)
+_QWEN35 = Pretokenizer(words(r"\p{N}", r"\p{M}"), nfc=True)
+_CL100K = Pretokenizer(words(r"\p{N}{1,3}"))
+_LLAMA3 = Pretokenizer(words(r"\p{N}{1,3}"), ignore_merges=True, add_bos=True)
 
 #: By their names in GGUF files.
 PRETOKENIZERS = {
@@ -86,8 +66,8 @@ PRETOKENIZERS = {
     **dict.fromkeys(["llama-bpe", "llama3", "llama-v3", "falcon3", "lfm2"], _LLAMA3),
     **dict.fromkeys(["dbrx", "smaug-bpe"], _CL100K),
     "qwen35": _QWEN35,
-    "tekken": Pretokenizer(_cased_words(r"\p{N}", ""), ignore_merges=True, add_bos=True),
-    "gpt-4o": Pretokenizer(_cased_words(r"\p{N}{1,3}", rf"{_CONTRACTION}?")),
+    "tekken": Pretokenizer(TEKKEN, ignore_merges=True, add_bos=True),
+    "gpt-4o": Pretokenizer(cased_words(r"\p{N}{1,3}", rf"{CONTRACTION}?")),
 }
 
 _BY_ARCHITECTURE = {"qwen2": _QWEN2, "qwen3": _QWEN2, "qwen35": _QWEN35, "smollm3": _LLAMA3, "lfm2": _LLAMA3}

@@ -19,6 +19,7 @@ from vt_core.vocab import chat_template
 from vt_core.vocab.active import Ids
 from vt_core.vocab.added_tokens import AddedToken, TokenizerFiles
 from vt_core.vocab.chat_template import ChatTemplates, Message
+from vt_core.vocab.mistral_regex import fix_mistral_regex
 from vt_core.vocab.token_bytes import byte_level_bytes, is_unused, sentencepiece_bytes
 
 #: What a request takes: text, chat messages, or full ids.
@@ -227,6 +228,7 @@ def _load(path: Path, files: TokenizerFiles | None) -> tuple[tokenizers.Tokenize
             for token_id, token in fast.get_added_tokens_decoder().items()
         }
         fast.add_tokens([tokenizers.AddedToken(**asdict(token)) for token in files.additions(own, pad)])
+        fix_mistral_regex(fast, files)
         fast.encode_special_tokens = files.config.get("split_special_tokens") is True
     return fast, pad
 
