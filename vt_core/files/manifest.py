@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 
 from vt_core.errors import ModelError, shorten
 from vt_core.files.dtypes import FLOATS, item_size
-from vt_core.files.json_files import Fields, parse_object
+from vt_core.files.json_files import Fields, parse_object, read_object
 from vt_core.files.quantization import Quantization
 
 MANIFEST_NAME = "vt.json"
@@ -184,6 +184,19 @@ class Manifest:
             parts = PurePosixPath(name).parts
             if not parts or PurePosixPath(name).is_absolute() or ".." in parts:
                 raise ModelError(f"{path}: the file name {name!r} leads outside the directory.")
+
+
+def is_older(directory: Path) -> bool:
+    """Whether an older version of vt wrote a model directory, in a format that this one cannot read."""
+    path = directory / MANIFEST_NAME
+    try:
+        fields = Fields(str(path), read_object(path, "manifest", ModelError), ModelError, "")
+        return (
+            fields.whole("format_version") < FORMAT_VERSION
+            and fields.part("source").text("kind") in SOURCE_KINDS
+        )
+    except ModelError:
+        return False
 
 
 def describe_files(directory: Path, known: Mapping[str, str]) -> dict[str, FileInfo]:

@@ -1,4 +1,4 @@
-"""Regular expressions that split text before a byte-level BPE merges, as the tokenizers library reads them."""
+"""Regular expressions that split text before a byte-level BPE merges, for the tokenizers library."""
 
 from __future__ import annotations
 
