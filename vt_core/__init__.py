@@ -59,8 +59,9 @@ def load(
         path: a model directory, a Hugging Face directory, a hub id, or a GGUF file. All but the first are
             converted once, into the user's cache. None: the default model, SmolLM2-135M-Instruct.
         backend: ``mlx`` or ``torch``. None: MLX on Apple Silicon, PyTorch elsewhere.
-        task: task vocabularies, as files or as objects; the head holds their union. None given: the rank
-            prior, which are the most frequent tokens of the tokenizer.
+        task: task vocabularies, as files, as names in the collection that comes with vt's repository
+            (``math``), or as objects; the head holds their union. None given: the rank prior, which are the
+            most frequent tokens of the tokenizer.
         head: ``prealloc``, ``split`` or ``rebuild``, three ways to hold a small head; or ``full``, the
             original head.
         store: ``lmdb`` reads vocabulary rows from disk, ``ram`` keeps the tables in host memory.
@@ -96,6 +97,7 @@ def load(
     from vt_core.files.model_dir import ModelDirectory
     from vt_core.host import trim_heap
     from vt_core.model import Model
+    from vt_core.vocab.collection import find_task
     from vt_core.vocab.learning import LearnedFile, learned_path
     from vt_core.vocab.ngrams import NgramTable, open_tables
     from vt_core.vocab.static import static_ids
@@ -121,7 +123,11 @@ def load(
         progress=progress,
     )
     layers = [] if adapter is None else read_adapter(adapter)
-    given = [item if isinstance(item, TaskVocabulary) else read_task(item) for item in options.tasks]
+    # Names in the collection wait for the tokenizer.
+    given = [
+        item if isinstance(item, TaskVocabulary) or not Path(item).exists() else read_task(item)
+        for item in options.tasks
+    ]
 
     def check_backend_options() -> None:
         backend_module = import_backend(options.backend)
@@ -131,12 +137,11 @@ def load(
         resolve(path, revision=revision, progress=progress, before_conversion=check_backend_options)
     )
     tokenizer_json = directory.path / "tokenizer.json"
-    tasks = [
-        item if isinstance(item, TaskVocabulary) else item.of_tokenizer(tokenizer_json) for item in given
-    ]
-    task_files = [Path(item) for item in options.tasks if not isinstance(item, TaskVocabulary)]
     digest = directory.manifest.tokenizer_digest
-    tables = open_tables(task_files, digest)
+    files = {item: find_task(item, digest) for item in options.tasks if not isinstance(item, TaskVocabulary)}
+    read = [read_task(files[item]) if isinstance(item, (str, Path)) else item for item in given]
+    tasks = [item if isinstance(item, TaskVocabulary) else item.of_tokenizer(tokenizer_json) for item in read]
+    tables = open_tables(files.values(), digest)
     if draft_file is not None:
         tables.append(NgramTable.open(draft_file))
         tables[-1].check(digest)
@@ -149,7 +154,9 @@ def load(
     tokens = tokenizer.size(directory.manifest.vocab_rows)
     learned_file = None
     if learn:
-        learned_file = LearnedFile(learned_path(task_files, cache_directory(), digest), digest, tokens)
+        # What a model learns does not go into the collection.
+        named = [path for item, path in files.items() if Path(item).exists()]
+        learned_file = LearnedFile(learned_path(named, cache_directory(), digest), digest, tokens)
         learned_file.load()  # a damaged file fails before the weights are read
     decoder = import_backend(options.backend).load_decoder(
         directory,

@@ -251,3 +251,18 @@ def overwrite(file, content):
 
 def test_version(backend):
     assert run_cli(backend, "--version").output == f"vt-{backend}, version {__version__}\n"
+
+
+def test_task_is_taken_from_the_collection_by_name(run, model, tmp_path, monkeypatch):
+    digest = json.loads((model / "vt.json").read_text())["tokenizer_digest"]
+    (tmp_path / f"tiny-{digest[:12]}").mkdir()
+    file = tmp_path / f"tiny-{digest[:12]}" / "letters.vt.json"
+    ids = np.arange(5, 25)
+    TaskVocabulary("letters", digest, 300, ids, ids * 0).save(file)
+    monkeypatch.setenv("VT_VOCABULARIES", str(tmp_path))
+    named = run("-v", "--json", "--max-tokens", 1, "--task", "letters", "--learn", "abc")
+    assert f"task letters: {file}" in named.stderr
+    assert list(file.parent.iterdir()) == [file]  # what is learned goes elsewhere
+    given = json_of(run("--json", "--max-tokens", 1, "--task", file, "abc"))
+    assert json_of(named)["static_rows"] == given["static_rows"]
+    assert "which has letters" in error_of(run("--task", "digits", "abc"))

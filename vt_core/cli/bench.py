@@ -214,8 +214,10 @@ def _tasks(
 ) -> dict[str, list[str]]:
     """Files of task vocabularies for each variant: those given, or one of the size that it asks for."""
     from vt_core.measure.vocabularies import sized
+    from vt_core.vocab.collection import find_task
     from vt_core.vocab.task import TaskVocabulary
 
+    files = tuple(find_task(file, directory.manifest.tokenizer_digest) for file in files)
     tasks = [TaskVocabulary.load(file, directory.tokenizer_path) for file in files]
     for task in tasks:
         task.check(directory.manifest.tokenizer_digest, directory.manifest.vocab_rows)

@@ -25,7 +25,8 @@ task_option = click.option(
     multiple=True,
     type=FILE,
     metavar="FILE",
-    help="Task vocabulary; may be repeated, the vocabularies are combined.",
+    help="Task vocabulary, or the name of one in the collection, such as math; may be repeated, the "
+    "vocabularies are combined.",
 )
 
 stop_option = click.option(

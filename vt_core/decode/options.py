@@ -11,9 +11,10 @@ from vt_core.decode import arguments
 from vt_core.decode.backend import BACKENDS, QUANTIZE, check_backend, default_backend
 from vt_core.decode.sampling import SamplerSettings
 from vt_core.decode.stopping import StopMatcher
-from vt_core.errors import OptionError, VocabularyError
+from vt_core.errors import OptionError
 from vt_core.files.dtypes import FLOATS
 from vt_core.files.tables import STORES
+from vt_core.vocab.collection import check_task
 from vt_core.vocab.heads import HEADS
 from vt_core.vocab.task import TaskVocabulary
 
@@ -86,8 +87,7 @@ def _tasks(given: object) -> tuple[str | Path | TaskVocabulary, ...]:
 
 def _task_file(item: object) -> str | Path:
     path = arguments.path("a task vocabulary", item)
-    if not Path(path).exists():
-        raise VocabularyError(f"{path}: there is no such task vocabulary; make it with the profile command")
+    check_task(path)
     return path
 
 

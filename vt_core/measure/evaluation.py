@@ -28,6 +28,7 @@ from vt_core.measure.variants import Variant
 from vt_core.measure.vocabularies import Pruned, of_ids, profiled
 from vt_core.measure.worker import Worker
 from vt_core.profile.row_format import RowFormat
+from vt_core.vocab.collection import find_task
 from vt_core.vocab.task import TaskVocabulary
 
 #: File of the pruned tokenizer, beside the results.
@@ -80,7 +81,8 @@ class Evaluation:
     def vocabularies(self) -> list[TaskVocabulary]:
         """Task vocabularies whose union is the static set; empty: the rank prior is."""
         if self.tasks or not self.profile_data:
-            loaded = [TaskVocabulary.load(path, self.directory.tokenizer_path) for path in self.tasks]
+            files = [find_task(task, self.directory.manifest.tokenizer_digest) for task in self.tasks]
+            loaded = [TaskVocabulary.load(path, self.directory.tokenizer_path) for path in files]
             for task in loaded:
                 task.check(self.directory.manifest.tokenizer_digest, self.directory.manifest.vocab_rows)
             return loaded
