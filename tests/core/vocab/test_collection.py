@@ -59,7 +59,7 @@ def test_unknown_task_is_refused_before_the_model_is_opened(directory: Path) -> 
 
 @pytest.mark.parametrize("file", ["absent/math", "math.vt.json", "*", "../math"])
 def test_absent_file_is_not_looked_for_in_the_collection(file: str) -> None:
-    with pytest.raises(VocabularyError, match="there is no such (task vocabulary|file)"):
+    with pytest.raises(VocabularyError, match=r"there is no such (task vocabulary|file)"):
         find_task(file, DIGESTS["one"])
 
 
@@ -72,7 +72,7 @@ def test_absent_collection_is_named(tmp_path: Path, monkeypatch) -> None:
         collection, "__file__", str(tmp_path / "site-packages" / "vt_core" / "vocab" / "x.py")
     )
     assert collection_directory() is None
-    with pytest.raises(VocabularyError, match="math: .* no collection .* set VT_VOCABULARIES"):
+    with pytest.raises(VocabularyError, match=r"math: .* no collection .* set VT_VOCABULARIES"):
         check_task("math")
 
 
