@@ -330,7 +330,7 @@ class Model:
         ordered: bool = False,
         return_errors: bool = False,
         **options: Any,
-    ) -> Iterator[tuple[int, Generation | VtError]]:
+    ) -> Generator[tuple[int, Generation | VtError], None, None]:
         """Answer many prompts, :attr:`slots` of them at once.
 
         >>> for index, result in model.generate_many(["Hi", {"prompt": "Ho", "seed": 7}], max_tokens=50):

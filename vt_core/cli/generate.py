@@ -8,30 +8,62 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from vt_core.cli import many
 from vt_core.cli.loading import loading_arguments, loading_options, template_arguments, template_options
 from vt_core.cli.options import (
     FILE,
     approximate_option,
+    data_option,
     draft_option,
+    input_field_option,
     json_option,
     max_tokens_option,
     raw_option,
     sampling_options,
     stop_option,
     system_option,
+    template_option,
     verbose_option,
 )
 from vt_core.cli.streams import log_shown, write_json, write_text
+from vt_core.decode.options import BATCH
 from vt_core.errors import PromptError
 from vt_core.files.json_files import decode_text, read_text
 
 if TYPE_CHECKING:
-    from vt_core import Generation, Stats
+    from vt_core import Generation, Model, Stats
 
 
 @click.command()
 @click.argument("prompt", required=False)
 @click.option("--prompt-file", type=FILE, metavar="FILE", help="Read the prompt from a file.")
+@data_option("Rows with prompts to answer, in place of PROMPT")
+@click.option(
+    "--out",
+    type=FILE,
+    metavar="FILE",
+    help="File for the answers to --data, a line of JSON for each row; a run that was interrupted goes on. "
+    "Default: standard output.",
+)
+@template_option
+@input_field_option
+@click.option(
+    "--batch",
+    "slots",
+    type=click.IntRange(1),
+    default=8,
+    show_default=True,
+    help="Prompts of --data to answer at once.",
+)
+@click.option(
+    "--batch-mode",
+    "batch",
+    type=click.Choice(BATCH),
+    default="together",
+    show_default=True,
+    help="Run the model's body once for all prompts, or alone for each: then every answer is, to the last "
+    "bit, that of a run alone.",
+)
 @loading_options
 @max_tokens_option()
 @stop_option
@@ -45,9 +77,19 @@ if TYPE_CHECKING:
 @verbose_option
 @click.pass_obj
 def generate(
-    backend: str, prompt: str | None, prompt_file: Path | None, as_json: bool, verbose: bool, **options: Any
+    backend: str,
+    prompt: str | None,
+    prompt_file: Path | None,
+    data: tuple[Path, ...],
+    out: Path | None,
+    template: str | None,
+    input_field: str | None,
+    slots: int,
+    as_json: bool,
+    verbose: bool,
+    **options: Any,
 ) -> None:
-    """Generate an answer to PROMPT (or to standard input) and stream it.
+    """Generate an answer to PROMPT (or to standard input) and stream it; with --data, answer many prompts.
 
     \b
     Examples:
@@ -55,18 +97,33 @@ def generate(
       vt-torch generate --model Qwen/Qwen2.5-Coder-0.5B-Instruct "Reverse a list in Python."
       echo "Translate to Italian: good morning" | vt-torch generate --max-tokens 40
       vt-torch generate --task math.vt.json --json "What is 12 * 13?"
+      vt-torch generate --data rows.jsonl --template "Translate to French: {input}" --out answers.jsonl
     """
     if options["raw"] and (options["chat_template_kwargs"] or options["tools"]):
         raise click.UsageError("--chat-template-kwargs and --tools need the chat template; leave --raw out")
     options["template_arguments"] = template_arguments(options)
     loading = loading_arguments(options)
-    text = _read_prompt(prompt, prompt_file)
+    text = None
+    if not data:
+        for name, value in (("--out", out), ("--template", template), ("--input-field", input_field)):
+            if value is not None:
+                raise click.UsageError(f"{name} goes with --data")
+        text = _read_prompt(prompt, prompt_file)
+    elif prompt is not None or prompt_file is not None or as_json:
+        raise click.UsageError("--data takes the place of PROMPT, --prompt-file and --json")
     from vt_core import load
     from vt_core.decode.options import request_options
 
     request_options(**options)  # refuses wrong ones before the model is loaded
-    with log_shown(verbose):
-        model = load(backend=backend, progress=sys.stderr.isatty() or verbose, **loading)
+
+    def load_model() -> Model:
+        with log_shown(verbose):
+            return load(backend=backend, progress=sys.stderr.isatty() or verbose, slots=slots, **loading)
+
+    if text is None:
+        many.run(load_model, many.Prompts(data, input_field, template), out, options)
+        return
+    model = load_model()
     if verbose and model.tokenizer.chat_template is None and not options["raw"]:
         click.echo("the model has no chat template: the prompt is used as it is", err=True)
     for chunk in model.stream(text, **options):

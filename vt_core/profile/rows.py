@@ -27,16 +27,32 @@ def each_row(
     Raises:
         DataError: a file cannot be read, or `make` raised BadRow. The message names the file and the line.
     """
+    for _, made in each_row_or_error(files, make, columns):
+        if isinstance(made, DataError):
+            raise made
+        yield made
+
+
+def each_row_or_error(
+    files: Sequence[str | Path], make: Callable[[Any], T], columns: Sequence[str] | None = None
+) -> Iterator[tuple[str, T | DataError]]:
+    """As :func:`each_row`, with the file and line of each row. A row that `make` cannot use gives an error.
+
+    Raises:
+        DataError: a file cannot be read.
+    """
     for file in files:
         for chunk in read_chunks(file, columns=columns):
             for index, row in enumerate(chunk.rows):
                 if is_blank(row):
                     continue
+                where = chunk.where(index)
+                made: T | DataError
                 try:
                     made = make(parse_row(row))
                 except BadRow as error:
-                    raise DataError(f"{chunk.where(index)}: {error}.") from None
-                yield made
+                    made = DataError(f"{where}: {error}.")
+                yield where, made
 
 
 def is_blank(row: Row) -> bool:
