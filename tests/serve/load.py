@@ -140,6 +140,9 @@ def served(directory: Path, *options: object) -> Iterator[tuple[str, int]]:
     finally:
         process.terminate()
         process.wait(60)
+        log.join()
+        process.stdout.close()
+        process.stderr.close()
 
 
 def main() -> None:
