@@ -16,6 +16,7 @@ import pytest
 from tests.commands import error_of, run_cli, start_cli
 from tests.serve.running import running, tiny_model
 from vt_core import TaskVocabulary
+from vt_core.serve.engine import Task
 from vt_core.serve.log import JsonLines
 
 BODY = {"messages": [{"role": "user", "content": "the cat sat"}], "max_tokens": 4}
@@ -181,9 +182,8 @@ def test_key_is_needed_where_one_is_set(tiny):
 
 def task(model, name, ids):
     directory = model.directory
-    return TaskVocabulary(
-        name, directory.manifest.tokenizer_digest, model.rows, np.array(ids), np.ones(len(ids), np.int64), 1
-    )
+    digest, counts = directory.manifest.tokenizer_digest, np.ones(len(ids), np.int64)
+    return Task(TaskVocabulary(name, digest, model.rows, np.array(ids), counts, examples=1))
 
 
 def test_tasks_are_chosen_by_name(tiny):
@@ -191,7 +191,7 @@ def test_tasks_are_chosen_by_name(tiny):
     tasks = {
         name: task(model, name, ids) for name, ids in {"a": range(300, 320), "b": range(900, 950)}.items()
     }
-    model.set_task(*tasks.values())
+    model.set_task(*(each.vocabulary for each in tasks.values()))
     text = model.generate(BODY["messages"], max_tokens=4).text
     sizes = []
     run = model.run

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from vt_core.errors import OptionError
 
 if TYPE_CHECKING:
     from vt_core.model import Model
+    from vt_core.serve.engine import Task
     from vt_core.serve.registry import Served
 
 #: Name of the model that is served where none is given.
@@ -139,11 +141,12 @@ def serve(backend: str, models: tuple[str, ...], **options: Any) -> None:
     )
     request_options(**defaults)  # refuses wrong ones before a model is loaded
     start_log()
-    tasks = named_tasks(options.pop("task"))
+    files = options.pop("task")
+    tasks = named_tasks(files)
     given = models or ("",)
     if len(given) > 1 and (options["revision"] or options["adapter"]):
         raise click.UsageError("--revision and --adapter go with one model; give one --model only")
-    served = [_served(backend, model, tasks, {**options, "task": ()}) for model in given]
+    served = [_served(backend, model, tasks, files, settings.batch, options) for model in given]
     # uvicorn raises the signal again when all is done.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     run(served, settings, lambda server, url: None)
@@ -159,7 +162,14 @@ _SHAPING = (
 )  # fmt: skip
 
 
-def _served(backend: str, given: str, tasks: dict[str, Any], options: dict[str, Any]) -> Served:
+def _served(
+    backend: str,
+    given: str,
+    tasks: Mapping[str, Task],
+    files: Sequence[Path],
+    slots: int,
+    options: dict[str, Any],
+) -> Served:
     """A model as ``[NAME=]PATH|ID`` says."""
     from vt_core.serve.registry import Served
 
@@ -168,14 +178,14 @@ def _served(backend: str, given: str, tasks: dict[str, Any], options: dict[str, 
         name, source = "", given
     if equals and not (name and source) and not Path(given).exists():
         raise click.BadParameter(f"{given!r} is neither PATH nor NAME=PATH", param_hint="'--model'")
-    loading = loading_arguments({**options, "model": source or None})
+    loading = loading_arguments({**options, "model": source or None, "task": files})
 
     def load() -> Model:
         import vt_core
 
-        return vt_core.load(backend=backend, **{**loading, "task": tuple(tasks.values())})
+        return vt_core.load(backend=backend, slots=slots, **loading)
 
-    return Served(name or _name_of(source), load, dict(tasks))
+    return Served(name or _name_of(source), load, tasks)
 
 
 def _name_of(source: str) -> str:

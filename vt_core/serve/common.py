@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vt_core.decode.options import request_options
+from vt_core.decode.options import BATCH, DRAFT, request_options
 from vt_core.model import Generation, Model
 from vt_core.serve import fields
 from vt_core.serve.engine import Job
@@ -28,11 +28,14 @@ SAMPLING: dict[str, fields.Check] = {
     "logit_bias": fields.logit_bias,
 }
 
-_VT = fields.Table(
-    used={"approximate": fields.flag, "task": fields.text},
-    # Drafting is not available yet: leaving it to the server, or turning it off, asks for nothing.
-    neutral={"draft": ("auto", "none")},
-)
+#: Fields under ``vt`` that are options of :meth:`vt_core.Model.stream`.
+_OWN: dict[str, fields.Check] = {
+    "approximate": fields.flag,
+    "draft": fields.choice(*DRAFT),
+    "batch": fields.choice(*BATCH),
+}
+
+_VT = fields.Table({**_OWN, "task": fields.text})
 
 #: Fields of every endpoint.
 COMMON: dict[str, fields.Check] = {
@@ -73,7 +76,7 @@ class Common:
         options = {
             **settings.defaults,
             **{name: given[name] for name in SAMPLING if name in given},
-            "approximate": own.get("approximate", False),
+            **{name: own[name] for name in _OWN if name in own},
             "stop": given.get("stop", ()),
         }
         request_options(**options)
@@ -150,6 +153,8 @@ def own_facts(results: Sequence[Generation]) -> dict[str, Any]:
         "seed": stats[0].seed,
         "rescued": sum(each.rescued for each in stats),
         "verifications": sum(each.verifications for each in stats),
+        "drafted": sum(each.drafted for each in stats),
+        "accepted": sum(each.accepted for each in stats),
         "ttft_s": stats[0].ttft_s,
         "tokens_per_s": sum(speeds) / len(speeds) if speeds else None,
     }

@@ -21,9 +21,18 @@ from vt_core.serve.cache import PromptCache
 from vt_core.serve.markup import Markup
 from vt_core.serve.metrics import Metrics
 from vt_core.serve.turnstile import Turnstile
+from vt_core.vocab.ngrams import NgramTable
 from vt_core.vocab.task import TaskVocabulary
 
 Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task that requests can choose."""
+
+    vocabulary: TaskVocabulary
+    tables: tuple[NgramTable, ...] = ()  #: to draft from
 
 
 @dataclass(frozen=True)
@@ -50,7 +59,7 @@ class Engine:
     def __init__(
         self,
         model: Model,
-        tasks: Mapping[str, TaskVocabulary],
+        tasks: Mapping[str, Task],
         *,
         places: int,
         queue: int,
@@ -61,7 +70,7 @@ class Engine:
         """
         Args:
             model: the model, whose static rows are those of all tasks.
-            tasks: task vocabularies by name.
+            tasks: by name.
             places: requests that may run at once.
             queue: requests that may wait.
             cache_bytes: most bytes of cached prompts.
@@ -187,7 +196,9 @@ class Engine:
         """
         with self._task_lock:
             if name != self._task and self.tasks:
-                self.model.set_task(*self.tasks.values() if name is None else [self.tasks[name]])
+                chosen = list(self.tasks.values()) if name is None else [self.tasks[name]]
+                self.model.set_task(*(task.vocabulary for task in chosen))
+                self.model.set_drafts(*(table for task in chosen for table in task.tables))
                 self._task = name
 
 

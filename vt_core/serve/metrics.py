@@ -83,7 +83,7 @@ class Metrics:
     def finished(self, model: str, stats: Stats, ttft: float | None, tpot: float | None) -> None:
         """Record a finished answer."""
         for attribute, counter in self._sums.items():
-            counter.labels(model).inc(getattr(stats, attribute, 0) or 0)
+            counter.labels(model).inc(getattr(stats, attribute))
         if ttft is not None:
             self._ttft.labels(model).observe(ttft)
         if tpot is not None:

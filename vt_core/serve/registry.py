@@ -5,17 +5,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from vt_core.errors import OptionError, VocabularyError, shorten
 from vt_core.model import Model
-from vt_core.serve.engine import Engine
+from vt_core.serve.engine import Engine, Task
 from vt_core.serve.errors import ApiError
 from vt_core.serve.metrics import Metrics
 from vt_core.serve.settings import Settings
+from vt_core.vocab.ngrams import NgramTable, table_path
 from vt_core.vocab.task import TaskVocabulary
 
 _LOG = logging.getLogger("vt.serve")
@@ -27,7 +28,7 @@ class Served:
 
     name: str  #: as clients write it
     load: Callable[[], Model]  #: loads it, with the rows of all tasks
-    tasks: dict[str, TaskVocabulary] = field(default_factory=dict)  #: task vocabularies by name
+    tasks: Mapping[str, Task] = field(default_factory=dict)  #: by name
     created: int = field(default_factory=lambda: int(time.time()))  #: Unix time
     engine: Engine | None = None  #: while it is loaded
     users: int = 0  #: requests that use it now
@@ -166,16 +167,16 @@ class Registry:
         return sum(getattr(engine.turnstile, attribute) for engine in self._engines())
 
 
-def named_tasks(files: Iterable[Path]) -> dict[str, TaskVocabulary]:
-    """Task vocabularies by their names.
+def named_tasks(files: Iterable[Path]) -> dict[str, Task]:
+    """Tasks by their names, with the n-gram tables next to their files.
 
     Raises:
         VocabularyError: a file cannot be read, or two tasks have one name.
     """
-    tasks: dict[str, TaskVocabulary] = {}
+    tasks: dict[str, Task] = {}
     for file in files:
-        task = TaskVocabulary.load(file)
-        if task.name in tasks:
-            raise VocabularyError(f"{file}: two tasks are named {shorten(task.name)}; rename one")
-        tasks[task.name] = task
+        vocabulary, table = TaskVocabulary.load(file), table_path(file)
+        if vocabulary.name in tasks:
+            raise VocabularyError(f"{file}: two tasks are named {shorten(vocabulary.name)}; rename one")
+        tasks[vocabulary.name] = Task(vocabulary, (NgramTable.open(table),) if table.exists() else ())
     return tasks
