@@ -15,7 +15,15 @@ import numpy as np
 import torch
 from torch import nn
 from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionLayer
+from transformers.cache_utils import (
+    DummyLayer,
+    DynamicIndexedLayer,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    LinearAttentionAndFullAttentionLayer,
+    LinearAttentionAndSlidingWindowAttentionLayer,
+    LinearAttentionLayer,
+)
 
 #: Attributes of a rotary embedding, besides its buffers, that depend on the lengths that it has seen.
 _REMEMBERED = ("max_seq_len_cached", "attention_scaling", "original_inv_freq")
@@ -96,18 +104,105 @@ def _is_dynamic(module: nn.Module) -> bool:
     return any(isinstance(kind, str) and "dynamic" in kind for kind in each)
 
 
+#: Layers that this module takes tokens back from. Another class may have states of its own.
+_KNOWN = (
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    DynamicIndexedLayer,
+    DummyLayer,
+    LinearAttentionLayer,
+    LinearAttentionAndFullAttentionLayer,
+    LinearAttentionAndSlidingWindowAttentionLayer,
+)
+
+
+def can_take_back(cache: DynamicCache) -> bool:
+    """Whether tokens can be taken back from a cache: its layers are known, and they have read a prompt."""
+    return all(type(layer) in _KNOWN for layer in cache.layers) and all(
+        any(layer.is_conv_states_initialized.values()) or is_recurrent(layer)
+        for layer in cache.layers
+        if isinstance(layer, LinearAttentionLayer)
+    )
+
+
+def is_recurrent(layer: Any) -> bool:
+    """Whether a layer keeps a state instead of a past. Known only after the first tokens: a layer that only
+    convolves has the same class.
+    """
+    return isinstance(layer, LinearAttentionLayer) and any(layer.is_recurrent_states_initialized.values())
+
+
+def record_past(cache: DynamicCache) -> None:
+    """Keep what slides out of windows from now on, and drop what was kept so far."""
+    for layer in cache.layers:
+        if _can_record(layer):
+            layer.activate_past_recording()
+            layer.crop(0)
+
+
+def stop_recording(cache: DynamicCache) -> None:
+    """Keep only what the next tokens need. A prompt would be kept whole otherwise."""
+    for layer in cache.layers:
+        if _can_record(layer) and layer.record_past:
+            layer.crop(0)
+            layer.record_past = False
+
+
+def _can_record(layer: Any) -> bool:
+    if isinstance(layer, DynamicSlidingWindowLayer):
+        return layer.is_initialized
+    return isinstance(layer, LinearAttentionLayer) and layer.is_croppable
+
+
 def take_back(cache: DynamicCache, count: int) -> None:
     """Take back the last ``count`` tokens of a cache that records the past, and keep what was recorded before
-    them: more can be taken back later. ``DynamicCache.crop`` would drop it.
+    them: more can be taken back later. ``DynamicCache.crop`` would drop it. Recurrent states stay as they
+    are: see :class:`Snapshot`.
     """
     for layer in cache.layers:
+        if isinstance(layer, DynamicIndexedLayer):
+            layer.crop(-count)
+            continue
         if isinstance(layer, DynamicSlidingWindowLayer):
             layer.cumulative_length -= count
         if isinstance(layer, DynamicLayer) and layer.is_initialized:
             layer.keys, layer.values = layer.keys[..., :-count, :], layer.values[..., :-count, :]
-        if isinstance(layer, LinearAttentionLayer):
+        if isinstance(layer, LinearAttentionLayer) and layer.is_croppable:
             for at, states in layer.conv_states.items():
                 layer.conv_states[at] = states[..., :-count]
+
+
+class Snapshot:
+    """The states of the recurrent layers of a cache at one moment; the layers overwrite theirs in place."""
+
+    def __init__(self) -> None:
+        self._saved: dict[tuple[int, str, int], torch.Tensor] = {}
+
+    def take(self, cache: DynamicCache) -> None:
+        """Save the states, in the arrays of the last time where they fit."""
+        for place, state in self._states(cache):
+            saved = self._saved.get(place)
+            if saved is None or saved.shape != state.shape:
+                self._saved[place] = state.clone()
+            else:
+                saved.copy_(state)
+
+    def restore(self, cache: DynamicCache) -> None:
+        """Give the layers the states that were saved."""
+        for (index, name, at), saved in self._saved.items():
+            getattr(cache.layers[index], name)[at] = saved.clone()
+
+    @property
+    def nbytes(self) -> int:
+        return sum(saved.nbytes for saved in self._saved.values())
+
+    def _states(self, cache: DynamicCache) -> Iterator[tuple[tuple[int, str, int], torch.Tensor]]:
+        for index, layer in enumerate(cache.layers):
+            if is_recurrent(layer):
+                for name in ("conv_states", "recurrent_states"):
+                    for at, state in getattr(layer, name).items():
+                        if state is not None:
+                            yield (index, name, at), state
 
 
 #: Attributes that follow from the tensors.
@@ -115,10 +210,10 @@ _DERIVED = ("dtype", "device")
 
 
 def cache_bytes(cache: DynamicCache) -> int:
-    """Bytes of the tensors of a cache."""
+    """Bytes that the tensors of a cache occupy, the rest of a tensor of which a part is used included."""
     values = [value for layer in cache.layers for value in vars(layer).values()]
     parts = [part for value in values for part in (value.values() if isinstance(value, dict) else [value])]
-    return sum(part.nbytes for part in parts if isinstance(part, torch.Tensor))
+    return sum(part.untyped_storage().nbytes() for part in parts if isinstance(part, torch.Tensor))
 
 
 def export_cache(cache: DynamicCache) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from copy import deepcopy
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DynamicLayer, LinearAttentionCacheLayerMixin
 
 from vt_core.decode.decoder import PREFILL_TOKENS, Decoder
 from vt_core.decode.types import Read, Slot, Steps
@@ -26,13 +29,28 @@ from vt_core.types import Ids
 from vt_core.vocab.heads import Head, head_class
 from vt_torch.adapters import adapt
 from vt_torch.body import layer_table, load_body
-from vt_torch.caches import Rotary, RotaryLog, cache_bytes, export_cache, restore_cache, take_back
+from vt_torch.caches import (
+    Rotary,
+    RotaryLog,
+    Snapshot,
+    cache_bytes,
+    can_take_back,
+    export_cache,
+    is_recurrent,
+    record_past,
+    restore_cache,
+    stop_recording,
+    take_back,
+)
 from vt_torch.device import peak_memory, pick_device, pick_dtype, reset_peak
 from vt_torch.prequantized import find_layout
 from vt_torch.quantized import pick_bits
 from vt_torch.rows import Inputs, Rows, TorchRows, greedy
 from vt_torch.together import Together
 from vt_torch.verification import HeadScan, logit_transform
+
+#: Relative distance of hidden states that is rounding, where the same tokens were read in other pieces.
+_TOLERANCE = {"float32": 1e-4, "bfloat16": 0.02, "float16": 0.02}
 
 
 @dataclass(slots=True, eq=False)
@@ -45,6 +63,9 @@ class TorchSlot(Slot[torch.Tensor]):
     #: On which side of the threshold the cache was computed; None: invalid.
     beyond_threshold: bool | None = False
     rotary: RotaryLog = field(kw_only=True)
+    snapshot: Snapshot = field(default_factory=Snapshot)  #: recurrent states that a rewind goes back to
+    #: Tokens that were read since the snapshot; None: there is none since the slot was settled.
+    tentative: int | None = None
 
 
 class TorchDecoder(Decoder[torch.Tensor, TorchSlot]):
@@ -88,12 +109,13 @@ class TorchDecoder(Decoder[torch.Tensor, TorchSlot]):
         self._tile_bytes = tile_bytes
 
     def prefill(self, slot: TorchSlot, ids: Ids) -> Steps[torch.Tensor]:
+        stop_recording(slot.cache)
         steps = super().prefill(slot, ids)
         slot.prefilled, slot.beyond_threshold = len(slot.text), self._is_beyond_threshold(len(slot.text))
         return steps
 
     def _cache_bytes(self, slot: TorchSlot) -> int:
-        return cache_bytes(slot.cache)
+        return cache_bytes(slot.cache) + slot.snapshot.nbytes
 
     def _export_caches(self, slot: TorchSlot) -> tuple[dict[str, np.ndarray], Any]:
         arrays, layers = export_cache(slot.cache)
@@ -106,7 +128,7 @@ class TorchDecoder(Decoder[torch.Tensor, TorchSlot]):
     def _restore_caches(self, slot: TorchSlot, arrays: Mapping[str, np.ndarray], state: Any) -> None:
         restore_cache(slot.cache, arrays, state["layers"], self._device)
         slot.prefilled, slot.beyond_threshold = state["prefilled"], state["beyond_threshold"]
-        slot.can_rewind = slot.cache.is_croppable
+        slot.can_rewind = can_take_back(slot.cache)
 
     def peak_memory(self) -> int | None:
         return peak_memory(self._device)
@@ -124,20 +146,28 @@ class TorchDecoder(Decoder[torch.Tensor, TorchSlot]):
 
     def _empty_caches(self, slot: TorchSlot) -> None:
         slot.cache = DynamicCache(config=self._model.config)
-        slot.prefilled, slot.beyond_threshold, slot.can_rewind = 0, False, True
+        slot.prefilled, slot.beyond_threshold = 0, False
+        slot.can_rewind, slot.rereads = True, False
         slot.rotary = self._rotary.log()
+        slot.snapshot, slot.tentative = Snapshot(), None
 
     def _rewind_caches(self, slot: TorchSlot, count: int) -> int:
-        slot.rotary.rewind(count)
+        lost = 0
+        if slot.rereads:
+            assert slot.tentative is not None, "no snapshot was taken"
+            lost = slot.tentative - count
+            slot.snapshot.restore(slot.cache)
+            slot.tentative = 0
+        slot.rotary.rewind(count + lost)
         if self._threshold is not None and len(slot.text) < slot.prefilled:
             slot.beyond_threshold = None
         else:
-            take_back(slot.cache, count)
-        return 0
+            take_back(slot.cache, count + lost)
+        return lost
 
     def _cut_caches(self, slot: TorchSlot, count: int) -> bool:
-        if self._scaled_beyond is not None:
-            return False  # a longer prompt may rotate all keys anew
+        if self._scaled_beyond is not None or self._limits_steps:
+            return False  # a longer prompt may rotate all keys anew, or gives other states than its tokens
         if count and any(type(layer) is not DynamicLayer for layer in slot.cache.layers):
             return False
         if count:
@@ -146,12 +176,18 @@ class TorchDecoder(Decoder[torch.Tensor, TorchSlot]):
 
     def _settle_caches(self, slot: TorchSlot) -> None:
         slot.rotary.settle()
-        # Known only after the first tokens: layers with recurrent states cannot be cropped.
-        slot.can_rewind = slot.cache.is_croppable
+        slot.tentative = None
+        # Known only after the first tokens.
+        slot.can_rewind = can_take_back(slot.cache)
+        slot.rereads = any(map(is_recurrent, slot.cache.layers))
         if slot.can_rewind:
             # Not before the prompt was read: recording keeps what slides out of a window.
-            slot.cache.activate_past_recording()
-            slot.cache.crop(0)
+            record_past(slot.cache)
+
+    def _prepare_rewind(self, slot: TorchSlot) -> None:
+        if slot.rereads and slot.can_rewind and slot.tentative is None:
+            slot.snapshot.take(slot.cache)
+            slot.tentative = 0
 
     def _caches_are_stale(self, slot: TorchSlot, length: int) -> bool:
         return bool(slot.text) and self._is_beyond_threshold(length) != slot.beyond_threshold
@@ -166,8 +202,7 @@ class TorchDecoder(Decoder[torch.Tensor, TorchSlot]):
         return self._threshold is not None and length > self._threshold
 
     def _piece_tokens(self, slot: TorchSlot, length: int) -> int:
-        if self._cache_argument == "cache_params":
-            # Mamba continues from a state with single tokens only.
+        if self._has_states and (slot.text or length > PREFILL_TOKENS) and not self._continues:
             return 1 if slot.text else length
         # Scaling that depends on the length rotates all keys of a prompt alike only if they are read
         # together.
@@ -190,6 +225,8 @@ class TorchDecoder(Decoder[torch.Tensor, TorchSlot]):
     def _run_steps(
         self, slot: TorchSlot, inputs: Inputs, index: torch.Tensor, positions: int
     ) -> torch.Tensor:
+        if slot.tentative is not None:
+            slot.tentative += index.shape[1]
         return self._run(slot, inputs, index, positions, recorded=index.shape[1])
 
     def _fits_together(self, reads: Sequence[Read[TorchSlot]]) -> bool:
@@ -205,8 +242,48 @@ class TorchDecoder(Decoder[torch.Tensor, TorchSlot]):
         lengths = [len(slot.text) - count for slot, count in zip(slots, counts, strict=True)]
         return self._together.run([slot.cache for slot in slots], lengths, index, counts)
 
-    def _read_tokens(self, slot: TorchSlot) -> int:
-        return self._piece_tokens(slot, len(slot.text))
+    def _read_tokens(self, slot: TorchSlot, count: int) -> int:
+        return 1 if self._has_states and count > 1 and not self._continues else count
+
+    @cached_property
+    def _has_states(self) -> bool:
+        """Whether the model has recurrent or convolving layers."""
+        layers = DynamicCache(config=self._model.config).layers
+        return any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in layers)
+
+    @cached_property
+    def _limits_steps(self) -> bool:
+        """Whether the time steps of Mamba 2 layers are limited. transformers does this only where it reads
+        several tokens at once, so that single tokens leave another state than a prompt.
+        """
+        limits = [getattr(module, "time_step_limit", None) for module in self._model.modules()]
+        return any(limit and (limit[0] > 0 or limit[1] < math.inf) for limit in limits)
+
+    @cached_property
+    def _continues(self) -> bool:
+        """Whether the model reads several tokens after others as it reads them one by one. Some recurrent
+        layers ignore their state then. Reads a few tokens to find out.
+        """
+        if self._limits_steps:
+            return False
+        rows = self._rows.embedding.spec.rows // 2
+        ids = np.linspace(rows // 4, rows, 6).astype(np.int64)
+        try:
+            with self._context():
+                single, several = (self._read_pieces(ids, ends) for ends in ((3, 4, 5, 6), (3, 5, 6)))
+        except torch.OutOfMemoryError:
+            raise
+        except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError):
+            return False
+        return bool((several - single).norm() <= _TOLERANCE[self.dtype] * single.norm())
+
+    def _read_pieces(self, ids: Ids, ends: tuple[int, ...]) -> torch.Tensor:
+        """Hidden states of a short text that is read in pieces."""
+        slot, states = self._new_slot(), []
+        for start, end in pairwise((0, *ends)):
+            self._run(slot, *self._inputs(ids[start:end]))
+            states.append(self._output.states.float())
+        return torch.cat(states)
 
     def _every_state(self) -> torch.Tensor:
         return self._output.states

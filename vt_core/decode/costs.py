@@ -65,6 +65,8 @@ class Costs:
 
     reads: ReadCosts = field(default_factory=ReadCosts)
     _verification: Line = field(default_factory=Line)
+    #: Measured and expected seconds of reading tokens again after a miss.
+    _rereads: tuple[float, float] = (0.0, 0.0)
 
     @property
     def known(self) -> bool:
@@ -85,6 +87,15 @@ class Costs:
 
     def add_verification(self, positions: int, seconds: float) -> None:
         self._verification.add(positions, seconds)
+
+    def reread_s(self, tokens: int) -> float:
+        """Seconds of reading tokens again after a miss. Some models read them one by one."""
+        measured, expected = self._rereads
+        return self.reads.seconds(tokens) * (measured / expected if expected else 1.0)
+
+    def add_reread(self, tokens: int, seconds: float) -> None:
+        measured, expected = self._rereads
+        self._rereads = _KEPT * measured + seconds, _KEPT * expected + self.reads.seconds(tokens)
 
     def tokens_per_s(self, miss_rate: float, max_block: int) -> float:
         """Speed of exact decoding with blocks of the best length, if every token is a miss with probability

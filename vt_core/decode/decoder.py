@@ -136,6 +136,8 @@ class Decoder(ABC, Generic[Array, AnySlot]):
         """Read the greedy choice of one position without waiting for it; only where :attr:`can_follow`."""
         with self._context():
             slot.text.append(steps.token)
+            if slot.takes_back_steps:
+                self._prepare_rewind(slot)
             (rows,) = self.head.pieces
             logits = self._run_steps(slot, self._rows.tied_inputs(rows), steps.local[None], 1)
             return self._steps(self._hidden(), logits, slot.wants_confidence)
@@ -151,7 +153,7 @@ class Decoder(ABC, Generic[Array, AnySlot]):
             # Some layers keep no past: their state is an earlier one, from which the rest is read again.
             if lost := self._rewind_caches(slot, count):
                 again = np.array(slot.ids[-lost:], dtype=np.int64)
-                for start, end in _pieces(0, lost, self._piece_tokens(slot, len(slot.text))):
+                for start, end in _pieces(0, lost, self._read_tokens(slot, lost)):
                     self._run_steps(slot, *self._inputs(again[start:end]), 1)
 
     def settle(self, slot: AnySlot) -> None:
@@ -285,8 +287,10 @@ class Decoder(ABC, Generic[Array, AnySlot]):
         if self._caches_are_stale(slot, len(slot.text) + len(ids)):
             steps = [self.prefill(slot, np.array([token])) for token in ids]
             return steps[0] if len(steps) == 1 else self._joined(steps)
+        if slot.takes_back_steps or len(ids) > 1:
+            self._prepare_rewind(slot)
         slot.text.extend(ids)
-        most = self._read_tokens(slot)
+        most = self._read_tokens(slot, len(ids))
         pieces = [ids[at : at + most] for at in range(0, len(ids), most)]
         steps = []
         for piece in pieces:
@@ -415,6 +419,9 @@ class Decoder(ABC, Generic[Array, AnySlot]):
     def _settle_caches(self, slot: AnySlot) -> None:
         """Let tokens from now on be taken back, and forget what it takes for those before."""
 
+    def _prepare_rewind(self, slot: AnySlot) -> None:
+        """The tokens that are read next may be taken back."""
+
     @abstractmethod
     def _cut_caches(self, slot: AnySlot, count: int) -> bool:
         """Take back ``count`` tokens, maybe none, whenever they were read. Returns False, and does nothing,
@@ -429,9 +436,9 @@ class Decoder(ABC, Generic[Array, AnySlot]):
         """Tokens that run at once when a slot is to hold ``length`` tokens."""
         return PREFILL_TOKENS
 
-    def _read_tokens(self, slot: AnySlot) -> int:
-        """Most tokens of a read that run at once."""
-        return PREFILL_TOKENS
+    def _read_tokens(self, slot: AnySlot, count: int) -> int:
+        """How many of ``count`` tokens after a prompt run at once; a slot's text holds them already."""
+        return count
 
     def _fits_together(self, reads: Sequence[Read[AnySlot]]) -> bool:
         """Whether the body can run these reads at once."""

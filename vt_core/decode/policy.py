@@ -52,8 +52,13 @@ class Course(Protocol):
             read: tokens of the read that gave them, drafted ones included.
         """
 
-    def is_full(self, company: int) -> bool:
-        """Whether to verify the block now, while ``company`` requests run."""
+    def is_full(self, company: int, rereads: bool = False) -> bool:
+        """Whether to verify the block now.
+
+        Args:
+            company: how many requests run.
+            rereads: whether the right tokens of a block are read again after a wrong one.
+        """
 
     def learn(self, accepted: int) -> None:
         """The block was verified: its first ``accepted`` tokens were right, the next one, if any, wrong."""
@@ -100,6 +105,7 @@ class BlockCourse:
 
     def start_block(self) -> None:
         self._right = 1.0  #: probability that every token of the block so far is right
+        self._misses_at: list[float] = []  #: probability that each token is the first wrong one
         self._expected = 0.0  #: expected tokens of the block if it ends here, the rescue included
         self._confidences: list[float] = []
         self._reads: list[int] = []
@@ -115,11 +121,12 @@ class BlockCourse:
     def push(self, confidences: Sequence[float], read: int) -> None:
         for confidence in confidences:
             self._expected += self._right
-            self._right *= 1 - self.miss_rate(confidence)
+            self._misses_at.append(self._right * self.miss_rate(confidence))
+            self._right -= self._misses_at[-1]
             self._confidences.append(confidence)
         self._reads.append(read)
 
-    def is_full(self, company: int) -> bool:
+    def is_full(self, company: int, rereads: bool = False) -> bool:
         count, costs = len(self._confidences), self._policy.costs
         if count >= self._limit:
             return True
@@ -127,9 +134,14 @@ class BlockCourse:
             return False
         # All requests take part in a round and in a check. The others read a token a round.
         seconds = costs.reads.seconds
-        round_s = seconds(company)
         spent = sum(seconds(read + company - 1) for read in self._reads) + costs.verify_s(count * company)
-        return self._right * spent < self._expected * (round_s + company * costs.position_s)
+        more = seconds(company) + company * costs.position_s
+        if rereads:
+            # A wrong token costs a read of those before it, except where it is the last: nothing was read
+            # after it. One more token ends that exception for the last one.
+            *earlier, last = (p * costs.reread_s(at) for at, p in enumerate(self._misses_at, 1))
+            spent, more = spent + sum(earlier), more + last
+        return self._right * spent < self._expected * more
 
     def learn(self, accepted: int) -> None:
         policy = self._policy

@@ -117,7 +117,7 @@ class Request:
         self.sampler.extend(prompt)
         decoder = self.decoder
         slot = decoder.open() if self.slot is None else self.slot
-        slot.wants_confidence = self.policy is not None
+        slot.wants_confidence = slot.takes_back_steps = self.policy is not None
         keep = False
         try:
             loop = _Loop(self, slot)
@@ -186,6 +186,7 @@ class _Loop:
     def run(self, steps: Steps[Any]) -> Generator[Ask, Any, None]:
         """Decode from the steps of the prompt on."""
         request = self._request
+        self._settled = len(self._slot.text)
         while True:
             ended = yield from self._decode(steps)
             rescue = None
@@ -223,8 +224,10 @@ class _Loop:
         """Decode a block from the steps that choose its first tokens. True where the answer ends there."""
         while True:
             ended = self._choose(steps)
-            if ended or self._course is None or self._course.is_full(self._request.company()):
+            if ended or self._course is None:
                 return ended
+            if self._course.is_full(self._request.company(), self._slot.rereads):
+                return False
             if not self._slot.can_rewind:
                 return False
             if self._ahead is not None:
@@ -261,7 +264,7 @@ class _Loop:
         if drafted:
             seconds, others = request.costs.reads.seconds, request.company() - 1
             undone = len(self._slot.text) - self._settled if self._slot.rereads else 0
-            undo_s = seconds(undone) if undone else 0.0
+            undo_s = request.costs.reread_s(undone) if undone else 0.0
             count = best_length(drafted.rates, lambda tokens: seconds(tokens + others), undo_s)
             ids = drafted.ids[:count]
             if self._own is not None:
@@ -349,7 +352,14 @@ class _Loop:
         # Drop steps in flight first: they hold the head's buffer, and writing to a held buffer copies it.
         self._ahead = None
         self._hidden.clear()
-        self._decoder.rewind(self._slot, len(self._slot.text) - (self.begin + self._done - 1))
+        slot, request = self._slot, self._request
+        right = self.begin + self._done - 1
+        wrong = len(slot.text) - right
+        started = request.clock()
+        self._decoder.rewind(slot, wrong)
+        again = right - self._settled
+        if slot.rereads and wrong and again and request.costs is not None and request.costs.reads.known:
+            request.costs.add_reread(again, request.clock() - started)
 
 
 class _Own:

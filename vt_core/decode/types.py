@@ -45,6 +45,7 @@ class Slot(Generic[Array]):
     text: list[Any] = field(default_factory=list)
     can_rewind: bool = True  #: whether tokens that were read can be taken back
     rereads: bool = False  #: whether what was read since the slot was settled is read again after a rewind
+    takes_back_steps: bool = True  #: whether reads of one token may be taken back, or only longer ones
     wants_confidence: bool = False  #: whether :meth:`Decoder.confidence` will be asked of its steps
 
     @property

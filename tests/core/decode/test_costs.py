@@ -63,15 +63,37 @@ def test_break_even_is_0_or_1_where_speeds_never_meet():
     assert costs(10.0, 5.0, 0.0).break_even(9.0, 32) == 0
 
 
-def test_blocks_are_shorter_with_costly_steps_and_frequent_misses():
-    def length(step: float, verify: float, confidence: float) -> int:
-        course = BlockCourse(BlockPolicy(costs=costs(step, verify, 0.0)), limit=32)
-        for n in range(1, 33):
-            course.push([confidence], 1)
-            if course.is_full(1):
-                return n
-        raise AssertionError("a block is never longer than 32")
+def length(step: float, verify: float, confidence: float, rereads: bool = False, found=None) -> int:
+    """Tokens of a block of equally confident tokens."""
+    course = BlockCourse(BlockPolicy(costs=found or costs(step, verify, 0.0)), limit=32)
+    for n in range(1, 33):
+        course.push([confidence], 1)
+        if course.is_full(1, rereads):
+            return n
+    raise AssertionError("a block is never longer than 32")
 
+
+def test_blocks_are_shorter_with_costly_steps_and_frequent_misses():
     assert length(1.0, 1.0, 0.1) < length(1.0, 10.0, 0.1)
     assert length(1.0, 1.0, 0.1) < length(1.0, 1.0, 0.6) < length(1.0, 1.0, 0.999)
     assert length(10.0, 0.1, 0.1) == 1 and length(1.0, 100.0, 0.999) == 32
+
+
+def test_blocks_are_shorter_where_tokens_are_read_again_after_a_miss():
+    assert length(1.0, 10.0, 0.3, rereads=True) < length(1.0, 10.0, 0.3)
+    assert length(1.0, 10.0, 0.999, rereads=True) <= length(1.0, 10.0, 0.999)
+    # By hand, with misses of 12 %: read again for 1 second each, blocks of n tokens take n + 10 seconds and
+    # what misses before the last token add, and bring 1 + .88 + ... tokens.
+    right = [0.88**at for at in range(33)]
+    for rereads in (False, True):
+        again = [rereads * 0.12 * right[at] * (1 + 0.35 * at) for at in range(32)]
+        speed = [sum(right[:n]) / (n + 10 + sum(again[: n - 1])) for n in range(1, 33)]
+        assert length(1.0, 10.0, 0.3, rereads) == speed.index(max(speed)) + 1
+
+
+def test_reading_again_costs_what_was_measured():
+    found = costs(1.0, 10.0, 0.0)
+    assert found.reread_s(3) == found.reads.seconds(3)
+    found.add_reread(3, 9 * found.reads.seconds(3))
+    assert found.reread_s(5) == pytest.approx(9 * found.reads.seconds(5))
+    assert length(1.0, 10.0, 0.3, True, found) < length(1.0, 10.0, 0.3, True)

@@ -147,7 +147,7 @@ class Blocks:
     def push(self, confidences, read):
         self.count += len(confidences)
 
-    def is_full(self, company):
+    def is_full(self, company, rereads=False):
         return self.count >= self.most
 
     def learn(self, accepted):
