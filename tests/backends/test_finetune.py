@@ -13,6 +13,8 @@ from vt_core.decode.backend import BACKENDS
 from vt_core.enrich.training import Example, Settings, TrainingPlan
 from vt_core.errors import OptionError
 
+pytestmark = pytest.mark.slow
+
 #: Outputs that repeat, after prompts that differ.
 EXAMPLES = [Example([10 + at, 11 + at % 5, *[40, 50, 60, 70, at % 2 + 80], 0], 2) for at in range(24)]
 
