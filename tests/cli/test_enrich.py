@@ -6,13 +6,17 @@ import json
 
 import pytest
 
+from converters import convert
 from tests.commands import error_of, json_of, run_cli
 from tests.conftest import backend_params
 from tests.stock import GENERATE, LOAD
 from vt_core import load
+from vt_core.decode.constraints.engine import Engine
+from vt_core.decode.constraints.grammar import grammar_option
 from vt_core.profile import Profiler
 from vt_core.vocab.merges import Merges
 from vt_core.vocab.token_bytes import TokenTable
+from vt_core.vocab.tokenizer import Tokenizer
 
 ROWS = [{"input": f"row {at}", "output": f"select the course where id is {at % 3}"} for at in range(8)]
 
@@ -61,6 +65,33 @@ def test_generated_ids_are_the_stock_frameworks(enriched, backend, tmp_path, mon
         assert set(Merges.beside(out / "tokenizer.json")) <= set(static)
         expected, _ = GENERATE[backend](LOAD[backend](out, "float32"), prompt, 8, model.eos_ids)
     assert list(found) == list(expected)
+
+
+def test_inspect_counts_merged_tokens(enriched, tmp_path):
+    _, out, report = enriched
+    convert(out, tmp_path / "vt", progress=False)
+    assert json_of(run_cli("torch", "inspect", tmp_path / "vt", "--json"))["merged_tokens"] == report["rows"]
+    assert "merged tokens" in run_cli("torch", "inspect", tmp_path / "vt").stdout
+
+
+def test_outputs_are_encoded_with_merged_tokens(enriched):
+    _, out, _ = enriched
+    tokenizer = Tokenizer(out)
+    ids = tokenizer.encode_output(ROWS[0]["output"])
+    assert set(ids) & set(tokenizer.merges) and tokenizer.decode(ids) == ROWS[0]["output"]
+    assert tokenizer.merges.expand(ids) == tokenizer.encode(ROWS[0]["output"]).tolist()
+
+
+def test_a_grammar_takes_merged_tokens_for_their_text(enriched):
+    pytest.importorskip("llguidance")
+    _, out, _ = enriched
+    tokenizer, table = Tokenizer(out), TokenTable.load(out / "tokenizer.json")
+    merged = tokenizer.encode_output(ROWS[1]["output"])
+    engine = Engine(table, table.size, [0], tokenizer.encode_output)
+    constraint = engine.start(grammar_option(regex="select the course where id is [0-9]"))
+    for id in merged:
+        constraint.advance(id)
+    assert constraint.finished
 
 
 def test_profile_counts_merged_tokens(enriched, corpus):

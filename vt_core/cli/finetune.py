@@ -118,7 +118,6 @@ def finetune(backend: str, **options: Any) -> None:
     from converters.plain import plain_model
     from vt_core.enrich.training import TrainingPlan
     from vt_core.profile import make_row_format
-    from vt_core.vocab.merges import Merges
     from vt_core.vocab.tokenizer import Tokenizer
 
     started = time.monotonic()
@@ -141,7 +140,7 @@ def finetune(backend: str, **options: Any) -> None:
     plan = TrainingPlan(
         model=model.path,
         tied=model.tied,
-        new_ids=tuple(Merges.beside(tokenizer.path)),
+        new_ids=tuple(tokenizer.merges),
         train=train,
         evaluation=evaluation,
         settings=settings,

@@ -98,6 +98,8 @@ def _inspect_file(path: Path) -> tuple[Report, Lines]:
 
 
 def _model_report(directory: ModelDirectory) -> tuple[Report, Lines]:
+    from vt_core.vocab.merges import Merges
+
     manifest = directory.manifest
     tables, body = manifest.table_bytes, manifest.body_bytes
     rows = min(EXAMPLE_ROWS, manifest.vocab_rows)
@@ -122,6 +124,9 @@ def _model_report(directory: ModelDirectory) -> tuple[Report, Lines]:
         "example_table_bytes": reduced,
         "example_saved_bytes": tables - reduced,
     }
+    merged = len(Merges.beside(directory.tokenizer_path))
+    if merged:
+        report["merged_tokens"] = merged
     if per_layer := manifest.tables.get("per_layer"):
         report["per_layer_rows"] = per_layer.rows
         report["per_layer_bytes"] = per_layer.rows * per_layer.row_bytes
@@ -138,6 +143,7 @@ def _model_report(directory: ModelDirectory) -> tuple[Report, Lines]:
         *_quantized_lines(quantization),
         ("on disk", size_text(manifest.total_bytes)),
         ("tokenizer", manifest.tokenizer_digest),
+        *([("enriched", f"with {merged:,} merged tokens")] if merged else []),
         (
             "with a head",
             f"of {rows:,} rows: {size_text(reduced)} in memory, {size_text(tables - reduced)} saved",

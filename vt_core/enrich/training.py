@@ -15,7 +15,6 @@ from vt_core.errors import DataError, OptionError
 from vt_core.files.adapters import LowRank
 from vt_core.profile.row_format import RowFormat
 from vt_core.profile.rows import each_row
-from vt_core.vocab.merges import Merges
 from vt_core.vocab.tokenizer import Tokenizer
 
 Floats = npt.NDArray[np.float32]
@@ -149,14 +148,13 @@ def read_examples(
         DataError: a file or row cannot be used, or no example is left.
         PromptError: the model has no chat template, or it refuses a prompt.
     """
-    merges = Merges.beside(tokenizer.path)
     end = end_id(tokenizer, raw)
     kept, too_long = [], 0
     for prompt, output in each_row(files, row_format.texts, row_format.columns):
         if not output:
             continue
         before = _prompt_ids(tokenizer, prompt, raw, system)
-        ids = [*before, *merges.apply(tokenizer.encode(output, special=False).tolist()), end]
+        ids = [*before, *tokenizer.encode_output(output), end]
         if len(ids) > max_length:
             too_long += 1
         elif before:

@@ -8,7 +8,6 @@ import numpy as np
 
 from vt_core.files.model_dir import ModelDirectory
 from vt_core.vocab.active import Ids
-from vt_core.vocab.merges import Merges
 from vt_core.vocab.prior import rank_prior
 from vt_core.vocab.task import TaskVocabulary
 from vt_core.vocab.token_bytes import TokenTable
@@ -29,7 +28,6 @@ def static_ids(directory: ModelDirectory, tokenizer: Tokenizer, tasks: Sequence[
         task.check(directory.manifest.tokenizer_digest, rows)
     # Only the prior needs all tokens; reading them takes time and memory.
     chosen = [np.asarray(task.ids) for task in tasks] or [rank_prior(TokenTable.load(tokenizer.path))]
-    merged = frozenset(Merges.beside(tokenizer.path))
-    always = np.fromiter(tokenizer.added_ids() | tokenizer.eos_ids(rows) | merged, dtype=np.int64)
-    ids: Ids = np.unique(np.concatenate([*chosen, always]).astype(np.int64))
+    always = tokenizer.added_ids() | tokenizer.eos_ids(rows) | frozenset(tokenizer.merges)
+    ids: Ids = np.unique(np.concatenate([*chosen, np.array(list(always))]).astype(np.int64))
     return ids[ids < rows]

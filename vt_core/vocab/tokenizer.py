@@ -19,6 +19,7 @@ from vt_core.vocab import chat_template
 from vt_core.vocab.active import Ids
 from vt_core.vocab.added_tokens import AddedToken, TokenizerFiles
 from vt_core.vocab.chat_template import ChatTemplates, Message
+from vt_core.vocab.merges import Merges
 from vt_core.vocab.mistral_regex import fix_mistral_regex
 from vt_core.vocab.token_bytes import byte_level_bytes, is_unused, sentencepiece_bytes
 
@@ -61,6 +62,7 @@ class Tokenizer:
             b"" if self._fast.decoder is None else self._fast.decoder.__getstate__()
         )
         self._configured_eos = _configured_eos(directory)
+        self.merges = Merges.beside(self.path)  #: merged tokens of an enriched model
         self.templates = ChatTemplates.read(directory, files.config)  #: chat templates by name
 
     @property
@@ -82,6 +84,15 @@ class Tokenizer:
         with library_errors(f"{self.path} fails to encode this text"):
             ids = self._fast.encode(text, add_special_tokens=special).ids
         return np.array(ids, dtype=np.int64)
+
+    def encode_output(self, text: str) -> list[int]:
+        """Full ids of a text as the model writes it: with merged tokens, without special ones.
+
+        Raises:
+            PromptError: `text` is not text, or cannot be written as UTF-8.
+            TokenizerError: the tokenizer fails on this text.
+        """
+        return self.merges.apply(self.encode(text, special=False).tolist())
 
     def encode_chat(self, messages: Sequence[Message], **template_arguments: Any) -> Ids:
         """Full ids of a conversation through the chat template, ready for the answer; int64 ``[n]``.
