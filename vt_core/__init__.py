@@ -33,6 +33,7 @@ def load(
     dtype: str | None = None,
     tile_bytes: int | None = None,
     slots: int = 8,
+    cache_bytes: int | None = None,
     draft_file: str | Path | None = None,
     quantize: str | None = None,
     adapter: str | Path | None = None,
@@ -70,6 +71,8 @@ def load(
         tile_bytes: bytes of the full head that verification reads at a time. None: what is fastest on the
             device.
         slots: requests that run at once; others wait. Each has caches of its own.
+        cache_bytes: most bytes that these caches may take; a request that would exceed it waits. None: a
+            quarter of the machine's memory.
         draft_file: n-gram table (``NAME.ngrams``) to draft from, besides those next to the task files.
         quantize: ``int8`` or ``int4`` quantizes while loading: linear layers to 8 or 4 bits, the head to 8
             (PyTorch only). Exact then means the text of the quantized head. None: weights as they are.
@@ -95,7 +98,7 @@ def load(
     from vt_core.decode.options import load_options
     from vt_core.files.adapters import layers_digest, read_adapter
     from vt_core.files.model_dir import ModelDirectory
-    from vt_core.host import trim_heap
+    from vt_core.host import memory_bytes, trim_heap
     from vt_core.model import Model
     from vt_core.vocab.collection import find_task
     from vt_core.vocab.learning import LearnedFile, learned_path
@@ -115,6 +118,7 @@ def load(
         dtype=dtype,
         tile_bytes=tile_bytes,
         slots=slots,
+        cache_bytes=cache_bytes,
         draft_file=draft_file,
         quantize=quantize,
         adapter=adapter,
@@ -178,6 +182,7 @@ def load(
         learned_file=learned_file,
         adapter=layers_digest(layers),
         slots=options.slots,
+        cache_bytes=memory_bytes() // 4 if options.cache_bytes is None else options.cache_bytes,
     )
     model.set_drafts(*tables)
     model.set_static(static)

@@ -62,6 +62,7 @@ class Model:
         learned_file: LearnedFile | None = None,
         adapter: str | None = None,
         slots: int = BATCH,
+        cache_bytes: int | None = None,
     ) -> None:
         """Join the parts of a model; applications call :func:`vt_core.load`.
 
@@ -75,6 +76,7 @@ class Model:
             learned_file: where learned ids are kept; None keeps them as long as the model is loaded.
             adapter: digest of the adapter's layers, if there is one.
             slots: requests that run at once.
+            cache_bytes: most bytes of their caches; None for no bound.
         """
         self.directory = directory  #: the model directory
         self.tokenizer = tokenizer  #: the full tokenizer
@@ -88,7 +90,7 @@ class Model:
         self._memory = ProcessMemory()
         self._policy = BlockPolicy()
         self.slots = slots  #: requests that run at once; others wait
-        self._scheduler = Scheduler(decoder, self._policy.costs, clock, slots)
+        self._scheduler = Scheduler(decoder, self._policy.costs, clock, slots, cache_bytes)
         self._tables: tuple[NgramTable, ...] = ()
         self._acceptance = Acceptance()
         self._learned_file = learned_file

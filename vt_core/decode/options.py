@@ -27,6 +27,7 @@ class LoadOptions:
     tasks: tuple[str | Path | TaskVocabulary, ...]  #: task vocabularies, as files or objects
     tile_bytes: int | None  #: bytes of the full head to read at a time
     slots: int  #: requests that run at once
+    cache_bytes: int | None  #: most bytes of their caches
 
 
 def load_options(
@@ -40,6 +41,7 @@ def load_options(
     dtype: object,
     tile_bytes: object,
     slots: object,
+    cache_bytes: object,
     draft_file: object,
     quantize: object,
     adapter: object,
@@ -75,9 +77,12 @@ def load_options(
     count = arguments.whole("slots", slots)
     if count < 1:
         raise OptionError(f"slots is {count}, but at least 1 request must run at once")
+    most_bytes = None if cache_bytes is None else arguments.whole("cache_bytes", cache_bytes)
+    if most_bytes is not None and most_bytes < 0:
+        raise OptionError(f"cache_bytes is {most_bytes}, but it must be 0 or more, or None")
     chosen = default_backend() if backend is None else arguments.choice("backend", backend, BACKENDS)
     check_backend(chosen)
-    return LoadOptions(chosen, _tasks(task), tile_bytes, count)
+    return LoadOptions(chosen, _tasks(task), tile_bytes, count, most_bytes)
 
 
 def _tasks(given: object) -> tuple[str | Path | TaskVocabulary, ...]:

@@ -307,7 +307,8 @@ class _Loop:
 
     def _choices(self, logits: npt.NDArray[np.float32]) -> Iterator[int]:
         """The choices of successive positions, as long as each is added to the block."""
-        ids = self._decoder.head.vocabulary.ids
+        # Another request may have made more rows active since these logits were computed.
+        ids = self._decoder.head.vocabulary.ids[: logits.shape[1]]
         for row in logits:
             own_ids, own = (ids, row) if self._own is None else self._own.select(ids, row)
             position, pending = self._done + len(self._tokens), tuple(self._tokens)
@@ -384,7 +385,10 @@ class _Own:
 
     def select(self, ids: Ids, logits: npt.NDArray[np.float32]) -> tuple[Ids, npt.NDArray[np.float32]]:
         """The request's own ids and logits among those of all active rows."""
-        return (ids, logits) if self.is_all else (ids[self._places], logits[self._places])
+        if self.is_all or self._places is None:
+            return ids, logits
+        places = self._places[self._places < len(ids)]
+        return ids[places], logits[places]
 
     def prefix(self, ids: list[int]) -> list[int]:
         """The first of some ids, as long as they are active for this request."""

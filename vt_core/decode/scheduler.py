@@ -40,6 +40,7 @@ class Scheduler:
         costs: Costs | None = None,
         clock: Clock = time.perf_counter,
         batch: int = BATCH,
+        cache_bytes: int | None = None,
     ) -> None:
         """
         Args:
@@ -47,11 +48,15 @@ class Scheduler:
             costs: learns what reads and verifications cost.
             clock: clock of these measurements, seconds.
             batch: most requests that run at once.
+            cache_bytes: most bytes that their caches may take, as far as can be foreseen; None for no bound.
+                A request that would exceed it waits until others end.
         """
         self._decoder = decoder
         self._costs = Costs() if costs is None else costs
         self._clock = clock
         self._batch = batch
+        self._cache_bytes = cache_bytes
+        self._token_bytes = 0.0  #: bytes of caches per token, as measured
         self._changed = threading.Condition()
         self._driver: int | None = None  #: thread that drives
         self._had_prompt = False  #: whether the last round read a prompt
@@ -167,10 +172,16 @@ class Scheduler:
         """Start requests in the order in which they came, as long as there is room."""
         running = sum(task.runs for task in self._tasks)
         for task in [task for task in self._tasks if not task.started and not task.cancelled]:
-            if running >= self._batch:
+            if running and (running >= self._batch or not self._has_room(task)):
                 return
             task.start()
             running += 1
+
+    def _has_room(self, task: _Task) -> bool:
+        if self._cache_bytes is None:
+            return True
+        tokens = task.most_tokens + sum(other.most_tokens for other in self._tasks if other.started)
+        return tokens * self._token_bytes <= self._cache_bytes
 
     def _check(self, tasks: list[_Task]) -> None:
         """Verify the blocks of all requests, also of those that do not ask for it yet: the full head is read
@@ -192,8 +203,11 @@ class Scheduler:
 
     def _prefill(self, task: _Task) -> None:
         assert isinstance(task.ask, Prefill)
+        slot, ids = task.ask.slot, task.ask.ids
         with _failing([task]):
-            task.send(self._decoder.prefill(task.ask.slot, task.ask.ids))
+            steps = self._decoder.prefill(slot, ids)
+            self._token_bytes = max(self._token_bytes, self._decoder.slot_bytes(slot) / len(slot.text))
+            task.send(steps)
 
     def _read(self, tasks: list[_Task]) -> None:
         """Run the body for all requests that ask for it."""
@@ -304,6 +318,7 @@ class _Task:
         self.ready: deque[int] = deque()  #: final ids that the caller has not taken
         self.error: BaseException | None = None  #: why the request failed
         self.started = self.ended = self.cancelled = False
+        self.most_tokens = len(prompt) + request.max_tokens  #: that its caches may hold
         self._loop = request.asks(prompt)
 
     @property

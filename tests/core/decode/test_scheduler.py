@@ -23,11 +23,11 @@ from vt_core.vocab.heads import HEADS, FullHead
 STATIC = range(0, len(TABLE), 7)
 
 
-def made(batch=8):
+def made(batch=8, cache_bytes=None):
     decoder = FakeDecoder(TABLE, HEADS["prealloc"])
     decoder.head.set_static(STATIC)
     policy = BlockPolicy()
-    return decoder, policy, Scheduler(decoder, policy.costs, batch=batch)
+    return decoder, policy, Scheduler(decoder, policy.costs, batch=batch, cache_bytes=cache_bytes)
 
 
 def request(decoder, policy, *, max_tokens=12, drafter=None, together=True, slot=None, **sampling):
@@ -216,3 +216,25 @@ def test_interrupt_reaches_the_thread_that_drives():
         list(stream)
     decoder.poll = healthy
     assert is_as_before(decoder) and scheduler.is_idle
+
+
+@pytest.mark.parametrize(("tokens", "at_once"), [(0, 1), (14, 1), (28, 2), (45, 3)])
+def test_requests_wait_where_their_caches_would_take_too_much(tokens, at_once):
+    decoder, policy, scheduler = made(cache_bytes=100 * tokens)
+    decoder.slot_bytes = lambda slot: 100 * len(slot.text)
+    most = 0
+    poll = decoder.poll
+
+    def counting(steps):
+        nonlocal most
+        most = max(most, decoder.opened)
+        return poll(steps)
+
+    decoder.poll = counting
+    prompts = [[50, token] for token in range(6)]
+    streams = [scheduler.run(request(decoder, policy), np.array(prompt)) for prompt in prompts]
+    texts = [[next(stream)] for stream in streams]
+    for text, stream in zip(texts, streams, strict=True):
+        text += list(stream)
+    assert texts == [run(FullHead, [], prompt, max_tokens=12) for prompt in prompts]
+    assert most == at_once
