@@ -156,44 +156,75 @@ def test_cost_of_taking_back_shortens_drafts():
     assert best_length([0.5], lambda tokens: 1.0, undo_s=1.1) == 0
 
 
-def test_costs_between_and_beyond_measured_sizes():
+def measured(*reads: tuple[int, float]) -> ReadCosts:
+    """Costs of reads; the first read of each size, which does not count, is slow."""
     costs = ReadCosts()
-    assert not costs.known
-    for size, seconds in ((1, 9.0), (1, 1.0)):
-        costs.add(size, seconds)  # the first read of a size does not count
-    assert costs.known
-    assert costs.seconds(3) == pytest.approx(1.7)
-    for size, seconds in ((4, 9.0), (4, 2.5)):
+    for size in dict(reads):
+        costs.add(size, 99.0)
+    for size, seconds in reads:
         costs.add(size, seconds)
-    assert costs.seconds(4) == 2.5
-    assert costs.seconds(3) == pytest.approx(2.0)
-    assert costs.seconds(6) == pytest.approx(3.5)
+    return costs
+
+
+def test_first_read_of_a_size_is_not_counted():
+    costs = ReadCosts()
+    costs.add(1, 9.0)
+    assert not costs.known
+    costs.add(1, 1.0)
+    assert costs.known and costs.seconds(1) == 1.0
+
+
+def test_costs_between_measured_sizes_lie_on_a_line():
+    costs = measured((1, 1.0), (4, 2.5))
+    assert [costs.seconds(n) for n in (1, 2, 3, 4)] == pytest.approx([1.0, 1.5, 2.0, 2.5])
+
+
+def test_reads_are_tried_up_to_twice_the_longest_measured_size():
+    # Beyond it, another token costs as much as a read of its own, which never pays.
+    assert [measured((1, 1.0)).seconds(n) for n in (2, 3)] == pytest.approx([1.2, 2.2])
+    flat, steep = measured((1, 1.0), (2, 1.02)), measured((1, 1.0), (2, 2.0))
+    assert [flat.seconds(n) for n in (4, 5)] == pytest.approx([1.06, 2.06])
+    assert [steep.seconds(n) for n in (4, 5)] == pytest.approx([2.4, 3.4])
+
+
+def test_one_slow_read_changes_no_cost():
+    assert measured(*[(1, 1.0)] * 3, (1, 50.0), *[(1, 1.0)] * 2).seconds(1) == 1.0
+    assert measured(*[(1, 1.0)] * 9, *[(1, 2.0)] * 5).seconds(1) == 2.0
 
 
 def test_old_measurements_of_long_reads_are_forgotten():
-    costs = ReadCosts()
-    for size, seconds in ((1, 1.0), (1, 1.0), (2, 50.0), (2, 50.0)):
-        costs.add(size, seconds)
+    costs = measured((1, 1.0), (2, 50.0))
     assert costs.seconds(2) == 50
     for _ in range(2000):
         costs.add(1, 1.0)
-    assert costs.seconds(2) == pytest.approx(1.35)
-    costs.add(2, 1.2)  # no first read any more
-    assert costs.seconds(2) == 1.2
+    assert costs.seconds(2) == pytest.approx(1.2)
+    costs.add(2, 1.1)
+    assert costs.seconds(2) == 1.1
 
 
 def test_costs_of_batches_need_no_read_of_one_token():
-    costs = ReadCosts()
-    for _ in range(2):
-        costs.add(4, 2.0)
+    costs = measured((4, 2.0))
     assert costs.known
-    assert [costs.seconds(n) for n in (1, 4, 6)] == [2.0, 2.0, pytest.approx(2.35)]
+    assert [costs.seconds(n) for n in (1, 4, 6)] == pytest.approx([2.0, 2.0, 2.2])
 
 
-@given(st.lists(st.tuples(st.integers(1, 40), st.floats(1e-4, 10)), min_size=2), st.integers(1, 60))
-def test_costs_are_between_the_measured_ones_or_above(reads, tokens):
-    costs = ReadCosts()
-    for size, seconds in reads:
-        costs.add(size, seconds)
-    if costs.known:
-        assert costs.seconds(tokens) >= 0.999e-4
+@given(st.lists(st.tuples(st.integers(1, 40), st.floats(0.001, 10)), min_size=1), st.integers(1, 60))
+def test_no_cost_is_below_the_measured_ones(reads, tokens):
+    assert measured(*reads).seconds(tokens) >= 0.999 * min(seconds for _, seconds in reads)
+
+
+def test_drafting_stops_where_reads_cost_as_much_as_their_tokens():
+    costs, lengths = measured((1, 1.0)), []
+    for _ in range(400):
+        lengths.append(best_length([0.8] * 16, costs.seconds))
+        costs.add(1 + lengths[-1], 1.0 + lengths[-1])
+    assert sum(length > 0 for length in lengths) < 8
+    assert max(lengths) <= 7
+
+
+def test_drafts_grow_where_reads_of_any_length_cost_the_same():
+    costs, lengths = measured((1, 1.0)), []
+    for _ in range(12):
+        lengths.append(best_length([0.9] * 16, costs.seconds))
+        costs.add(1 + lengths[-1], 1.0)
+    assert lengths[0] == 1 and lengths[-1] == 16

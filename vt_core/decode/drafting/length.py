@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from bisect import bisect_left, insort
+from collections import deque
 from collections.abc import Callable, Sequence
+from statistics import median_low
 
-#: Factor by which each new measurement of a size lowers the weight of older ones.
-_KEPT = 0.8
-#: Cost of another token of a read as long as only one size was measured, in the cost per token of that size.
-_UNKNOWN = 0.35
-#: A size that was not read for this many reads is forgotten, so that a bad measurement does not last.
+#: Measurements of a size that count.
+_LATEST = 9
+#: Highest assumed cost of another token of a read longer than the measured ones, in reads of one token.
+_UNKNOWN = 0.2
+#: A size that was not read for this many reads is forgotten, so that it is tried again.
 _FORGET = 1000
 
 
@@ -37,13 +39,16 @@ def best_length(rates: Sequence[float], seconds: Callable[[int], float], undo_s:
 class ReadCosts:
     """Measured seconds of a read of 1, 2, … tokens.
 
-    Between two measured sizes costs lie on a line. Beyond the longest they grow as fast as they grew on
-    average up to it, so longer reads are tried one after the other while they pay.
+    Between two measured sizes costs lie on a line. Beyond the longest, up to twice its size, they are assumed
+    to grow slowly, even where they grew fast so far, so that longer reads are tried one after the other: that
+    2 tokens cost twice one does not mean that 4 cost more. Beyond that, another token is assumed to cost as
+    much as a read of its own.
     """
 
     def __init__(self) -> None:
         self._sizes: list[int] = []  #: measured sizes, ascending
-        self._seconds: dict[int, tuple[float, float]] = {}  #: their mean cost, and the weight of it
+        self._latest: dict[int, deque[float]] = {}  #: their latest measurements
+        self._seconds: dict[int, float] = {}  #: the medians of these
         self._last: dict[int, int] = {}  #: number of the last read of each size, also of unmeasured ones
         self._reads = 0
 
@@ -59,34 +64,37 @@ class ReadCosts:
         self._last[tokens] = self._reads
         if first:
             return
-        mean, weight = self._seconds.get(tokens, (0.0, 0.0))
-        weight = _KEPT * weight + 1
-        if tokens not in self._seconds:
+        if tokens not in self._latest:
             insort(self._sizes, tokens)
-        self._seconds[tokens] = mean + (seconds - mean) / weight, weight
+            self._latest[tokens] = deque(maxlen=_LATEST)
+        latest = self._latest[tokens]
+        latest.append(seconds)
+        # Not the mean: now and then a read takes several times as long, and drafting would stop or start.
+        self._seconds[tokens] = median_low(latest)
         if self._reads % _FORGET == 0:
             self._forget()
 
     def seconds(self, tokens: int) -> float:
         """Expected seconds of a read; only where :attr:`known`."""
         if tokens in self._seconds:
-            return self._seconds[tokens][0]
-        sizes = self._sizes
+            return self._seconds[tokens]
+        sizes, costs = self._sizes, self._seconds
         at = bisect_left(sizes, tokens)
-        low, high = sizes[max(at - 1, 0)], sizes[min(at, len(sizes) - 1)]
-        low_s, high_s = self._seconds[low][0], self._seconds[high][0]
         if at == 0:
-            return high_s
+            return costs[sizes[0]]
+        low = sizes[at - 1]
         if at < len(sizes):
-            return low_s + (high_s - low_s) * (tokens - low) / (high - low)
-        if low == sizes[0]:
-            return low_s * (1 + _UNKNOWN * (tokens - low) / low)
-        first_s = self._seconds[sizes[0]][0]
-        return low_s + max(0.0, low_s - first_s) * (tokens - low) / (low - sizes[0])
+            high = sizes[at]
+            return costs[low] + (costs[high] - costs[low]) * (tokens - low) / (high - low)
+        first, near = sizes[0], min(tokens, 2 * low)
+        own = costs[first] / first
+        slope = _UNKNOWN * own
+        if low > first:
+            slope = min(slope, max(0.0, costs[low] - costs[first]) / (low - first))
+        return costs[low] + slope * (near - low) + own * (tokens - near)
 
     def _forget(self) -> None:
         """Forget sizes that were not read lately, except the shortest one."""
-        old = [size for size in self._sizes[1:] if self._reads - self._last[size] > _FORGET]
-        for size in old:
+        for size in [size for size in self._sizes[1:] if self._reads - self._last[size] >= _FORGET]:
             self._sizes.remove(size)
-            del self._seconds[size]
+            del self._seconds[size], self._latest[size]
