@@ -25,6 +25,8 @@ from transformers.cache_utils import (
     LinearAttentionLayer,
 )
 
+from vt_torch.growing import GrowingLayer
+
 #: Attributes of a rotary embedding, besides its buffers, that depend on the lengths that it has seen.
 _REMEMBERED = ("max_seq_len_cached", "attention_scaling", "original_inv_freq")
 
@@ -107,6 +109,7 @@ def _is_dynamic(module: nn.Module) -> bool:
 #: Layers that this module takes tokens back from. Another class may have states of its own.
 _KNOWN = (
     DynamicLayer,
+    GrowingLayer,
     DynamicSlidingWindowLayer,
     DynamicIndexedLayer,
     DummyLayer,
@@ -206,7 +209,7 @@ class Snapshot:
 
 
 #: Attributes that follow from the tensors.
-_DERIVED = ("dtype", "device")
+_DERIVED = ("dtype", "device", "_grown")
 
 
 def cache_bytes(cache: DynamicCache) -> int:
@@ -225,7 +228,7 @@ def export_cache(cache: DynamicCache) -> tuple[dict[str, np.ndarray], list[dict[
     arrays: dict[str, np.ndarray] = {}
     layers = []
     for index, layer in enumerate(cache.layers):
-        values: dict[str, Any] = {"class": type(layer).__name__}
+        values: dict[str, Any] = {"class": _kind(layer)}
         for name, value in vars(layer).items():
             if name in _DERIVED:
                 continue
@@ -248,8 +251,8 @@ def restore_cache(
         raise ValueError(f"{len(layers)} layers instead of {len(cache.layers)}")
     for layer, saved in zip(cache.layers, layers, strict=True):
         values = dict(saved)
-        if values.pop("class") != type(layer).__name__:
-            raise ValueError(f"a layer is not a {type(layer).__name__}")
+        if values.pop("class") != _kind(layer):
+            raise ValueError(f"a layer is not a {_kind(layer)}")
         tensor = None
         for name, value in values.items():
             if name in _DERIVED or name.startswith("__") or callable(getattr(type(layer), name, None)):
@@ -264,6 +267,11 @@ def restore_cache(
             setattr(layer, name, restored)
         if tensor is not None:
             layer.dtype, layer.device = tensor.dtype, tensor.device
+
+
+def _kind(layer: Any) -> str:
+    """Name of transformers' class of a layer."""
+    return (DynamicLayer if type(layer) is GrowingLayer else type(layer)).__name__
 
 
 def _exported(value: Any, name: str, arrays: dict[str, np.ndarray]) -> Any:

@@ -35,10 +35,11 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from vt_torch.body import layer_table
+from vt_torch.growing import GrowingLayer, new_cache
 from vt_torch.rows import TorchRows
 
 #: Cache layers that depend on a slot's own tokens only. Recurrent layers run over the whole sequence.
-_LAYERS = (DynamicLayer, DynamicSlidingWindowLayer, DummyLayer)
+_LAYERS = (DynamicLayer, GrowingLayer, DynamicSlidingWindowLayer, DummyLayer)
 #: Largest relative L2 distance of hidden states of a packed read from those of reads alone.
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.02, torch.float16: 0.02}
 #: Tokens of the probe's two texts, and of the reads after them.
@@ -309,7 +310,7 @@ class _Probe:
     def _distances(self) -> Iterator[tuple[float, torch.dtype]]:
         """Relative distance of the hidden states of each packed read, and their dtype."""
         done = list(_PROBE_TEXTS)
-        alone = [DynamicCache(config=self._config) for _ in done]
+        alone = [new_cache(self._config) for _ in done]
         for text, cache, length in zip(self._texts, alone, done, strict=True):
             self._read(text[:length], cache)
         packed = deepcopy(alone)
