@@ -117,6 +117,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--tokenizer", action="append", default=[], metavar="NAME=PATH")
     parser.add_argument("--model", action="append", default=[], type=Path)
+    parser.add_argument("--task", action="append", choices=RECIPES, help="misses: default: all but general")
     parser.add_argument("--prompts", type=int, default=4, help="misses: inputs per task")
     parser.add_argument("--max-tokens", type=int, default=96, help="misses: most tokens per answer")
     arguments = parser.parse_args()
@@ -161,9 +162,8 @@ def misses(path: Path, arguments: argparse.Namespace) -> dict[str, tuple[int, in
     found = {}
     with load(path, head="full") as model:
         manifest, encode = model.directory.manifest, model.tokenizer.encode_chat
-        for name, recipe in RECIPES.items():
-            if name.startswith("general"):
-                continue
+        for name in arguments.task or [name for name in RECIPES if not name.startswith("general")]:
+            recipe = RECIPES[name]
             file = find_task(name, manifest.tokenizer_digest)
             static = {*TaskVocabulary.load(file).ids.tolist(), *model.tokenizer.added_ids()}
             static |= model.tokenizer.eos_ids(manifest.vocab_rows)
@@ -174,7 +174,7 @@ def misses(path: Path, arguments: argparse.Namespace) -> dict[str, tuple[int, in
                 tokens += len(answer)
                 missing += sum(token_id not in given for token_id in answer)
             found[name] = tokens, missing
-            print(path.name, name, tokens, missing)
+            print(path.name, name, tokens, missing, flush=True)
     return found
 
 
