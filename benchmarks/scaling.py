@@ -47,9 +47,7 @@ def main() -> None:
         print(
             f"{arguments.rows:,} rows, {files[1].stat().st_size / 1e6:.0f} MB; load {os.getloadavg()[0]:.1f}"
         )
-        print(
-            "| engine | seconds | of them overhead | rows/s after it | same counts |\n|---|---:|---:|---:|---|"
-        )
+        print("| engine | seconds | overhead | rows/s after it | same counts |\n|---|---:|---:|---:|---|")
         first: bytes | None = None
         for engine in arguments.engine or ENGINES:
             counts = Path(scratch) / "counts"

@@ -62,10 +62,13 @@ class Recipe:
     #: Languages of the language filter; empty for none.
     languages: tuple[str, ...] = ()
     stages: Stages = field(default_factory=Stages)
+    #: What a model is asked to do with an input.
+    instruction: str = ""
 
 
-def _pairs(held_out: str, *corpora: str, languages: tuple[str, ...] = ()) -> Recipe:
-    return Recipe(tuple((corpus, PAIR) for corpus in corpora), held_out, languages)
+def _pairs(held_out: str, *corpora: str, languages: tuple[str, ...] = (), instruction: str = "") -> Recipe:
+    parts = tuple((corpus, PAIR) for corpus in corpora)
+    return Recipe(parts, held_out, languages, instruction=instruction)
 
 
 #: Long and varied texts need nearly all tokens within the usual tolerance.
@@ -81,15 +84,23 @@ CHINESE = (
 RECIPES = {
     "math": _pairs("math/gsm8k_eval", "math/gsm8k_profile", "math/mawps_profile"),
     "qa": _pairs("qa/squad_eval", "qa/squad_profile"),
-    "summarization": _pairs("summarization/xsum_eval", "summarization/xsum_profile"),
+    "summarization": _pairs(
+        "summarization/xsum_eval", "summarization/xsum_profile", instruction="Summarize in one sentence."
+    ),
     "code": _pairs(
         "code/humaneval_eval", "code/safim_block_profile", "code/safim_control_profile", "code/mbpp_profile"
     ),
-    "translation-en-it": _pairs("translation/en-it_ntrex_eval", ITALIAN, languages=("it",)),
-    "translation-en-zh": _pairs("translation/en-zh_ntrex_eval", *CHINESE, languages=("zh",)),
+    "translation-en-it": _pairs(
+        "translation/en-it_ntrex_eval", ITALIAN, languages=("it",), instruction="Translate into Italian."
+    ),
+    "translation-en-zh": _pairs(
+        "translation/en-zh_ntrex_eval", *CHINESE, languages=("zh",), instruction="Translate into Chinese."
+    ),
     "medical": _pairs("medical/medquad_eval", "medical/medquad_profile"),
-    "sql": _pairs("sql/text2sql_eval", "sql/text2sql_profile"),
-    "intent": _pairs("intent/snips_eval", "intent/snips_profile"),
+    "sql": _pairs("sql/text2sql_eval", "sql/text2sql_profile", instruction="Write the SQL query."),
+    "intent": _pairs(
+        "intent/snips_eval", "intent/snips_profile", instruction="Give the intent and its slots as JSON."
+    ),
     "general-en": Recipe(
         (
             ("summarization/xsum_profile", INPUT),
@@ -179,7 +190,8 @@ def misses(path: Path, arguments: argparse.Namespace) -> dict[str, tuple[int, in
 
 
 def _prompts(data: Path, recipe: Recipe) -> Iterator[str]:
-    return each_row([data / f"{recipe.held_out}.jsonl"], PAIR.prompt_text, ("input",))
+    asking = RowFormat(prompt=f"{recipe.instruction}\n\n{{input}}".lstrip())
+    return each_row([data / f"{recipe.held_out}.jsonl"], asking.prompt_text, ("input",))
 
 
 def entries() -> dict[str, dict[str, TaskVocabulary]]:
