@@ -76,7 +76,7 @@ class RowHead(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self._head: list[Head] = []
-        self._positions = 1
+        self._positions: int | mx.array = 1
         self._states: list[mx.array] = []
         self._hidden: list[mx.array] = []
         self._logits: list[mx.array] = []
@@ -84,8 +84,10 @@ class RowHead(nn.Module):
     def set_head(self, head: Head) -> None:
         self._head = [head]
 
-    def set_positions(self, positions: int) -> None:
-        """``positions``: how many of the last ones of the next call need logits."""
+    def set_positions(self, positions: int | mx.array) -> None:
+        """``positions``: how many of the last ones of the next call need logits; or of a batch of texts, the
+        places ``[k]`` of those that do, in the flattened batch.
+        """
         self._positions = positions
 
     @property
@@ -107,7 +109,11 @@ class RowHead(nn.Module):
         self._states, self._hidden, self._logits = [], [], []
 
     def __call__(self, hidden: mx.array) -> mx.array:
-        self._states, self._hidden = [hidden[0]], [hidden[0, -self._positions :]]
+        self._states = [hidden[0]]
+        if isinstance(self._positions, int):
+            self._hidden = [hidden[0, -self._positions :]]
+        else:
+            self._hidden = [hidden.reshape(-1, hidden.shape[-1])[self._positions]]
         self._logits = [self._head[0].logits(self._hidden[0])]
         return self._logits[0][None]
 

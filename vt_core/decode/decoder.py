@@ -309,6 +309,32 @@ class Decoder(ABC, Generic[Array, AnySlot]):
         ends = np.cumsum(counts).tolist()
         return [_part(every, end - count, end) for count, end in zip(counts, ends, strict=True)]
 
+    def _probe_together(self, errors: tuple[type[Exception], ...], tolerance: float) -> bool:
+        """Read two short texts of different length, alone and together. Returns whether the hidden states are
+        the same up to a relative ``tolerance``, and none of some ``errors`` was raised.
+        """
+        ids = np.resize(self.head.vocabulary.ids, 24).tolist()
+        alone, together = [], []
+        for text in (ids[:4], ids[4:13]):
+            slot = self.open()
+            self.prefill(slot, np.array(text))
+            alone.append(slot)
+            together.append(self.copy(slot))
+        at = 13
+        for counts in ((1, 1), (3, 1), (1, 4)):
+            pieces = [ids[at : at + counts[0]], ids[at + counts[0] : at + sum(counts)]]
+            at = (at + sum(counts)) % 12
+            expected = [self._read_alone(*pair).hidden for pair in zip(alone, pieces, strict=True)]
+            reads = [Read(*pair) for pair in zip(together, pieces, strict=True)]
+            try:
+                found = [steps.hidden for steps in self._read_together(reads)]
+                first, second = (self._to_host(self._concatenate(list(part))) for part in (expected, found))
+            except errors:
+                return False
+            if not np.linalg.norm(first - second) <= tolerance * np.linalg.norm(first):
+                return False
+        return True
+
     def _steps(self, hidden: Array, logits: Array, wants_confidence: bool) -> Steps[Array]:
         token, local = self._greedy(logits)
         wanted = wants_confidence and self.head.name != "full"
