@@ -66,6 +66,20 @@ def test_draft_ends_with_the_end_of_the_text():
     assert without_eos.draft(16).ids == [4]
 
 
+def test_end_is_the_one_of_the_last_request():
+    acceptance = Acceptance()
+
+    def end(eos_ids: list[int]) -> list[int]:
+        made = Drafter(acceptance, [SQL], rows=100, eos_ids=eos_ids)
+        made.extend([5, 1, 2, 4])
+        return made.draft(1).ids
+
+    assert end([EOS, 8]) == [EOS]
+    Drafter(acceptance, rows=100, eos_ids=[EOS, 8]).extend([1, 8])
+    assert end([EOS, 8]) == [8]
+    assert end([EOS]) == [EOS]
+
+
 def test_ids_without_a_row_are_not_drafted():
     assert drafter(table({(1,): (50, 9, 9)}), prompt=[3], rows=50).draft(4, pending=[1]).ids == []
     assert drafter(table({(1,): (50, 9, 9)}), prompt=[3], rows=51).draft(4, pending=[1]).ids == [50]

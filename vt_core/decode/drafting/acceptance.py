@@ -40,6 +40,9 @@ class Acceptance:
 
     def __init__(self) -> None:
         self._seen: dict[Kind, tuple[float, float]] = {}
+        #: The full id that ended the last text, if one did. Models have several such ids, each of which ends
+        #: texts of another kind, such as answers of a chat.
+        self.end_id: int | None = None
 
     def rate(self, kind: Kind) -> float:
         """Probability that the next token of this class is right."""

@@ -44,14 +44,14 @@ class Drafter:
             acceptance: what earlier requests learned; this one adds to it.
             tables: n-gram tables of the tasks; none drafts from the request's text alone.
             rows: V. Ids from there on are never drafted.
-            eos_ids: full ids that end the text; a draft ends with the first of them. The first one stands
-                for the end of an output in the tables.
+            eos_ids: full ids that end the text; a draft ends with the first of them. For the end of an
+                output in the tables stands the one that ended the last request, else any.
         """
         self._acceptance = acceptance
         self._tables = tables
         self._rows = rows
         self._eos_ids = eos_ids
-        self._end = next(iter(eos_ids), None)
+        self._end = acceptance.end_id if acceptance.end_id in eos_ids else next(iter(eos_ids), None)
         self._longest = max([CONTEXT, *(table.longest for table in tables)])
         self._tail: list[int] = []  #: the last tokens of the text, as many as a context may have
         self._written = 0  #: tokens of the output
@@ -71,6 +71,8 @@ class Drafter:
             guess = self._guess(self._tail, hashes, self._written)
             if guess is not None:
                 self._acceptance.learn(guess[1], guess[0] == id)
+            if id in self._eos_ids:
+                self._acceptance.end_id = id
             self._push(hashes[:CONTEXT], id)
             self._written += 1
 
