@@ -6,6 +6,7 @@ know, so that a misspelled one would not be enforced. Here every keyword must be
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import unquote
@@ -47,6 +48,15 @@ _DAY = (
 _SECOND = ":[0-9]{2}:[0-5][0-9]"
 #: Patterns that llguidance's formats need besides, found by comparison with other validators.
 STRICTER = {"date": (_YEAR, _DAY), "date-time": (_YEAR, _DAY, _SECOND), "time": (_SECOND,)}
+
+#: Control characters that JSON writes only as ``\\u0001``. llguidance drops them from texts, because answers
+#: do not hold such escapes: they would be second names of properties.
+_UNWRITTEN = frozenset({*range(0x20), 0x7F}) - {ord(character) for character in "\b\t\n\f\r"}
+#: An escape of a regular expression, or a control character in it.
+_ESCAPE = re.compile(
+    r"\\(?:x([0-9A-Fa-f]{2})|u([0-9A-Fa-f]{4})|[xu]\{([0-9A-Fa-f]+)\}|(.))|([\x00-\x1f\x7f])", re.DOTALL
+)
+_NAMED_ESCAPES = {"a": 7, "v": 11}
 
 #: Keywords whose value is a schema, a list of schemas, or schemas by name.
 _ONE = ("items", "additionalItems", "additionalProperties")
@@ -114,6 +124,23 @@ def _escaped(key: str) -> str:
     return key.replace("~", "~0").replace("/", "~1")
 
 
+def _keys(value: Any) -> list[str]:
+    return list(value) if isinstance(value, dict) else []
+
+
+def _unwritten(pattern: str) -> int | None:
+    """The code of a control character that a pattern wants, if there is one. As the end of a range it is only
+    a possibility.
+    """
+    for match in _ESCAPE.finditer(pattern):
+        digits = match[1] or match[2] or match[3]
+        code = int(digits, 16) if digits else ord(match[5]) if match[5] else _NAMED_ESCAPES.get(match[4])
+        in_range = "-" in (pattern[match.start() - 1 : match.start()], pattern[match.end() : match.end() + 1])
+        if code in _UNWRITTEN and not in_range:
+            return code
+    return None
+
+
 class _Walk:
     """The checks of one schema."""
 
@@ -147,12 +174,36 @@ class _Walk:
             raise self._refused("$id", where)
         if "format" in node and node["format"] not in FORMATS:
             raise self._refused(f"format {shorten(node['format'])}", where)
+        for text in self._texts(node):
+            if found := next((character for character in text if ord(character) in _UNWRITTEN), None):
+                raise self._refused(f"the control character U+{ord(found):04X}", where)
+        for pattern in [node.get("pattern"), *_keys(node.get("patternProperties"))]:
+            if isinstance(pattern, str) and (code := _unwritten(pattern)) is not None:
+                raise self._refused(f"the control character U+{code:04X} in a pattern", where)
         least = node.get("minProperties", 0)
         if isinstance(least, (int, float)) and least > 1 and self._is_open(node):
             # llguidance lets a key that "properties" does not list appear twice.
             raise self._refused("minProperties above 1 beside unnamed properties", where)
         if "$ref" in node and self._target(node["$ref"]) is None:
-            raise self._refused(f"$ref {shorten(node['$ref'])}, which leads to no schema in it", where)
+            raise self._refused(f"$ref {shorten(node['$ref'])} to something outside of it", where)
+
+    @staticmethod
+    def _texts(node: dict[str, Any]) -> Iterator[str]:
+        """The texts that answers hold as a schema gives them."""
+        stack: list[Any] = [
+            node.get("enum"),
+            node.get("const"),
+            node.get("required"),
+            _keys(node.get("properties")),
+        ]
+        while stack:
+            value = stack.pop()
+            if isinstance(value, str):
+                yield value
+            elif isinstance(value, list):
+                stack += value
+            elif isinstance(value, dict):
+                stack += [*value, *value.values()]
 
     def _is_open(self, node: dict[str, Any]) -> bool:
         """Whether an object may have properties that are not listed and required."""
