@@ -6,6 +6,7 @@ import gc
 import time
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 from vt_core.decode import arguments, prompts
 from vt_core.decode.answer import Answer
 from vt_core.decode.backend import backend as import_backend
+from vt_core.decode.constraints.engine import Engine
 from vt_core.decode.decoder import Decoder
 from vt_core.decode.drafting import Acceptance, Drafter
 from vt_core.decode.metrics import Clock, ProcessMemory
@@ -213,6 +215,9 @@ class Model:
         logit_bias: Mapping[int, float] | None = None,
         draft: str = "auto",
         batch: str = "together",
+        json_schema: object = None,
+        regex: str | None = None,
+        grammar: str | None = None,
     ) -> Generation:
         """Generate a whole answer. Arguments and errors are those of :meth:`stream`."""
         result = None
@@ -236,6 +241,9 @@ class Model:
             logit_bias=logit_bias,
             draft=draft,
             batch=batch,
+            json_schema=json_schema,
+            regex=regex,
+            grammar=grammar,
         ):
             result = chunk.result
         assert result is not None, "a stream ends with its result"
@@ -263,6 +271,9 @@ class Model:
         logit_bias: Mapping[int, float] | None = None,
         draft: str = "auto",
         batch: str = "together",
+        json_schema: object = None,
+        regex: str | None = None,
+        grammar: str | None = None,
     ) -> Generator[Chunk, None, None]:
         """Generate an answer piece by piece. The last chunk carries the :class:`Generation`.
 
@@ -293,10 +304,15 @@ class Model:
                 text too, ``none`` never. Drafts save time and do not change the text.
             batch: how the model's body runs while there are other requests: ``together`` runs it once for
                 all; ``alone`` once for each, which gives this request bit for bit what it has alone.
+            json_schema: the answer is JSON on one line that this schema allows: a dictionary, JSON text, or a
+                pydantic model class. This and the next two need the extra ``constraints``.
+            regex: the answer as a whole matches this regular expression.
+            grammar: the answer follows this grammar, in llguidance's dialect of Lark.
 
         Raises:
             PromptError: the prompt is empty, too long, of the wrong type, or has ids without a row.
             OptionError: an argument has the wrong type or is out of range.
+            ConstraintError: a schema, expression or grammar cannot be enforced, or allows no text.
             BackendError: the model is closed.
             VtError: learned ids cannot be saved; raised after the last chunk.
         """
@@ -319,6 +335,9 @@ class Model:
             logit_bias=logit_bias,
             draft=draft,
             batch=batch,
+            json_schema=json_schema,
+            regex=regex,
+            grammar=grammar,
         )
         ids = self.encode(
             prompt, system=options.system, raw=options.raw, template_arguments=options.template_arguments
@@ -407,6 +426,9 @@ class Model:
         logit_bias: Mapping[int, float] | None = None,
         draft: str = "auto",
         batch: str = "together",
+        json_schema: object = None,
+        regex: str | None = None,
+        grammar: str | None = None,
     ) -> Session:
         """Start a conversation whose caches are kept between turns. The arguments are those of
         :meth:`stream`, and hold for every turn.
@@ -433,6 +455,9 @@ class Model:
             logit_bias=logit_bias,
             draft=draft,
             batch=batch,
+            json_schema=json_schema,
+            regex=regex,
+            grammar=grammar,
         )
         return Session(self, options)
 
@@ -520,7 +545,7 @@ class Model:
         # The first of the ids that end a text stands for its end in the tables.
         named = self.tokenizer.named_id("eos_token")
         ends = sorted(self.eos_ids, key=lambda token: (token != named, token))
-        return Request(
+        request = Request(
             self.decoder,
             Sampler(options.sampling, self.rows),
             options.max_tokens,
@@ -533,6 +558,14 @@ class Model:
             self._policy.costs,
             options.batch == "together",
         )
+        if options.grammar is not None:
+            request.constraint = self._grammars.start(options.grammar)
+            request.literals = self._grammars.literals(options.grammar)
+        return request
+
+    @cached_property
+    def _grammars(self) -> Engine:
+        return Engine.of(self.tokenizer, self.rows, self.eos_ids)
 
     def _run(self, request: Request, ids: Ids, stops: StopMatcher) -> Generator[Chunk, None, None]:
         answer = Answer(request, self.tokenizer.stream(), stops, self._memory, self._scheduler)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass, field
+from typing import Any
 
 from vt_core.decode.metrics import ProcessMemory, Stopwatch
 from vt_core.decode.request import Request
@@ -57,6 +58,8 @@ class Answer:
     def _finish(self) -> None:
         if not self.stops.stopped:
             self.rest = self.stops.push(self.detokenizer.finish()) + self.stops.finish()
+        if self.request.constraint is not None and self.request.constraint.finished:
+            self.finish_reason = "stop"
         if self.stops.stopped:  # also a stop string that the last bytes of the text completed
             self.finish_reason = "stop"
         self.text += self.rest
@@ -100,6 +103,20 @@ class Answer:
             drafted=drafts.drafted,
             accepted=drafts.accepted,
             draft_s=drafts.draft_s,
+            **self._constraint_stats(),
         )
         exact = request.policy is not None or head.name == "full"
         return Generation(self.text, tuple(self.token_ids), self.finish_reason, exact, stats)
+
+    def _constraint_stats(self) -> dict[str, Any]:
+        guide = self.request.guide
+        if guide is None:
+            return {}
+        counts = guide.counts
+        return {
+            "forced": counts.forced,
+            "certain": counts.certain,
+            "gathered": counts.gathered,
+            "scanned": counts.scanned,
+            "grammar_s": guide.constraint.seconds,
+        }

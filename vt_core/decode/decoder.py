@@ -16,8 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from vt_core.decode.probabilities import log_probabilities
+from vt_core.decode.sampling import Sampler
 from vt_core.decode.types import NOT_A_NUMBER, AnySlot, Array, Read, Scored, Steps
-from vt_core.decode.verification import Block, HeadScan, Verified, verify
+from vt_core.decode.verification import Block, Draft, HeadScan, Verified, choose_certain, verify
 from vt_core.errors import ModelError
 from vt_core.types import Ids
 from vt_core.vocab.heads import Head
@@ -241,6 +242,22 @@ class Decoder(ABC, Generic[Array, AnySlot]):
         with self._context():
             hidden = self._concatenate([part for block in blocks for part in block.hidden])
             return verify(self._full_head(hidden), hidden, blocks)
+
+    def row_logits(self, hidden: Array, ids: Ids) -> npt.NDArray[np.float32]:
+        """Logits ``[n]`` of some full ids, active or not, for one position, ``hidden [1, hidden]``, as the
+        whole head has them.
+        """
+        with self._context():
+            return self._full_head(hidden).row_logits(hidden, ids)
+
+    def choose_certain(
+        self, hidden: Array, logits: npt.NDArray[np.float32], ids: Ids, draft: Draft, sampler: Sampler
+    ) -> int:
+        """The full head's choice at a position all of whose candidates are known; see
+        :func:`vt_core.decode.verification.choose_certain`.
+        """
+        with self._context():
+            return choose_certain(self._full_head(hidden), hidden, logits, ids, draft, sampler)[0]
 
     def states(self, ids: Ids, start: int) -> Generator[Array, None, None]:
         """Read a text of full ids in a slot of its own, and yield the hidden states of its positions from

@@ -9,6 +9,7 @@ from typing import Any
 
 from vt_core.decode import arguments
 from vt_core.decode.backend import BACKENDS, QUANTIZE, check_backend, default_backend
+from vt_core.decode.constraints.grammar import Grammar, grammar_option
 from vt_core.decode.sampling import SamplerSettings
 from vt_core.decode.stopping import StopMatcher
 from vt_core.errors import OptionError
@@ -117,6 +118,7 @@ class RequestOptions:
     sampling: SamplerSettings  #: how tokens are chosen
     draft: str = "auto"  #: one of :data:`DRAFT`
     batch: str = "together"  #: one of :data:`BATCH`
+    grammar: Grammar | None = None  #: what the answer follows
 
 
 def request_options(
@@ -139,6 +141,9 @@ def request_options(
     logit_bias: Mapping[int, float] | None = None,
     draft: str = "auto",
     batch: str = "together",
+    json_schema: object = None,
+    regex: str | None = None,
+    grammar: str | None = None,
 ) -> RequestOptions:
     """Check the options of a request; numpy's numbers become Python's. :class:`~vt_core.model.Model` says
     what each means.
@@ -151,6 +156,9 @@ def request_options(
         raise OptionError(f"max_tokens is {limit}, but it must be at least 1")
     stops = arguments.texts("stop", stop)
     StopMatcher(stops)  # refuses empty ones
+    followed = grammar_option(json_schema, regex, grammar)
+    if followed is not None and stops:
+        raise OptionError(f"stop does not go with {followed.option}, which says where the answer ends")
     return RequestOptions(
         max_tokens=limit,
         stop=stops,
@@ -172,6 +180,7 @@ def request_options(
         ),
         draft=arguments.choice("draft", draft, DRAFT),
         batch=arguments.choice("batch", batch, BATCH),
+        grammar=followed,
     )
 
 

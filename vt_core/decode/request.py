@@ -8,7 +8,7 @@ does not run the model: the scheduler does, for all live requests at once (:mod:
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Generator, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Any, TypeAlias
@@ -16,9 +16,11 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from vt_core.decode.constraints.constraint import Constraint
+from vt_core.decode.constraints.guide import Guide
 from vt_core.decode.costs import Costs
 from vt_core.decode.decoder import Decoder
-from vt_core.decode.drafting import MAX_DRAFT, Drafter, best_length
+from vt_core.decode.drafting import MAX_DRAFT, Drafted, Drafter, best_length
 from vt_core.decode.metrics import Clock
 from vt_core.decode.policy import Course, Policy
 from vt_core.decode.sampling import Sampler
@@ -101,6 +103,9 @@ class Request:
     reused: int = 0  #: tokens of the prompt that the slot held already
     checks: Checks = field(default_factory=Checks)  #: what verification did so far
     drafts: Drafts = field(default_factory=Drafts)  #: what drafting did so far
+    constraint: Constraint | None = None  #: the grammar that the answer follows
+    literals: Ids | None = None  #: full ids that the grammar's literal texts are written with
+    guide: Guide | None = None  #: what the grammar did so far
     #: Full ids that this request needs active, besides the static and learned ones.
     dynamic_ids: list[int] = field(default_factory=list)
     head_bytes: int = 0  #: bytes of the head on the device, at the end of the request
@@ -117,12 +122,17 @@ class Request:
         self.sampler.extend(prompt)
         decoder = self.decoder
         slot = decoder.open() if self.slot is None else self.slot
-        slot.wants_confidence = slot.takes_back_steps = self.policy is not None
+        slot.takes_back_steps = self.policy is not None
+        slot.wants_confidence = self.policy is not None and self.constraint is None
         keep = False
+        if self.constraint is not None:
+            exact = self.policy is not None
+            self.guide = Guide(self.constraint, decoder, self.sampler, self.activate, exact)
         try:
             loop = _Loop(self, slot)
             if self.dynamic:
-                self.activate(np.concatenate([prompt, self.sampler.biased]))
+                literals = np.empty(0, dtype=np.int64) if self.literals is None else self.literals
+                self.activate(np.concatenate([prompt, self.sampler.biased, literals]))
             # At least one token is read, for its logits.
             self.reused = decoder.cut(slot, common_prefix(slot.ids, prompt[:-1]))
             loop.begin = len(prompt)
@@ -146,7 +156,8 @@ class Request:
         self.decoder.head.add(ids)
         wanted = np.unique(np.array(ids, dtype=np.int64))
         new = wanted[vocabulary.local(wanted) >= vocabulary.kept_size].tolist()
-        self.dynamic_ids = [*self.dynamic_ids, *(token for token in new if token not in self.dynamic_ids)]
+        known = set(self.dynamic_ids)
+        self.dynamic_ids = [*self.dynamic_ids, *(token for token in new if token not in known)]
 
 
 def common_prefix(first: Sequence[int], second: Ids) -> int:
@@ -165,7 +176,7 @@ class _Loop:
 
     def __init__(self, request: Request, slot: Slot[Any]) -> None:
         self._request, self._slot = request, slot
-        self._decoder, self._sampler = request.decoder, request.sampler
+        self._decoder, self._sampler, self._guide = request.decoder, request.sampler, request.guide
         self.begin = 0  #: tokens of the prompt
         self._done = 0  #: tokens that are final
         self._course: Course | None = None if request.policy is None else request.policy.course()
@@ -191,7 +202,7 @@ class _Loop:
             ended = yield from self._decode(steps)
             rescue = None
             ids = self._tokens
-            if self._course is not None:
+            if self._course is not None and self._drafts:
                 verified = yield Check(Block(self._hidden, self._drafts, self._sampler))
                 ids, rescue = self._accept(verified)
                 ended = self._ends(self._done + len(ids), ids[-1])
@@ -224,7 +235,8 @@ class _Loop:
         """Decode a block from the steps that choose its first tokens. True where the answer ends there."""
         while True:
             ended = self._choose(steps)
-            if ended or self._course is None:
+            # Without drafts all tokens are final.
+            if ended or self._course is None or not self._drafts:
                 return ended
             if self._course.is_full(self._request.company(), self._slot.rereads):
                 return False
@@ -255,11 +267,13 @@ class _Loop:
     def _draft(self) -> list[int]:
         """As many proposed tokens as pay, all of them active; maybe none."""
         request = self._request
-        if request.drafter is None or request.costs is None or not request.costs.reads.known:
+        if request.drafter is None and self._guide is None:
+            return []
+        if request.costs is None or not request.costs.reads.known:
             return []
         started = request.clock()
         most = min(MAX_DRAFT, request.max_tokens - self._done - len(self._tokens) - 1)
-        drafted = request.drafter.draft(most, self._tokens) if self._slot.can_rewind else None
+        drafted = self._proposed(most) if self._slot.can_rewind else None
         ids: list[int] = []
         if drafted:
             seconds, others = request.costs.reads.seconds, request.company() - 1
@@ -275,6 +289,17 @@ class _Loop:
         request.drafts.draft_s += request.clock() - started
         return ids
 
+    def _proposed(self, most: int) -> Drafted | None:
+        """Tokens that the grammar forces, or that the drafter proposes and the grammar can take."""
+        drafter, guide = self._request.drafter, self._guide
+        if guide is not None and (forced := guide.constraint.forced()[:most]):
+            return Drafted(forced, [1.0] * len(forced))
+        drafted = None if drafter is None else drafter.draft(most, self._tokens)
+        if guide is None or drafted is None:
+            return drafted
+        ids = guide.constraint.prefix(drafted.ids)
+        return Drafted(ids, drafted.rates[: len(ids)])
+
     def _choose(self, steps: Steps[Any]) -> bool:
         """Choose the tokens of the positions of a read on the reduced head, as far as its draft was right.
         True where the answer ends with the last of them.
@@ -285,7 +310,12 @@ class _Loop:
             # Queue the next step before this token is known, so that the device does not wait for the host.
             self._ahead = decoder.follow(self._slot, steps)
         plain = self._sampler.settings.plain_greedy and (self._own is None or self._own.is_all)
-        choices = decoder.poll(steps) if plain else self._choices(decoder.logits(steps))
+        confidences: list[float] = []
+        choices: Iterable[int]
+        if self._guide is not None:
+            plain, choices = False, self._guided(steps, self._guide, confidences)
+        else:
+            choices = decoder.poll(steps) if plain else self._choices(decoder.logits(steps))
         ended = False
         for token, draft in zip(choices, [*self._drafted, None], strict=True):
             if plain:
@@ -299,8 +329,10 @@ class _Loop:
         request.drafts.drafted += read - 1
         request.drafts.accepted += count - 1
         if self._course is not None:
-            self._hidden.append(steps.hidden[:count] if wrong else steps.hidden)
-            self._course.push(decoder.confidence(steps)[:count], read)
+            if self._guide is None:
+                self._hidden.append(steps.hidden[:count] if wrong else steps.hidden)
+                confidences = decoder.confidence(steps)[:count]
+            self._course.push(confidences, read)
         if wrong:
             decoder.rewind(self._slot, wrong)
         return ended
@@ -316,6 +348,23 @@ class _Loop:
             self._drafts.append(Draft(position, pending, adjusted, self._sampler.magnitude(own)))
             yield self._sampler.pick(adjusted, own_ids, position)
 
+    def _guided(self, steps: Steps[Any], guide: Guide, confidences: list[float]) -> Iterator[int]:
+        """As :meth:`_choices`, among the tokens that the grammar allows. Only positions that the full head
+        has to confirm are drafts, with their hidden states and ``confidences``.
+        """
+        logits = self._decoder.logits(steps)
+        ids = self._decoder.head.vocabulary.ids[: logits.shape[1]]
+        # Rows that are gathered on the way join the head only for later reads.
+        rows = [(ids, row) if self._own is None else self._own.select(ids, row) for row in logits]
+        for at, (own_ids, own) in enumerate(rows):
+            position, hidden = self._done + len(self._tokens), steps.hidden[at : at + 1]
+            choice = guide.choose(position, tuple(self._tokens), own, own_ids, hidden)
+            if choice.draft is not None:
+                self._drafts.append(choice.draft)
+                self._hidden.append(hidden)
+                confidences.append(choice.confidence)
+            yield choice.token
+
     def _may_follow(self, position: int) -> bool:
         request = self._request
         return (
@@ -324,24 +373,32 @@ class _Loop:
             and position + 1 < request.max_tokens
             and (self._course is None or self._slot.can_rewind)
             and not self._drafts_pay
+            and self._guide is None
             and request.company() == 1
         )
 
     def _ends(self, count: int, token: int) -> bool:
         """Whether an answer of ``count`` tokens ends with ``token``."""
-        return count == self._request.max_tokens or token in self._request.eos_ids
+        if count == self._request.max_tokens or token in self._request.eos_ids:
+            return True
+        return self._guide is not None and self._guide.constraint.finished
 
     def _accept(self, verified: Verified) -> tuple[list[int], int | None]:
         """The ids that are right, ending with the rescued id if there is one; and the rescued id or None."""
         assert self._course is not None
         checks = self._request.checks
-        accepted, rescue = accepted_prefix(self._tokens, verified.choices)
-        self._course.learn(accepted)
+        choices = list(self._tokens)
+        for draft, choice in zip(self._drafts, verified.choices, strict=True):
+            choices[draft.position - self._done] = choice
+        accepted, rescue = accepted_prefix(self._tokens, choices)
+        self._course.learn(sum(draft.position - self._done < accepted for draft in self._drafts))
         checks.verifications += 1
-        checks.drafted += len(self._tokens)
+        checks.drafted += len(self._drafts)
         checks.settled += verified.settled
         if rescue is None:
             return self._tokens, None
+        if self._guide is not None:
+            self._guide.replace(len(self._tokens) - accepted, rescue)
         wasted = len(self._tokens) - 1 - accepted
         checks.rescued.append(rescue)
         checks.rolled_back += wasted

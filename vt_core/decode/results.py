@@ -42,6 +42,12 @@ class Stats:
     drafted: int  #: drafted tokens that were read
     accepted: int  #: of these, tokens that were right
     draft_s: float  #: seconds spent on drafting
+    # With a grammar, positions by what they needed; those that were taken back count as well.
+    forced: int = 0  #: positions where the grammar allowed one token
+    certain: int = 0  #: positions where all allowed rows were active, forced ones included
+    gathered: int = 0  #: positions whose missing rows were read by themselves
+    scanned: int = 0  #: positions where the full head decided
+    grammar_s: float = 0.0  #: seconds spent on masks
 
 
 @dataclass(frozen=True)

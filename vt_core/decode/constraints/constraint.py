@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -73,6 +74,13 @@ class Constraint:
         tokens = [int(token) for token in self._matcher.compute_ff_tokens()]
         self.seconds += self._clock() - started
         return tokens
+
+    def prefix(self, tokens: list[int]) -> list[int]:
+        """The first of some proposed tokens, as far as the grammar can take them one after the other."""
+        ordinary = [*takewhile(lambda token: token not in self._eos, tokens)]
+        if self._ends or not ordinary:
+            return []
+        return ordinary[: self._matcher.validate_tokens(ordinary)]
 
     def accepts(self, token: int) -> bool:
         """Whether a full id may come next."""

@@ -13,6 +13,7 @@ from vt_core.decode.constraints.constraint import Constraint, first_line
 from vt_core.errors import BackendError, ConstraintError
 from vt_core.types import Ids
 from vt_core.vocab.token_bytes import Kind, TokenTable
+from vt_core.vocab.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from vt_core.decode.constraints.grammar import Grammar
@@ -59,6 +60,24 @@ class Engine:
         tokens.greedy = self._tokenizer.greedy_tokenize
         self._literals = lru_cache(_KEPT)(self._find_literals)
         self._compiled = lru_cache(_KEPT)(self._compile)
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer, rows: int, eos_ids: Collection[int]) -> Engine:
+        """The engine of a model with this tokenizer.
+
+        Raises:
+            ConstraintError: no token ends a text.
+        """
+        if not eos_ids:
+            raise ConstraintError(
+                "this model names no token that ends a text; no answer can follow a grammar"
+            )
+        return cls(
+            TokenTable.load(tokenizer.path),
+            rows,
+            eos_ids,
+            lambda text: tokenizer.encode(text, special=False).tolist(),
+        )
 
     def start(self, grammar: Grammar) -> Constraint:
         """The constraint of a new answer.
