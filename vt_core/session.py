@@ -201,4 +201,6 @@ def _options_as_json(options: RequestOptions) -> dict[str, Any]:
         return {field.name: getattr(value, field.name) for field in fields(value)}
 
     sampling = plain(options.sampling)
-    return {**plain(options), "sampling": {**sampling, "logit_bias": dict(sampling["logit_bias"])}}
+    values = {**plain(options), "sampling": {**sampling, "logit_bias": dict(sampling["logit_bias"])}}
+    grammar = values.pop("grammar")
+    return values if grammar is None else {**values, grammar.option: grammar.source}

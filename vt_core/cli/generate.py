@@ -15,6 +15,7 @@ from vt_core.cli.options import (
     approximate_option,
     data_option,
     draft_option,
+    grammar_options,
     input_field_option,
     json_option,
     max_tokens_option,
@@ -73,6 +74,7 @@ if TYPE_CHECKING:
 @sampling_options
 @approximate_option
 @draft_option
+@grammar_options
 @json_option
 @verbose_option
 @click.pass_obj
@@ -98,6 +100,7 @@ def generate(
       echo "Translate to Italian: good morning" | vt-torch generate --max-tokens 40
       vt-torch generate --task math.vt.json --json "What is 12 * 13?"
       vt-torch generate --data rows.jsonl --template "Translate to French: {input}" --out answers.jsonl
+      vt-torch generate --regex "(yes|no)" "Is the sky blue?"
     """
     if options["raw"] and (options["chat_template_kwargs"] or options["tools"]):
         raise click.UsageError("--chat-template-kwargs and --tools need the chat template; leave --raw out")
@@ -169,7 +172,7 @@ def summary(result: Generation) -> str:
     return (
         f"{stats.prompt_tokens} + {stats.generated_tokens} tokens, {result.finish_reason}; "
         f"first after {number(stats.ttft_s, 'ms', 1e3)}, then {number(stats.tokens_per_s, 'tokens/s')}; "
-        f"{_checks(stats)}{_drafts(stats)}"
+        f"{_grammar(stats)}{_checks(stats)}{_drafts(stats)}"
         f"head {stats.head}: {stats.static_rows} + {stats.dynamic_rows} of {stats.vocab_rows} rows, "
         f"{number(stats.vocab_bytes_resident, 'MB', 1e-6)} "
         f"of {number(stats.vocab_bytes_full, 'MB', 1e-6)}; "
@@ -185,6 +188,16 @@ def _checks(stats: Stats) -> str:
         f"{stats.verifications} checks in {stats.verify_s:.2f} s: "
         f"{stats.rescued} rescued in {stats.rescue_s:.2f} s, "
         f"{stats.rolled_back} steps of {stats.rolled_back_s:.2f} s rolled back; "
+    )
+
+
+def _grammar(stats: Stats) -> str:
+    """What the positions of a grammar needed; empty if there was none."""
+    if not stats.certain + stats.gathered + stats.scanned:
+        return ""
+    return (
+        f"grammar: {stats.certain} positions certain, {stats.gathered} gathered, {stats.scanned} scanned, "
+        f"{stats.forced} forced, masks in {stats.grammar_s:.2f} s; "
     )
 
 

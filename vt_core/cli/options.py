@@ -10,7 +10,9 @@ import click
 
 from vt_core.decode.backend import QUANTIZE
 from vt_core.decode.options import DRAFT
+from vt_core.errors import DataError
 from vt_core.files.dtypes import FLOATS
+from vt_core.files.json_files import read_text
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Option = Callable[[Command], Command]
@@ -77,6 +79,15 @@ draft_option = click.option(
     "(auto), never, or from the text itself too (ngram).",
 )
 
+
+def _given_grammar(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    """The text of a file, or of a schema on the command line."""
+    if value is None or (parameter.name == "json_schema" and value.lstrip().startswith("{")):
+        return value
+    kind = "JSON schema" if parameter.name == "json_schema" else "grammar"
+    return read_text(value, kind, DataError)
+
+
 verbose_option = click.option("-v", "--verbose", is_flag=True, help="Report on stderr what was done.")
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -92,6 +103,22 @@ def combined(*options: Option) -> Option:
 
     return decorate
 
+
+grammar_options = combined(
+    click.option(
+        "--json-schema",
+        metavar="JSON|FILE",
+        callback=_given_grammar,
+        help="The answer is JSON that this schema allows, on one line.",
+    ),
+    click.option("--regex", metavar="TEXT", help="The whole answer matches this regular expression."),
+    click.option(
+        "--grammar",
+        metavar="FILE",
+        callback=_given_grammar,
+        help="The answer follows a grammar in llguidance's dialect of Lark.",
+    ),
+)
 
 #: How the probabilities of tokens are shaped.
 shaping_options = combined(

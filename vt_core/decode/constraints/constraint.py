@@ -120,10 +120,7 @@ class Constraint:
         self._check()
         allowed = np.unpackbits(self._buffer, count=self._rows, bitorder="little").view(bool)
         if not allowed.any():
-            raise ConstraintError(
-                "no token of the model's tokenizer continues the answer as the grammar wants it; "
-                "the tokenizer cannot write this text"
-            )
+            raise _unwritable()
         allowed.flags.writeable = False
         return allowed
 
@@ -134,11 +131,19 @@ class Constraint:
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            raise ConstraintError(
-                f"the grammar cannot be followed any further ({first_line(self._matcher.get_error())})"
-            )
+            message = first_line(self._matcher.get_error())
+            if "NoExtension" in message:
+                raise _unwritable()
+            raise ConstraintError(f"the grammar cannot be followed any further ({message})")
+
+
+def _unwritable() -> ConstraintError:
+    return ConstraintError(
+        "no token of the model's tokenizer continues the answer as the grammar wants it; the tokenizer cannot "
+        "write this text"
+    )
 
 
 def first_line(message: str) -> str:
     """What llguidance says, without the state of its parser."""
-    return message.strip().split("\n<state>")[0].split("\n\n")[0]
+    return " ".join(message.strip().split("\n<state>")[0].split("\n\n")[0].split())
