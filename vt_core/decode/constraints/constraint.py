@@ -139,8 +139,8 @@ class Constraint:
 
 def _unwritable() -> ConstraintError:
     return ConstraintError(
-        "no token of the model's tokenizer continues the answer as the grammar wants it; the tokenizer cannot "
-        "write this text"
+        "no token of the model's tokenizer continues the answer as the grammar wants it; this tokenizer "
+        "cannot write such a text"
     )
 
 
