@@ -153,7 +153,12 @@ def test_requests_that_run_together_follow_grammars_of_their_own(backend, tiny):
         {"prompt": "mno", "json_schema": {"enum": ["x", "yz"]}, "approximate": True},
         {"prompt": "pqr", "json_schema": SCHEMA, "temperature": 1.0, "seed": 8},
     ]
-    results = [result for _, result in model.generate_many(requests, max_tokens=150, batch="alone")]
+    results = [
+        result
+        for _, result in sorted(
+            model.generate_many(requests, max_tokens=150, batch="alone"), key=lambda pair: pair[0]
+        )
+    ]
     for request, result in zip(requests, results, strict=True):
         if not request.get("approximate"):
             expected = full.generate(request.pop("prompt"), max_tokens=150, **request)

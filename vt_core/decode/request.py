@@ -154,7 +154,7 @@ class Request:
         """Make full ids active for this request."""
         vocabulary = self.decoder.head.vocabulary
         self.decoder.head.add(ids)
-        wanted = np.unique(np.array(ids, dtype=np.int64))
+        wanted = np.unique(np.asarray(ids, dtype=np.int64))
         new = wanted[vocabulary.local(wanted) >= vocabulary.kept_size].tolist()
         known = set(self.dynamic_ids)
         self.dynamic_ids = [*self.dynamic_ids, *(token for token in new if token not in known)]
@@ -260,6 +260,9 @@ class _Loop:
     def _read(self, token: int) -> Generator[Ask, Any, Steps[Any] | None]:
         """Read the last token, and a draft of what follows."""
         self._drafted = self._draft()
+        if self._own is None:
+            # Its row may be another request's, which ends before this read.
+            self._request.activate([token])
         steps = yield Read(self._slot, [token, *self._drafted])
         self._request.drafts.reads += steps is not None
         return steps
