@@ -227,11 +227,11 @@ class _Run(TrainingCallback):
         self._add_point(train_info["train_loss"], self._step + self._updates(train_info["iteration"]))
 
     def _updates(self, iterations: int) -> int:
-        return iterations // (self._plan.settings.batch // self._plan.settings.micro_batch)
+        return iterations // (self._plan.settings.batch_size // self._plan.settings.micro_batch)
 
     def _train(self, count: int) -> None:
         settings = self._plan.settings
-        accumulate = settings.batch // settings.micro_batch
+        accumulate = settings.batch_size // settings.micro_batch
         np.random.seed(settings.seed + self._step)  # mlx-lm orders batches with it
         arguments = TrainingArgs(
             batch_size=self._micro,

@@ -144,7 +144,7 @@ def _arguments(plan: TrainingPlan, device: torch.device) -> SFTConfig:
         lr_scheduler_type="linear",
         per_device_train_batch_size=settings.micro_batch,
         per_device_eval_batch_size=settings.micro_batch,
-        gradient_accumulation_steps=settings.batch // settings.micro_batch,
+        gradient_accumulation_steps=settings.batch_size // settings.micro_batch,
         gradient_checkpointing=False,
         max_length=None,
         seed=settings.seed,

@@ -28,7 +28,7 @@ def finetune_module(backend):
 
 
 def settings(**changes):
-    values = {"epochs": 3, "learning_rate": 2e-2, "batch": 8, "micro_batch": 4, "rank": 4, "alpha": 4}
+    values = {"epochs": 3, "learning_rate": 2e-2, "batch_size": 8, "micro_batch": 4, "rank": 4, "alpha": 4}
     return Settings(**{**values, "device": "cpu", "dtype": "float32", **changes})
 
 
@@ -177,4 +177,4 @@ def test_training_stops_early_and_keeps_the_best_weights(backend, tiny, tmp_path
 
 def test_a_batch_must_be_a_multiple_of_the_micro_batch():
     with pytest.raises(OptionError, match="a batch of 10 examples cannot be computed 4 at a time"):
-        Settings(batch=10, micro_batch=4)
+        Settings(batch_size=10, micro_batch=4)

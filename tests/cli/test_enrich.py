@@ -137,6 +137,7 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(tiny, corpus, tmp_path):
     assert "has an output" in error("--data", empty)
     assert "No n-gram of the outputs can become a token" in error("--data", once)
     assert "directory does not exist" in error("--data", corpus, "--report", tmp_path / "no" / "x.json")
+    assert "--rows is 0" in error("--data", corpus, "--rows", 0)
     assert not out.exists()
     out.mkdir()
     (out / "mine").write_text("")

@@ -83,7 +83,7 @@ def command(enriched, corpus):
     pytest.importorskip("trl")
     return (
         *("finetune", "--model", enriched, "--data", corpus, "--raw", "--eval-share", 0.2, "--epochs", 2),
-        *("--batch", 4, "--learning-rate", 0.01, "--rank", 4),
+        *("--batch-size", 4, "--learning-rate", 0.01, "--rank", 4),
     )
 
 
@@ -133,7 +133,7 @@ def test_bad_input_is_one_sentence(command, tmp_path, corpus):
     def error(*arguments):
         return error_of(run_cli("torch", *command, "--out", tmp_path / "out", *arguments))
 
-    assert "10 examples cannot be computed 4 at a time" in error("--batch", 10)
+    assert "10 examples cannot be computed 4 at a time" in error("--batch-size", 10)
     assert "leave out one" in error("--eval-data", corpus)
     assert "at most 3" in error("--max-length", 3)
     (tmp_path / "out").mkdir()

@@ -21,6 +21,9 @@ from vt_core.cli.options import (
 )
 from vt_core.errors import OptionError
 
+#: Symbols of 16 bits are left for the tokens of the corpus.
+MOST_ROWS = 20_000
+
 
 @click.command()
 @model_option()
@@ -30,9 +33,7 @@ from vt_core.errors import OptionError
 @input_field_option
 @output_field_option
 @template_option
-@click.option(
-    "--rows", type=click.IntRange(1, 20_000), default=300, show_default=True, help="Merged tokens to add."
-)
+@click.option("--rows", type=int, default=300, show_default=True, help="Merged tokens to add.")
 @click.option(
     "--n-max",
     type=click.IntRange(2, 4),
@@ -49,8 +50,8 @@ from vt_core.errors import OptionError
     'this share of all " in".',
 )
 @click.option("--skip-bad", is_flag=True, help="Skip rows that cannot be used, and report how many.")
-@click.option("--report", type=FILE, metavar="FILE", help="Write the report as JSON, with all merged tokens.")
-@click.option("--plot", type=FILE, metavar="FILE", help="Plot tokens per text against --rows as a PNG file.")
+@click.option("--report", type=FILE, help="Write the report as JSON, with all merged tokens.")
+@click.option("--plot", type=FILE, help="Plot tokens per text against --rows as a PNG file.")
 @json_option
 @click.option("--out", required=True, type=FILE, metavar="DIR", help="The enriched model, a new directory.")
 def enrich(**options: Any) -> None:
@@ -82,6 +83,8 @@ def enrich(**options: Any) -> None:
 
     out: Path = options["out"].expanduser().resolve()
     refuse_existing(out, force=False)
+    if not 1 <= options["rows"] <= MOST_ROWS:
+        raise OptionError(f"--rows is {options['rows']}; give a number from 1 to {MOST_ROWS}.")
     if options["plot"] is not None:
         figure_class()
     for key in ("report", "plot"):

@@ -72,7 +72,7 @@ WHOLE = click.IntRange(1)
     help="Dropout before the low-rank layers.",
 )
 @click.option("--full", is_flag=True, help="Train all weights instead of low-rank layers and new rows.")
-@click.option("--batch", type=WHOLE, default=16, show_default=True, help="Examples between two updates.")
+@click.option("--batch-size", type=WHOLE, default=16, show_default=True, help="Examples between two updates.")
 @click.option(
     "--micro-batch", type=WHOLE, default=4, show_default=True, help="Examples that are computed at once."
 )

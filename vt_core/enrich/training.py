@@ -38,7 +38,7 @@ class Settings:
     alpha: int = 16  #: the low-rank layers are multiplied by `alpha / rank`
     dropout: float = 0.05  #: of the low-rank layers' input
     full: bool = False  #: train all weights instead of low-rank layers
-    batch: int = 16  #: examples between two updates
+    batch_size: int = 16  #: examples between two updates
     micro_batch: int = 4  #: examples that are computed at once
     evaluations: int = 1  #: evaluations, and checkpoints, of an epoch
     patience: int = 2  #: stop after so many evaluations without a smaller loss; 0 never stops
@@ -48,15 +48,15 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Raises OptionError."""
-        if self.batch % self.micro_batch:
+        if self.batch_size % self.micro_batch:
             raise OptionError(
-                f"a batch of {self.batch} examples cannot be computed {self.micro_batch} at a time; give "
-                "numbers of which the second divides the first"
+                f"a batch of {self.batch_size} examples cannot be computed {self.micro_batch} at a time; "
+                "give numbers of which the second divides the first"
             )
 
     def steps(self, examples: int) -> int:
         """Updates of an epoch."""
-        return max(1, -(-examples // self.batch))
+        return max(1, -(-examples // self.batch_size))
 
     def segment(self, examples: int) -> int:
         """Updates between two evaluations."""

@@ -163,23 +163,27 @@ def _latency(figures: Figures) -> Table:
 
 
 def _throughput(figures: Figures) -> Table:
-    return Table(
-        "Throughput",
+    columns = ["variant", "n", "tokens/s", "×", "requests/s", "×"]
+    note = (
         "Tokens/s: tokens after the first divided by the time after the first. Requests run one at a time. "
-        f"×: ratio to {figures.base.name}, with its interval.",
-        ["variant", "n", "tokens/s", "×", "requests/s", "×"],
-        [
-            [
-                row.name,
-                str(row.n),
-                number(row.tokens_per_s),
-                _ratio(figures, row, _speed, lambda each: each.speed_terms),
-                number(row.requests_per_s),
-                _ratio(figures, row, lambda each: each.requests_per_s, lambda each: each.e2e_terms[:, ::-1]),
-            ]
-            for row in figures.rows
-        ],
+        f"×: ratio to {figures.base.name}, with its interval."
     )
+    characters = any(row.characters_per_s is not None for row in figures.rows)
+    if characters:
+        columns.append("characters/s")
+        note += " Characters/s: characters of the texts divided by the time of the whole requests."
+    rows = []
+    for row in figures.rows:
+        cells = [
+            row.name,
+            str(row.n),
+            number(row.tokens_per_s),
+            _ratio(figures, row, _speed, lambda each: each.speed_terms),
+            number(row.requests_per_s),
+            _ratio(figures, row, lambda each: each.requests_per_s, lambda each: each.e2e_terms[:, ::-1]),
+        ]
+        rows.append([*cells, number(row.characters_per_s)] if characters else cells)
+    return Table("Throughput", note, columns, rows)
 
 
 def _memory(figures: Figures) -> Table:

@@ -19,6 +19,7 @@ from vt_core.measure.output import BENCH_SCHEMA
 from vt_core.measure.prompts import Prompts
 from vt_core.measure.variants import FULL, Variant
 from vt_core.measure.worker import Worker
+from vt_core.vocab.tokenizer import Tokenizer
 
 WARM_UP_TOKENS = 8
 #: Number of times that each variant is loaded, with a part of the prompts, where the variants do not fit into
@@ -95,8 +96,12 @@ def run(bench: Benchmark, watch: Callable[[str], object] = lambda text: None) ->
         "machine": machine_text(about_machine),
     }
     reference = measured[FULL].ids if FULL in measured else None
+    decode = Tokenizer(bench.directory.path).decode
     rows = [
-        _row(variant, measured[variant.name], reference, bench) | provenance for variant in bench.variants
+        _row(variant, measured[variant.name], reference, bench)
+        | {"characters": [len(decode(ids)) for ids in measured[variant.name].ids]}
+        | provenance
+        for variant in bench.variants
     ]
     for variant, row in zip(bench.variants, rows, strict=True):
         if variant.name in bench.limited:

@@ -85,6 +85,14 @@ class Row:
         return float(self._after_first.sum() / self.decode_s) if self.decode_s else None
 
     @property
+    def characters_per_s(self) -> float | None:
+        """Characters of all texts divided by the time of the requests: what compares models whose tokens
+        differ. None for results of older versions.
+        """
+        characters = self.data.get("characters")
+        return None if characters is None else float(sum(characters) / sum(self.data["e2e_s"]))
+
+    @property
     def requests_per_s(self) -> float:
         """Requests per second, one at a time."""
         return float(self.n / sum(self.data["e2e_s"]))

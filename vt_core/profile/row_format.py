@@ -81,13 +81,15 @@ class RowFormat:
         raise BadRow(f"lacks the output, {' or '.join(self.outputs)}")
 
 
-#: Formats of the public data sets of five tasks. All of them also accept `input` and `output`.
+#: Formats of the public data sets of some tasks. All of them also accept `input` and `output`.
 PRESETS = {
     "code": RowFormat(
         ("{prompt}", "{text}", "{input}"), ("canonical_solution", "completion", "code", "output")
     ),
+    "intent": RowFormat(("{utterance}", "{text}", "{input}"), ("parse", "output")),
     "math": RowFormat(("{question}", "{problem}", "{input}"), ("answer", "solution", "output")),
     "qa": RowFormat(("{context}\n\n{question}", "{input}"), ("answers.text.0", "answer", "output")),
+    "sql": RowFormat(("{question}", "{input}"), ("query", "sql", "output")),
     "summarization": RowFormat(
         ("{document}", "{article}", "{text}", "{input}"),
         ("summary", "highlights", "output"),

@@ -29,6 +29,7 @@ def row(name: str, n: int, **changes: Any) -> dict[str, Any]:
         "vocabulary": {"static_rows": 50_000, "resident_bytes": 400_000_000, "host_bytes": 0},
         "prompt_tokens": [30] * n,
         "generated_tokens": [11] * n,
+        "characters": [42] * n,
         "same_tokens": [-1] * n,
         "limit": None,
         "ttft_s": [0.1] * n,

@@ -77,6 +77,7 @@ def test_tables_show_figures_and_ratios_to_stock():
         "tokens/s": "40.0",
         "×": "2.00 (2.00 to 2.00)",
         "requests/s": "1.67",
+        "characters/s": "70.0",
     }
     assert table(text, "Peak memory")["prealloc"]["process"] == "600"
     assert table(text, "Peak memory")["prealloc"]["×"] == "0.60"

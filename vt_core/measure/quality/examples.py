@@ -1,4 +1,4 @@
-"""Examples: rows of evaluation files, and the prompts of the five tasks."""
+"""Examples: rows of evaluation files, and the prompts of the tasks."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ from vt_core.profile.rows import each_row
 #: Prompts of the tasks, for models that follow instructions. A translation must name its language.
 PROMPTS = {
     "code": "Complete this function. Answer with the code alone.\n\n{input}",
+    "intent": "Answer with the intent of this sentence and its slots, as JSON alone.\n\n{input}",
     "math": "Solve step by step. End with #### and the number that is the answer.\n\n{input}",
     "qa": "{input}\n\nAnswer with as few words of the text as possible.",
+    "sql": "Write the SQL query that answers this question. Answer with SQL alone.\n\n{input}",
     "summarization": "{input}\n\nSummarize the article in one sentence.",
     "translation": None,
 }

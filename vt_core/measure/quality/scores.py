@@ -1,4 +1,4 @@
-"""Metrics of the five tasks, in percent.
+"""Metrics of the tasks, in percent.
 
 Each is a function of sums over examples, because a bootstrap needs the sums of many resamples.
 """
@@ -190,6 +190,10 @@ def metrics_of(preset: str, examples: Sequence[Example], tokenize: str | None = 
         return [Mean("F1", _SQUAD, squad_f1), Mean("EM", _SQUAD, squad_exact)]
     if preset == "math":
         return [Mean("accuracy", "the final number is the reference's", same_number)]
+    if preset in ("intent", "sql"):
+        from vt_core.measure.quality.structured import structured_metrics
+
+        return structured_metrics(preset)
     exact = Mean("exact match", "the code is the reference's, line by line", same_code)
     if examples[0].tests is None:
         return [exact]
