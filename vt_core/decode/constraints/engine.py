@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 from collections.abc import Callable, Collection, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -53,11 +54,7 @@ class Engine:
         self._rows = rows
         self._eos = np.array(sorted(eos_ids), dtype=np.int64)
         tokens = _Tokens(table, rows, self._eos, encode)
-        # Without slices: they double the time to build and are for grammars with many free strings.
-        self._tokenizer = library().LLTokenizer(
-            library().TokenizerWrapper(tokens), eos_token=self._eos.tolist(), slices=[]
-        )
-        tokens.greedy = self._tokenizer.greedy_tokenize
+        self._tokenizer = _tokenizer(tokens, self._eos)
         self._literals = lru_cache(_KEPT)(self._find_literals)
         self._compiled = lru_cache(_KEPT)(self._compile)
 
@@ -98,8 +95,6 @@ class Engine:
         texts = grammar.literals
         if not texts:
             return self._eos
-        import json
-
         # The tokens that such a rule allows first are the substrings of its text.
         rules = [f"S{at}: %regex {json.dumps({'substring_chars': text})}" for at, text in enumerate(texts)]
         start = "start: " + " | ".join(f"S{at}" for at in range(len(texts)))
@@ -118,7 +113,8 @@ class _Tokens:
         self, table: TokenTable, rows: int, eos: Ids, encode: Callable[[str], Sequence[int]]
     ) -> None:
         values = [value or b"" for value in table.bytes[:rows]]
-        self.tokens = [*values, *([b""] * (rows - len(values)))]
+        self.tokens = [*values, *([b""] * (rows - len(values)))]  #: read once, by the library
+        self._rows = rows
         kinds = table.kinds[:rows]
         special = np.flatnonzero((kinds == Kind.SPECIAL) | (kinds == Kind.UNUSED))
         # An EOS that is not marked as special must not be written as text: the answer would end there.
@@ -126,30 +122,39 @@ class _Tokens:
         self.eos_token_id = int(eos[0])
         self._special = frozenset(self.special_token_ids)
         self._encode = encode
-        self.greedy: Callable[[str], Sequence[int]] | None = None  #: longest tokens first
+        self.library: Any = None  #: the library's tokenizer
 
     def __call__(self, text: bytes) -> Sequence[int]:
         """Tokens of a text that the grammar forces. They are only proposals, but must spell the text."""
+        if self.library is None:
+            return []  # the library tries whether bytes are taken
         if (ids := self._spelled(text, b"")) is not None:
             return ids
         # A SentencePiece tokenizer puts a space in front of a text. Not in front of what follows a line end.
         if (ids := self._spelled(text, b"\n")) is not None:
             return ids
-        if self.greedy is None:
-            return []
-        return self.greedy(text.decode())
+        greedy: Sequence[int] = self.library.greedy_tokenize(text.decode())
+        return greedy
 
     def _spelled(self, text: bytes, before: bytes) -> Sequence[int] | None:
         """Ids of ``text`` as the tokenizer writes it after ``before``; None if they do not spell it."""
         ids = list(self._encode((before + text).decode()))
-        if any(token in self._special or token >= len(self.tokens) for token in ids):
+        if any(token in self._special or token >= self._rows for token in ids):
             return None
         spelled = b""
         for at in range(len(ids) - 1, -1, -1):
-            spelled = self.tokens[ids[at]] + spelled
+            spelled = self.library.decode_bytes([ids[at]]) + spelled
             if spelled == text and (before or at == 0):
                 return ids[at:]
         return ids if spelled == text else None
+
+
+def _tokenizer(tokens: _Tokens, eos: Ids) -> Any:
+    # Without slices: they double the time to build, and masks take 40 us on Gemma either way.
+    tokenizer = library().LLTokenizer(library().TokenizerWrapper(tokens), eos_token=eos.tolist(), slices=[])
+    tokens.library = tokenizer
+    tokens.tokens.clear()  # 20 MB for Gemma, which the library has copied
+    return tokenizer
 
 
 def check(compiled: str, option: str) -> None:
@@ -173,7 +178,7 @@ def _bytes_tokenizer() -> Any:
         np.array([end]),
         lambda text: list(text.encode()),
     )
-    return library().LLTokenizer(library().TokenizerWrapper(tokens), eos_token=[end], slices=[])
+    return _tokenizer(tokens, np.array([end]))
 
 
 def _matcher(tokenizer: Any, compiled: str, option: str) -> Any:
