@@ -167,10 +167,10 @@ class HeadScan:
 
     def _load(self, dtype: torch.dtype) -> Iterator[tuple[int, torch.Tensor]]:
         for start, rows in self._stored():
-            if rows.dtype not in (dtype, self._dtype):
+            if dtype != self._dtype != rows.dtype:
                 # The whole head holds them in the run's float type, and a wider one must not hold more
                 # digits.
-                rows = rows.to(self._dtype)
+                rows = self._buffer(1, self._dtype)[: len(rows)].copy_(rows)
             if rows.dtype == dtype and self._on_cpu:
                 yield start, rows
             else:

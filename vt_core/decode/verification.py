@@ -302,6 +302,7 @@ class _Greedy:
     def __init__(self, rounding: Rounding, drafts: Sequence[Draft]) -> None:
         self._rounding = rounding
         self._best = np.full(len(drafts), -np.inf, dtype=np.float32)
+        self._thresholds = np.full(len(drafts), np.inf, dtype=np.float32)
         self._gathered = _Gathered()
         self._restriction = _Restriction.of(drafts)
         self._magnitude = np.array([draft.magnitude for draft in drafts], np.float32)
@@ -309,8 +310,11 @@ class _Greedy:
     def add(self, tile: LogitTile) -> None:
         if self._restriction is not None:
             tile = self._restriction.apply(tile)
-        self._best = np.maximum(self._best, _largest(tile, self._restriction))
-        self._gathered.add(tile, self._lowest(2 * self._errors()))
+        largest = _largest(tile, self._restriction)
+        if (largest > self._best).any():  # few tiles hold a larger one
+            self._best = np.maximum(self._best, largest)
+            self._thresholds = self._lowest(2 * self._errors())
+        self._gathered.add(tile, self._thresholds)
 
     def finish(self) -> bool:
         errors = self._errors()
