@@ -283,7 +283,7 @@ class Decoder(ABC, Generic[Array, AnySlot]):
         """
         with self._context():
             hidden = self._concatenate(list(states))
-            return log_probabilities(self._full_head(hidden).tiles(hidden), targets, top)
+            return log_probabilities(self._full_head(hidden), hidden, targets, top)
 
     def release(self) -> None:
         """Drop what the last call left on the device; only between calls."""

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 
-from vt_core.decode.sampling import check_finite
 from vt_core.decode.types import Scored
-from vt_core.decode.verification import LogitTile
-from vt_core.vocab.active import Ids
+from vt_core.decode.verification import Draft, GreedySearch, HeadScan, LogitTile
+from vt_core.types import Ids
 
 
-def log_probabilities(tiles: Iterable[LogitTile], targets: Ids, top: int = 0) -> Scored:
+def log_probabilities(head: HeadScan, hidden: Any, targets: Ids, top: int = 0) -> Scored:
     """Log-probability of one full id for each position, the greedy choice there, and the likeliest ids.
 
-    The normalizer is a running maximum and sum, so no array over the whole vocabulary is held.
+    The normalizer is a running maximum and sum, so no array over the whole vocabulary is held. Near ties of
+    the greedy choice are settled as in verification.
 
     Args:
-        tiles: logits of every row of the full head, in id order, for ``k`` positions.
+        head: the full head, which is read once.
+        hidden: hidden states of ``k`` positions, ``[k, hidden]``.
         targets: a full id for each position, int64 ``[k]``.
         top: how many of the most likely ids to return; at most as many as there are rows.
 
@@ -28,24 +29,24 @@ def log_probabilities(tiles: Iterable[LogitTile], targets: Ids, top: int = 0) ->
     Raises:
         ModelError: a logit is not a number.
     """
-    highest = np.full(len(targets), -np.inf, dtype=np.float32)
+    search = GreedySearch(head.rounding, [Draft(at, ()) for at in range(len(targets))])
+    highest = search.best
     mass = np.zeros(len(targets))
     logits = np.zeros(len(targets))
-    choices = np.zeros(len(targets), dtype=np.int64)
     likeliest = _Likeliest(len(targets), top)
-    for tile in tiles:
-        larger = np.maximum(highest, check_finite(tile.largest))
-        # The first of each position is the lowest id of equal ones.
-        positions, places, _ = tile.above(np.where(larger > highest, larger, np.float32(np.inf)))
-        positions, first = np.unique(positions, return_index=True)
-        choices[positions] = tile.start + places[first]
-        mass *= np.exp((highest - larger).astype(np.float64))
-        mass += tile.mass(larger, 1.0)
-        highest = larger
+    for tile in head.tiles(hidden):
+        search.add(tile)
+        mass *= np.exp((highest - search.best).astype(np.float64))
+        mass += tile.mass(search.best, 1.0)
+        highest = search.best
         likeliest.add(tile)
         inside = (targets >= tile.start) & (targets < tile.start + tile.count)
         for position in np.flatnonzero(inside).tolist():
             logits[position] = tile.take(position, targets[position : position + 1] - tile.start)[0]
+    search.finish()
+    choices = np.array(
+        [found.greedy(head, hidden[at : at + 1]) for at, found in enumerate(search.found)], np.int64
+    )
     normalizer = highest + np.log(mass)
     return Scored(
         logits - normalizer, choices, likeliest.ids, likeliest.logits.astype(np.float64) - normalizer[:, None]

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vt_core.decode.rounding import Rounding, decide
-from vt_core.decode.sampling import Sampler, check_finite
+from vt_core.decode.sampling import Sampler, SamplerSettings, check_finite
 from vt_core.decode.types import Array
 from vt_core.types import Ids
 
@@ -26,6 +26,7 @@ Bools = npt.NDArray[np.bool_]
 
 #: Below every finite logit, and above minus infinity.
 _LOWEST = float(np.finfo(np.float32).min)
+_GREEDY = SamplerSettings()
 
 
 class LogitTile(Protocol):
@@ -165,7 +166,7 @@ def verify(head: HeadScan, hidden: Any, blocks: Sequence[Block[Any]]) -> list[Ve
     ends = np.cumsum(counts).tolist()
     starts = [end - count for end, count in zip(ends, counts, strict=True)]
     searches: list[_Search] = [
-        _Greedy(head.rounding, block.drafts)
+        GreedySearch(head.rounding, block.drafts)
         if block.sampler.settings.plain_greedy
         else _General(head.rounding, block.drafts, block.sampler)
         for block in blocks
@@ -216,7 +217,7 @@ def choose_certain(
     else:
         largest = np.array([adjusted.max()], np.float32)
         error = head.rounding.adjusted_error(sampler.settings, magnitude, largest)
-    return _Found(adjusted, ids, float(error[0])).choose(head, hidden, draft, sampler)
+    return Found(adjusted, ids, float(error[0])).choose(head, hidden, draft, sampler)
 
 
 def without_padding(tiles: Iterable[LogitTile], rows: int) -> Iterator[LogitTile]:
@@ -246,7 +247,7 @@ def accepted_prefix(drafted: Sequence[int], checked: Sequence[int]) -> tuple[int
 
 
 @dataclass
-class _Found:
+class Found:
     """The rows of one position that can still be chosen."""
 
     logits: Floats  #: adjusted
@@ -263,6 +264,14 @@ class _Found:
             return int(self.ids[choice]), False
         ids = np.sort(self.ids[decisive])
         return self._settle(ids, head.row_logits(hidden, ids), draft, sampler), True
+
+    def greedy(self, head: HeadScan, hidden: Any) -> int:
+        """The full id with the largest logit, for logits that nothing adjusts; near ties are settled."""
+        choice, decisive = decide(self.logits, self.ids, 0, _GREEDY, self.error)
+        if not len(decisive):
+            return int(self.ids[choice])
+        ids = np.sort(self.ids[decisive])
+        return int(ids[check_finite(head.row_logits(hidden, ids)).argmax()])
 
     def _settle(self, ids: Ids, logits: Floats, draft: Draft, sampler: Sampler) -> int:
         """The choice, a full id, once the logits of some of the rows are those of the whole head."""
@@ -285,7 +294,7 @@ class _Found:
 class _Search(Protocol):
     """Finds the rows of a block's positions that can be chosen, in the tiles of one or two scans."""
 
-    found: list[_Found]
+    found: list[Found]
 
     def add(self, tile: LogitTile) -> None:
         """Look at a tile of the block's positions."""
@@ -294,14 +303,15 @@ class _Search(Protocol):
         """A scan is over: set :attr:`found`. Returns False where another scan is needed."""
 
 
-class _Greedy:
+class GreedySearch:
     """The largest logit, and those near it."""
 
-    found: list[_Found]
+    best: Floats  #: largest logit of each position in the tiles so far
+    found: list[Found]
 
     def __init__(self, rounding: Rounding, drafts: Sequence[Draft]) -> None:
         self._rounding = rounding
-        self._best = np.full(len(drafts), -np.inf, dtype=np.float32)
+        self.best = np.full(len(drafts), -np.inf, dtype=np.float32)
         self._thresholds = np.full(len(drafts), np.inf, dtype=np.float32)
         self._gathered = _Gathered()
         self._restriction = _Restriction.of(drafts)
@@ -311,8 +321,8 @@ class _Greedy:
         if self._restriction is not None:
             tile = self._restriction.apply(tile)
         largest = _largest(tile, self._restriction)
-        if (largest > self._best).any():  # few tiles hold a larger one
-            self._best = np.maximum(self._best, largest)
+        if (largest > self.best).any():  # few tiles hold a larger one
+            self.best = np.maximum(self.best, largest)
             self._thresholds = self._lowest(2 * self._errors())
         self._gathered.add(tile, self._thresholds)
 
@@ -320,12 +330,12 @@ class _Greedy:
         errors = self._errors()
         rows = self._gathered.split(self._lowest(2 * errors))
         self.found = [
-            _Found(logits, ids, error) for (logits, ids), error in zip(rows, errors.tolist(), strict=True)
+            Found(logits, ids, error) for (logits, ids), error in zip(rows, errors.tolist(), strict=True)
         ]
         return True
 
     def _errors(self) -> Floats:
-        best = self._best
+        best = self.best
         if self._restriction is None:
             return self._rounding.error(best)
         # A small logit may be a difference of terms as large as those of the other rows.
@@ -333,7 +343,7 @@ class _Greedy:
 
     def _lowest(self, margins: Floats) -> Floats:
         # A position of which no allowed row was seen has no row at all, not every one.
-        return np.where(np.isfinite(self._best), self._best - margins, np.float32(np.inf))
+        return np.where(np.isfinite(self.best), self.best - margins, np.float32(np.inf))
 
 
 class _General:
@@ -341,7 +351,7 @@ class _General:
     needs it.
     """
 
-    found: list[_Found]
+    found: list[Found]
 
     def __init__(self, rounding: Rounding, drafts: Sequence[Draft], sampler: Sampler) -> None:
         self._drafts, self._sampler = drafts, sampler
@@ -389,7 +399,7 @@ class _General:
     def finish(self) -> bool:
         totals = zip(self._top.tolist(), self._mass.tolist(), strict=True)
         self.found = [
-            _Found(logits, ids, error, total if self._sampler.needs_mass else None)
+            Found(logits, ids, error, total if self._sampler.needs_mass else None)
             for (logits, ids), error, total in zip(
                 self._gathered.split(), self._errors.tolist(), totals, strict=True
             )

@@ -19,13 +19,14 @@ class FakeHead:
     def __init__(self, logits, whole=None, dtype="float32"):
         self.logits, self.whole = logits, logits if whole is None else whole
         self.rounding = Rounding(dtype)
-        self.scans = 0
+        self.scans, self.tile = 0, TILE
         self.asked = []  #: position and full ids of each call of ``row_logits``
 
     def tiles(self, hidden):
         self.scans += 1
         logits = self.logits[hidden]
-        return (NumpyTile(at, logits[:, at : at + TILE].copy()) for at in range(0, logits.shape[1], TILE))
+        starts = range(0, logits.shape[1], self.tile)
+        return (NumpyTile(at, logits[:, at : at + self.tile].copy()) for at in starts)
 
     def row_logits(self, hidden, ids):
         self.asked.append((int(hidden[0]), ids))

@@ -5,11 +5,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.core.decode.heads import FakeHead, check, drafts
 from tests.fake import FakeDecoder, fake_table
 from vt_core.decode import scoring
 from vt_core.decode.probabilities import log_probabilities
+from vt_core.decode.sampling import Sampler, SamplerSettings
 from vt_core.decode.scoring import score
-from vt_core.decode.verification import NumpyTile
 from vt_core.vocab.heads import PreallocHead
 
 TABLE = fake_table()
@@ -34,8 +35,9 @@ def test_tiles_give_the_log_softmax_and_the_largest_in_order(seed, tile, spread,
     rng = np.random.default_rng(seed)
     logits = (rng.integers(-4, 5, size=(5, 60)) * spread + shift).astype(np.float32)  # ties are common
     targets = rng.integers(0, 60, size=5)
-    tiles = (NumpyTile(at, logits[:, at : at + tile].copy()) for at in range(0, 60, tile))
-    found = log_probabilities(tiles, targets, top)
+    head = FakeHead(logits)
+    head.tile = tile
+    found = log_probabilities(head, np.arange(5), targets, top)
     exact = logits.astype(np.float64) - shift
     expected = exact - np.log(np.exp(exact).sum(axis=1, keepdims=True))
     np.testing.assert_allclose(found.log_probs, expected[np.arange(5), targets], rtol=1e-5, atol=1e-5)
@@ -45,6 +47,40 @@ def test_tiles_give_the_log_softmax_and_the_largest_in_order(seed, tile, spread,
     np.testing.assert_allclose(
         found.top_log_probs, np.take_along_axis(expected, largest, axis=1), rtol=1e-5, atol=1e-5
     )
+
+
+def test_near_ties_go_to_the_row_that_the_whole_head_prefers():
+    whole = np.full((4, 90), -5.0, np.float32)
+    whole[0, [7, 70]] = 16.0, 15.0  # far apart
+    whole[1, [70, 85]] = 15.875, 16.0  # a unit apart, in one tile
+    whole[2, [4, 80]] = 16.0, 16.0  # equal, in two tiles
+    whole[3, [4, 80]] = 15.875, 16.0
+    tiles = whole.copy()
+    tiles[1, [70, 85]] = 16.0, 15.875
+    tiles[2, [4, 80]] = 15.875, 16.0
+    tiles[3, [4, 80]] = 16.0, 16.0
+    head = FakeHead(tiles, whole, "bfloat16")
+    targets = np.array([7, 85, 4, 80])
+    found = log_probabilities(head, np.arange(4), targets)
+    assert found.choices.tolist() == whole.argmax(axis=1).tolist() == targets.tolist()
+    assert [(position, ids.tolist()) for position, ids in head.asked] == [
+        (1, [70, 85]),
+        (2, [4, 80]),
+        (3, [4, 80]),
+    ]
+    assert head.scans == 1
+
+
+@settings(max_examples=50, deadline=None)
+@given(seed=st.integers(0, 2**32))
+def test_choices_are_those_of_verification(seed):
+    rng = np.random.default_rng(seed)
+    whole = (rng.integers(-40, 40, size=(6, 90)) / 8).astype(np.float32)  # near ties are common
+    tiles = (whole + rng.choice([-1, 0, 1], size=whole.shape) * 2.0**-6).astype(np.float32)
+    sampler = Sampler(SamplerSettings(), 90)
+    (verified,) = check(FakeHead(tiles, whole, "bfloat16"), drafts(sampler, tiles, np.arange(90)), sampler)
+    found = log_probabilities(FakeHead(tiles, whole, "bfloat16"), np.arange(6), np.zeros(6, np.int64))
+    assert found.choices.tolist() == verified.choices == whole.argmax(axis=1).tolist()
 
 
 TEXTS = st.lists(
