@@ -23,7 +23,7 @@ from vt_core.files.model_dir import ModelDirectory
 from vt_core.profile import Counts, Profiler, Stages
 from vt_core.profile.language_filter import Mask
 from vt_core.profile.selection import ordered_prior, select
-from vt_core.vocab.active import Ids
+from vt_core.types import Ids
 from vt_core.vocab.prior import DEFAULT_PRIOR
 from vt_core.vocab.tokenizer import Tokenizer
 

@@ -53,8 +53,9 @@ def convert(
     bits, in groups of `group_size`. `out` appears at once and whole, or not at all. With `force`
     it replaces a model directory that stands there. Progress is shown on stderr where that is a terminal.
 
-    Raises ModelError for a source that cannot be converted, an `out` that is taken and a disk that is full;
-    OptionError for another dtype, bits or group size.
+    Raises:
+        ModelError: the source cannot be converted, `out` is taken, or the disk is full.
+        OptionError: the dtype, bits or group size is none of those offered.
     """
     check_dtype(dtype)
     if quantize is not None:
@@ -83,7 +84,9 @@ def check_dtype(dtype: str | None) -> None:
 def open_source(source: str | Path, revision: str | None = None) -> Source:
     """The source that a path or hub id means.
 
-    Raises ModelError when it is none, or no model that vt can convert; OptionError for a revision of a path.
+    Raises:
+        ModelError: it is none, or not a model that vt can convert.
+        OptionError: a revision was given for a path.
     """
     from converters import hub
     from converters.gguf import GGUFSource

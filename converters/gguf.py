@@ -60,7 +60,11 @@ class GGUFSource:
         return [TensorInfo(plan.name, self.default_dtype, plan.shape) for plan in self._plans.values()]
 
     def chunks(self, name: str, dtype: str) -> Iterator[np.ndarray]:
-        """The rows of the tensor `name`, in order, as the storage dtype `dtype`. Raises ModelError."""
+        """The rows of the tensor `name`, in order, as the storage dtype `dtype`.
+
+        Raises:
+            ModelError: the file is truncated, or a value is not finite in `dtype`.
+        """
         return gguf_tensors.read_chunks(self.file, self._plans[name], dtype)
 
     def write_tokenizer(self, out: Path) -> str:

@@ -83,7 +83,11 @@ class StringArray:
         return self._count
 
     def decode(self) -> list[str]:
-        """All strings, in order. Raises ModelError on text that is not UTF-8."""
+        """All strings, in order.
+
+        Raises:
+            ModelError: one of them is not UTF-8.
+        """
         data = self._file.read(self._start, self._end - self._start)
         length_at = _U64.unpack_from
         strings, at = [], 0
@@ -123,10 +127,13 @@ class GGUFFile:
         self._parse()
 
     def read(self, offset: int, nbytes: int) -> bytes:
-        """Bytes [offset, offset + nbytes) of the file. Raises ModelError where the file has become shorter.
+        """Bytes [offset, offset + nbytes) of the file.
 
         A plain read, not a view of a mapping: mapped pages would count as this process's memory, and a file
         that shrinks under a mapping kills the process.
+
+        Raises:
+            ModelError: the file has become shorter.
         """
         parts = []
         while nbytes:

@@ -132,8 +132,11 @@ def new_directory(out: Path) -> Iterator[Path]:
 
 
 def refuse_existing(out: Path, *, force: bool) -> None:
-    """Raise ModelError when `out` is taken: by anything without `force`, by anything but a model directory
-    with it."""
+    """Check that `out` is free or, with `force`, a model directory that may be replaced.
+
+    Raises:
+        ModelError: it is taken.
+    """
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if not is_model_directory(out):
@@ -158,7 +161,11 @@ def _foreign_file(directory: Path) -> str | None:
 
 
 def check_free_space(directory: Path, needed: int) -> None:
-    """Raise ModelError when the disk of `directory` has less than `needed` bytes free."""
+    """Check the disk of a directory.
+
+    Raises:
+        ModelError: fewer than `needed` bytes are free.
+    """
     free = shutil.disk_usage(directory).free
     if free < needed:
         raise ModelError(

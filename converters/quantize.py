@@ -42,8 +42,10 @@ class QuantizedSource:
     def __init__(self, source: Source, bits: int, group_size: int, dtype: str | None) -> None:
         """`dtype`: the storage dtype to which the conversion brings all floats, where it chose one.
 
-        Raises ModelError for a model whose layers vt cannot tell from their names, one that is quantized
-        already, and one without a matrix that fits; OptionError for bits and groups that are not offered.
+        Raises:
+            ModelError: vt cannot tell the model's layers from their names, the model is quantized already, or
+                none of its matrices fits.
+            OptionError: the bits or the group size are not offered.
         """
         check_quantization(bits, group_size)
         kind = source.config.get("model_type")

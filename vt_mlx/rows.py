@@ -13,7 +13,7 @@ from vt_core.decode.types import NOT_A_NUMBER
 from vt_core.files.packing import split_rows
 from vt_core.files.quantization import Quantization
 from vt_core.files.tables import Table
-from vt_core.vocab.active import Ids
+from vt_core.types import Ids
 from vt_mlx.device import DTYPES, on_device
 
 #: Rows are read and converted in pieces of this size, so that no second copy of a table exists.

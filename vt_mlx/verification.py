@@ -16,7 +16,7 @@ from vt_core.files import architectures
 from vt_core.files.architectures import architecture
 from vt_core.files.dtypes import convert, from_float32, to_float32
 from vt_core.files.tables import DequantizedTable
-from vt_core.vocab.active import Ids
+from vt_core.types import Ids
 from vt_mlx.rows import MlxRows
 
 #: Above 32 MiB the C library maps every buffer anew, which is two to three times slower. Below 5 MiB a

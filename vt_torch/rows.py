@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from vt_core.decode.types import NOT_A_NUMBER
 from vt_core.files.tables import Table
-from vt_core.vocab.active import Ids
+from vt_core.types import Ids
 from vt_torch.device import DTYPES
 from vt_torch.quantized import product, quantize_rows
 

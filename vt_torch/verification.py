@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from vt_core.decode.rounding import Rounding
 from vt_core.files import architectures
 from vt_core.files.architectures import architecture
-from vt_core.vocab.active import Ids
+from vt_core.types import Ids
 from vt_torch.device import DTYPES, multiplies
 from vt_torch.quantized import quantize_rows
 from vt_torch.rows import TorchRows, as_tensor

@@ -1,5 +1,5 @@
 """Rotary embeddings that depend on the length of the text (longrope, dynamic NTK): the ids are those of the
-stock framework on both sides of the border, after a rollback across it, and in a short request after a
+stock framework on both sides of the threshold, after a rollback across it, and in a short request after a
 long one.
 """
 
@@ -16,14 +16,14 @@ from tests.conftest import backend_params
 from tests.tiny import write_model
 from vt_core import load
 
-BORDER = 48  #: tokens of the longest text that is not scaled
+THRESHOLD = 48  #: tokens of the longest text that is not scaled
 TEXT = np.random.default_rng(0).integers(3, 900, 60).tolist()
-LONGROPE = {"original_max_position_embeddings": BORDER}
+LONGROPE = {"original_max_position_embeddings": THRESHOLD}
 DYNAMIC = {"rope_type": "dynamic", "factor": 4.0}
 CASES = {
     "longrope": ("phi3", {}, LONGROPE, {}),
     "longrope, window": ("phi3", {"sliding_window": 16}, LONGROPE, {}),
-    "dynamic": ("llama", {}, DYNAMIC, {"max_position_embeddings": BORDER}),
+    "dynamic": ("llama", {}, DYNAMIC, {"max_position_embeddings": THRESHOLD}),
 }
 pytestmark = pytest.mark.parametrize("backend", backend_params())
 
@@ -42,23 +42,23 @@ def directories(request, tmp_path_factory):
     return source, convert(source, root / "vt", progress=False)
 
 
-def test_stock_ids_and_scores_across_the_border(backend, directories, monkeypatch):
+def test_stock_ids_and_scores_across_the_threshold(backend, directories, monkeypatch):
     source, directory = directories
     if backend == "torch":  # mlx-lm reads long prompts in pieces too, of another size
         monkeypatch.setattr("vt_core.decode.decoder.PREFILL_TOKENS", 13)
     model = load(directory, backend=backend, device="cpu", dtype="float32")
     # The longest first: its state must not leak into the others.
-    for length in (len(TEXT), BORDER - 6, 20):
+    for length in (len(TEXT), THRESHOLD - 6, 20):
         # Stock models remember the longest text as well.
         original = stock.LOAD[backend](source, "float32")
         expected = stock.GENERATE[backend](original, TEXT[:length], 16, eos=[0, 2])[0]
         assert len(expected) == 16
-        # Blocks with a miss are taken back across the border, too.
+        # Blocks with a miss are taken back across the threshold, too.
         model.forget_learned()
         model.decoder.head.set_static(sorted(expected)[::2])
         result = model.generate(TEXT[:length], max_tokens=16)
         assert list(result.token_ids) == expected and result.stats.rescued > 0
-    for start in (5, BORDER + 1):
+    for start in (5, THRESHOLD + 1):
         (score,) = model.score_each([(TEXT[:start], TEXT[start:])])
         original = stock.LOAD[backend](source, "float32")
         logits = stock.text_logits(backend, original, TEXT[:start], TEXT[start:])
@@ -68,7 +68,7 @@ def test_stock_ids_and_scores_across_the_border(backend, directories, monkeypatc
 
 def test_sessions_beside_a_stream_do_not_change_it(backend, directories):
     model = load(directories[1], backend=backend, device="cpu", dtype="float32")
-    prompt = TEXT[: BORDER - 6]
+    prompt = TEXT[: THRESHOLD - 6]
     expected = list(model.generate(prompt, max_tokens=24).token_ids)
     model.forget_learned()
     model.decoder.head.set_static(sorted(expected)[::2])

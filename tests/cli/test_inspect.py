@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -63,6 +64,28 @@ def test_per_layer_table_is_reported(tmp_path: Path) -> None:
     assert (report["per_layer_rows"], report["per_layer_bytes"]) == (30, 30 * 16 * 2)
     assert report["table_bytes"] == 40 * 24 * 2 + 960
     assert report["example_table_bytes"] == 40 * 24 * 2
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        (
+            {"kind": "gguf", "name": "tiny.gguf"},
+            "whether tiny.gguf was whole when it was converted: GGUF files",
+        ),
+        ({"name": "Tiny-1M"}, "whether Tiny-1M was whole when it was converted: plain directories"),
+        ({"name": "owner/tiny", "fingerprint": "a" * 40}, None),
+        ({"kind": "random", "name": "qwen"}, None),
+    ],
+)
+def test_verify_says_what_has_no_digest(model: Path, source: dict[str, str], words: str | None) -> None:
+    manifest = json.loads((model / "vt.json").read_text())
+    manifest["source"] |= source
+    (model / "vt.json").write_text(json.dumps(manifest))
+    report = json_of(run(model, "--json", "--verify"))
+    assert report.get("unchecked") == (words and f"{words} have no digests")
+    assert ("unchecked    whether" in run(model, "--verify").stdout) == (words is not None)
+    assert "unchecked" not in json_of(run(model, "--json"))
 
 
 def test_verify_accepts_what_was_converted(model: Path) -> None:

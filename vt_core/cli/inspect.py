@@ -13,13 +13,15 @@ from vt_core.cli.streams import write_json
 from vt_core.errors import ModelError, escape_controls
 
 if TYPE_CHECKING:
-    from vt_core.files.manifest import TableInfo
+    from vt_core.files.manifest import SourceInfo, TableInfo
     from vt_core.files.model_dir import ModelDirectory
     from vt_core.vocab.ngrams import NgramTable
     from vt_core.vocab.task import TaskVocabulary
 
 #: Rows of the head that the savings are estimated for.
 EXAMPLE_ROWS = 8192
+#: Length of a commit of the hub, the fingerprint of a source from there. Others are longer.
+COMMIT_DIGITS = 40
 
 Report = dict[str, Any]
 Lines = list[tuple[str, str]]
@@ -79,11 +81,23 @@ def _inspect_model(
         directory.verify()
         report["verified"] = True
         lines.append(("digests", f"verified, of {len(directory.manifest.files)} files"))
+        if (unchecked := _unchecked(directory.manifest.source)) is not None:
+            report["unchecked"] = unchecked
+            lines.append(("unchecked", unchecked))
     if measured_on is not None:
         click.echo("measuring: the model is loaded twice and runs some tens of steps", err=True)
         measured, texts = _speed_report(directory, measured_on, quantize)
         report, lines = report | measured, lines + texts
     return report, lines
+
+
+def _unchecked(source: SourceInfo) -> str | None:
+    """What no digest can tell about a model directory; None for a model from the hub, which has digests."""
+    from_hub = source.kind == "huggingface" and len(source.fingerprint) == COMMIT_DIGITS
+    if from_hub or source.kind == "random":
+        return None
+    kind = "GGUF files" if source.kind == "gguf" else "plain directories"
+    return f"whether {source.name} was whole when it was converted: {kind} have no digests"
 
 
 def _inspect_file(path: Path) -> tuple[Report, Lines]:

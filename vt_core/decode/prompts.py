@@ -8,7 +8,7 @@ from typing import Any, cast
 import numpy as np
 
 from vt_core.errors import PromptError, shorten
-from vt_core.vocab.active import Ids
+from vt_core.types import Ids
 from vt_core.vocab.tokenizer import Message, Prompt, Tokenizer
 
 

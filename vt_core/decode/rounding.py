@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vt_core.decode.sampling import NOISE_SPAN, SamplerSettings, gumbel, scale, total_mass
-from vt_core.vocab.active import Ids
+from vt_core.types import Ids
 
 Floats = npt.NDArray[np.float32]
 

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vt_core.errors import ModelError, OptionError
-from vt_core.vocab.active import Ids
+from vt_core.types import Ids
 
 Floats = npt.NDArray[np.float32]
 

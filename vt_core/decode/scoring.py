@@ -14,7 +14,7 @@ import numpy as np
 
 from vt_core.decode.decoder import POSITIONS, Decoder
 from vt_core.decode.types import Scored
-from vt_core.vocab.active import Ids
+from vt_core.types import Ids
 
 
 def score(

@@ -72,7 +72,7 @@ def run(bench: Benchmark, watch: Callable[[str], object] = lambda text: None) ->
 
     Args:
         bench: what is measured.
-        watch: told what was done, once per step.
+        watch: called with what was done, once per step.
 
     Returns:
         The results, as results.json holds them.

@@ -109,7 +109,7 @@ def evaluate(
         plan: what is evaluated.
         examples: the rows.
         scratch: folder for temporary files.
-        watch: told how many answers were added.
+        watch: called with the number of answers that were added.
 
     Returns:
         The results, as results.json holds them.

@@ -1,4 +1,4 @@
-"""What a worker process is told before it loads a variant."""
+"""What a worker process gets before it loads a variant."""
 
 from __future__ import annotations
 

@@ -77,7 +77,7 @@ class LimitSearch:
     max_tokens: int = 32
 
     def run(self, job: Job, prompts: Prompts, watch: Callable[[str], object]) -> dict[str, Any]:
-        """Search the limit of one variant; see :func:`bisect`. ``watch`` is told what was done."""
+        """Search the limit of one variant; see :func:`bisect`. ``watch`` is called with what was done."""
         patience: float | None = None
 
         def measure(limit: int | None) -> Trial:

@@ -14,7 +14,8 @@ from typing import Any, Generic, Protocol, TypeVar
 import numpy as np
 
 from vt_core.errors import OptionError
-from vt_core.vocab.active import ActiveVocabulary, Ids
+from vt_core.types import Ids
+from vt_core.vocab.active import ActiveVocabulary
 
 #: A backend's parallel device arrays: weights ``[n, hidden]``, full ids ``[n]``, maybe bias ``[n]``.
 Rows = TypeVar("Rows")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from vt_core.vocab.active import Ids
+from vt_core.types import Ids
 from vt_core.vocab.token_bytes import TokenTable
 
 #: Ordinary ids to take.

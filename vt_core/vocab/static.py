@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from vt_core.files.model_dir import ModelDirectory
-from vt_core.vocab.active import Ids
+from vt_core.types import Ids
 from vt_core.vocab.prior import rank_prior
 from vt_core.vocab.task import TaskVocabulary
 from vt_core.vocab.token_bytes import TokenTable

@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from vt_core.errors import TokenizerError
 from vt_core.files.json_files import parse_object, read_bytes
-from vt_core.vocab.active import Ids
+from vt_core.types import Ids
 from vt_core.vocab.added_tokens import TokenizerFiles, checked_id, merge_added_tokens, parse_added_tokens
 
 #: SentencePiece's spelling of a space.

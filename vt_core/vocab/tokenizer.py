@@ -15,8 +15,8 @@ import tokenizers
 from vt_core.errors import ConfigError, PromptError, TokenizerError, shorten
 from vt_core.files.json_files import read_bytes, read_object
 from vt_core.files.model_config import text_config
+from vt_core.types import Ids
 from vt_core.vocab import chat_template
-from vt_core.vocab.active import Ids
 from vt_core.vocab.added_tokens import AddedToken, TokenizerFiles
 from vt_core.vocab.chat_template import ChatTemplates, Message
 from vt_core.vocab.merges import Merges
