@@ -83,7 +83,7 @@ class Answer:
             vocab_rows=manifest.vocab_rows,
             static_rows=head.vocabulary.static_size,
             learned_rows=head.vocabulary.learned_size,
-            dynamic_rows=len(request.dynamic_ids),
+            dynamic_rows=request.dynamic_rows,
             vocab_bytes_full=manifest.table_bytes,
             vocab_bytes_resident=request.head_bytes,
             ttft_s=self._watch.ttft_s,

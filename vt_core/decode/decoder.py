@@ -124,6 +124,7 @@ class Decoder(ABC, Generic[Array, AnySlot]):
             together: whether the body may run once for all slots. Products of other sizes round differently:
                 False gives each slot what it would have alone.
         """
+        assert all(token in self.head.vocabulary for read in reads for token in read.ids), "not active"
         with self._context():
             if together and len(reads) > 1 and self._fits_together(reads):
                 return self._read_together(reads)

@@ -106,8 +106,9 @@ class Request:
     constraint: Constraint | None = None  #: the grammar that the answer follows
     literals: Ids | None = None  #: full ids that the grammar's literal texts are written with
     guide: Guide | None = None  #: what the grammar did so far
-    #: Full ids that this request needs active, besides the static and learned ones.
-    dynamic_ids: list[int] = field(default_factory=list)
+    #: Full ids that this request needs active, besides the static ones.
+    needed: dict[int, None] = field(default_factory=dict)
+    dynamic_rows: int = 0  #: of these, rows that only requests made active, at the end of the request
     head_bytes: int = 0  #: bytes of the head on the device, at the end of the request
     #: How many requests run, this one included. The scheduler sets it.
     company: Callable[[], int] = lambda: 1
@@ -145,19 +146,19 @@ class Request:
             keep = self.slot is not None
             raise
         finally:
+            vocabulary = decoder.head.vocabulary
+            self.dynamic_rows = int((vocabulary.local(self.needed) >= vocabulary.kept_size).sum())
             self.head_bytes = decoder.head.nbytes
             # After a failure a layer may have read a token that another has not: empty the caches.
             if not keep:
                 decoder.close(slot)
 
     def activate(self, ids: Ids | Sequence[int]) -> None:
-        """Make full ids active for this request."""
+        """Make full ids active, and keep them active until this request ends."""
         vocabulary = self.decoder.head.vocabulary
         self.decoder.head.add(ids)
-        wanted = np.unique(np.asarray(ids, dtype=np.int64))
-        new = wanted[vocabulary.local(wanted) >= vocabulary.kept_size].tolist()
-        known = set(self.dynamic_ids)
-        self.dynamic_ids = [*self.dynamic_ids, *(token for token in new if token not in known)]
+        wanted = np.array(ids, dtype=np.int64)
+        self.needed.update(dict.fromkeys(wanted[vocabulary.local(wanted) >= vocabulary.static_size].tolist()))
 
 
 def common_prefix(first: Sequence[int], second: Ids) -> int:
@@ -259,10 +260,9 @@ class _Loop:
 
     def _read(self, token: int) -> Generator[Ask, Any, Steps[Any] | None]:
         """Read the last token, and a draft of what follows."""
+        # It may have been chosen among the rows of another request, which can end before this read.
+        self._request.activate([token])
         self._drafted = self._draft()
-        if self._own is None:
-            # Its row may be another request's, which ends before this read.
-            self._request.activate([token])
         steps = yield Read(self._slot, [token, *self._drafted])
         self._request.drafts.reads += steps is not None
         return steps
@@ -438,7 +438,7 @@ class _Own:
         """Whether there are no other active rows."""
         if self._version != self._vocabulary.version:
             self._version = self._vocabulary.version
-            dynamic = np.array(self._request.dynamic_ids, dtype=np.int64)
+            dynamic = np.array(list(self._request.needed), dtype=np.int64)
             own = np.isin(self._vocabulary.ids, np.concatenate([self._kept, dynamic]))
             self._places = None if own.all() else np.flatnonzero(own)
         return self._places is None
@@ -452,5 +452,5 @@ class _Own:
 
     def prefix(self, ids: list[int]) -> list[int]:
         """The first of some ids, as long as they are active for this request."""
-        own = {*self._kept.tolist(), *self._request.dynamic_ids}
+        own = {*self._kept.tolist(), *self._request.needed}
         return list(takewhile(own.__contains__, ids))

@@ -244,7 +244,7 @@ class Scheduler:
             self._activate_live()
 
     def _activate_live(self) -> None:
-        live = [np.array(task.request.dynamic_ids, dtype=np.int64) for task in self._tasks]
+        live = [np.array(list(task.request.needed), dtype=np.int64) for task in self._tasks]
         if live:
             self._decoder.head.add(np.concatenate(live))
 
