@@ -140,6 +140,16 @@ def test_rates_follow_what_was_right():
     assert acceptance.rate(kinds[0]) < 0.2
 
 
+def test_recent_share_follows_the_text():
+    acceptance = Acceptance()
+    assert acceptance.recent == 0.5
+    made = Drafter(acceptance, rows=100)
+    made.extend([1, 2] * 60)
+    assert acceptance.recent > 0.9
+    made.extend(range(3, 90))
+    assert acceptance.recent < 0.1
+
+
 def test_requests_teach_the_next_ones_without_drafting():
     acceptance = Acceptance()
     rates = []

@@ -13,6 +13,8 @@ MAX_RUN = 3
 _PRIOR_WEIGHT = 4.0
 #: Weight at which a class forgets half of what it saw, so that it follows a change of the texts.
 _MEMORY = 1000.0
+#: Tokens that `Acceptance.recent` looks back on.
+_RECENT = 32
 
 
 class Kind(NamedTuple):
@@ -43,14 +45,20 @@ class Acceptance:
         #: The full id that ended the last text, if one did. Models have several such ids, each of which ends
         #: texts of another kind, such as answers of a chat.
         self.end_id: int | None = None
+        #: Share of the last tokens, about `_RECENT` of them, that a draft would have begun with. A loop that
+        #: must choose before the text is known between drafting and queueing a step ahead can ask it.
+        self.recent = 0.5
 
     def rate(self, kind: Kind) -> float:
         """Probability that the next token of this class is right."""
         right, seen = self._seen.get(kind) or _prior(kind)
         return right / seen
 
-    def learn(self, kind: Kind, right: bool) -> None:
-        """Note whether a token of this class was right, drafted or not."""
+    def learn(self, kind: Kind | None, right: bool) -> None:
+        """Note whether a token of this class was right, drafted or not; None where there was no proposal."""
+        self.recent += (right - self.recent) / _RECENT
+        if kind is None:
+            return
         before, seen = self._seen.get(kind) or _prior(kind)
         if seen >= _MEMORY:
             before, seen = before / 2, seen / 2

@@ -68,9 +68,8 @@ class Drafter:
         """Note that the output goes on with `ids`, and learn how good proposals for them would have been."""
         for id in ids:
             hashes = context_hashes(self._tail, self._longest)
-            guess = self._guess(self._tail, hashes, self._written)
-            if guess is not None:
-                self._acceptance.learn(guess[1], guess[0] == id)
+            token, kind = self._guess(self._tail, hashes, self._written) or (None, None)
+            self._acceptance.learn(kind, token == id)
             if id in self._eos_ids:
                 self._acceptance.end_id = id
             self._push(hashes[:CONTEXT], id)
