@@ -40,8 +40,10 @@ from vt_torch.rows import TorchRows
 
 #: Cache layers that depend on a slot's own tokens only. Recurrent layers run over the whole sequence.
 _LAYERS = (DynamicLayer, GrowingLayer, DynamicSlidingWindowLayer, DummyLayer)
-#: Largest relative L2 distance of hidden states of a packed read from those of reads alone.
-_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.02, torch.float16: 0.02}
+#: Largest relative L2 distance of hidden states of a packed read from those of reads alone. SmolLM2 135M,
+#: Gemma 3 270M and Qwen2.5 0.5B differ by up to 3e-6 in float32 and 0.019 in bfloat16; with one slot's
+#: positions off by one, by 0.07 or more.
+_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.04, torch.float16: 0.04}
 #: Tokens of the probe's two texts, and of the reads after them.
 _PROBE_TEXTS, _PROBE_READS = (5, 9), ((1, 3), (3, 1))
 #: Exceptions of models that use caches, masks or positions in a way that works for one slot only.

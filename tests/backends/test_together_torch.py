@@ -17,6 +17,7 @@ from tests.families import FAMILIES  # noqa: E402
 from tests.tiny import ARCHITECTURES, KINDS  # noqa: E402
 from vt_core.files.model_dir import ModelDirectory  # noqa: E402
 from vt_torch.decoder import load_decoder  # noqa: E402
+from vt_torch.growing import new_cache  # noqa: E402
 from vt_torch.together import Together  # noqa: E402
 
 RUN = [
@@ -36,7 +37,7 @@ class Slot:
 class Body:
     """A tiny model whose table holds its first ids, and the hidden states of its reads."""
 
-    def __init__(self, directory, dtype="float32"):
+    def __init__(self, directory, dtype="float32", quantize=None):
         decoder = load_decoder(
             ModelDirectory.open(directory),
             head="prealloc",
@@ -44,6 +45,7 @@ class Body:
             device="cpu",
             dtype=dtype,
             tile_bytes=None,
+            quantize=quantize,
         )
         decoder.head.set_static(range(4))
         self.model, self.rows = decoder._model, decoder._rows
@@ -55,7 +57,7 @@ class Body:
         self.states = arguments[0][0].clone()
 
     def slot(self, ids=()) -> Slot:
-        slot = Slot(DynamicCache(config=self.model.config))
+        slot = Slot(new_cache(self.model.config))
         if len(ids):
             self.read(slot, ids)
             slot.cache.activate_past_recording()
@@ -97,7 +99,7 @@ class Body:
 
 @pytest.fixture(scope="module")
 def body(tiny):
-    return cache(lambda kind, dtype="float32": Body(tiny(kind)[1], dtype))
+    return cache(lambda kind, *options: Body(tiny(kind)[1], *options))
 
 
 def _text(rng, count):
@@ -235,7 +237,6 @@ def test_probe_runs_once(body, monkeypatch):
     assert together.fits([])
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_half_precision_passes_the_probe(body, dtype):
-    body = body("gemma3", dtype)
-    assert body.together.fits([])
+@pytest.mark.parametrize(("dtype", "quantize"), [("bfloat16", None), ("float16", None), ("float32", "int8")])
+def test_other_types_pass_the_probe(body, dtype, quantize):
+    assert body("gemma3", dtype, quantize).together.fits([])
