@@ -3,8 +3,9 @@
     python -m benchmarks.scaling --model MODEL --data FILE --data FILE --rows 1000000
 
 Repeats the rows of the given JSON lines, with a number added to each, until there are `--rows` of them in a
-temporary file. Each engine counts it, and a file of 1,000 rows whose time is nearly all overhead: starting
-processes, the tokenizer, the JVM or Ray. Checks that all counts files are the same, and prints a table.
+temporary file. Each engine counts it, and a file of 1,000 rows, whose time is nearly all overhead: processes,
+the tokenizer, the JVM or Ray. Checks that all counts files are the same, and prints a table. CPU seconds are
+those of all processes that an engine starts, and need Linux and root; on a busy machine they tell more.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import cycle, islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -47,26 +49,61 @@ def main() -> None:
         print(
             f"{arguments.rows:,} rows, {files[1].stat().st_size / 1e6:.0f} MB; load {os.getloadavg()[0]:.1f}"
         )
-        print("| engine | seconds | overhead | rows/s after it | same counts |\n|---|---:|---:|---:|---|")
+        head = (
+            "engine",
+            "seconds",
+            "overhead",
+            "rows/s after it",
+            "CPU seconds",
+            "rows per CPU second",
+            "same counts",
+        )
+        print(f"| {' | '.join(head)} |\n|---|---:|---:|---:|---:|---:|---|")
         first: bytes | None = None
         for engine in arguments.engine or ENGINES:
             counts = Path(scratch) / "counts"
-            few, many = (seconds(engine, arguments.model, file, counts) for file in files)
+            (few, few_cpu), (many, many_cpu) = (
+                seconds(engine, arguments.model, file, counts) for file in files
+            )
             first = first or counts.read_bytes()
-            rate = (arguments.rows - FEW) / (many - few)
-            same = counts.read_bytes() == first
-            print(f"| {engine} | {many:.0f} | {few:.0f} | {rate:,.0f} | {same} |", flush=True)
+            rows = arguments.rows - FEW
+            cells = [f"{many:.0f}", f"{few:.0f}", f"{rows / (many - few):,.0f}", f"{many_cpu:.0f}"]
+            cells += [f"{rows / (many_cpu - few_cpu):,.0f}", "yes" if counts.read_bytes() == first else "no"]
+            print(f"| {engine} | {' | '.join(cells)} |", flush=True)
 
 
-def seconds(engine: str, model: str, file: Path, counts: Path) -> float:
-    """Time that counting a file takes, with everything that it starts."""
+def seconds(engine: str, model: str, file: Path, counts: Path) -> tuple[float, float]:
+    """Time that counting a file takes, with everything that it starts, and time of the processor."""
     command = [sys.executable, "-c", "from vt_core.cli import torch; torch()", "profile"]
-    command += ["--model", model, "--data", file, "--save-counts", counts, "--out", os.devnull]
-    # Ray takes its cores from the environment only where it starts itself.
+    command += ["--model", model, "--data", str(file), "--save-counts", str(counts), "--out", os.devnull]
     environment = {**os.environ, "RAY_OVERRIDE_RESOURCES": '{"CPU": 2}', "TOKENIZERS_PARALLELISM": "false"}
-    start = time.perf_counter()
-    subprocess.run([*command, *ENGINES[engine]], check=True, env=environment, capture_output=True)
-    return time.perf_counter() - start
+    with processor_group() as (join, used):
+        start = time.perf_counter()
+        subprocess.run(
+            [*command, *ENGINES[engine]], check=True, env=environment, capture_output=True, preexec_fn=join
+        )
+        return time.perf_counter() - start, used()
+
+
+@contextmanager
+def processor_group() -> Iterator[tuple[Callable[[], object], Callable[[], float]]]:
+    """What puts a process into a control group, and seconds that the processor has worked for the group."""
+    root = Path("/sys/fs/cgroup")
+    version_2 = (root / "cgroup.controllers").exists()
+    path = (root if version_2 else root / "cpuacct") / f"vt-scaling-{os.getpid()}"
+    path.mkdir()
+
+    def used() -> float:
+        if version_2:
+            return int((path / "cpu.stat").read_text().split()[1]) / 1e6
+        return int((path / "cpuacct.usage").read_text()) / 1e9
+
+    try:
+        yield lambda: (path / "cgroup.procs").write_text(str(os.getpid())), used
+    finally:
+        while (path / "cgroup.procs").read_text():  # Ray's processes take a moment to end
+            time.sleep(0.1)
+        path.rmdir()
 
 
 def write_rows(file: Path, sources: Sequence[Path], count: int) -> None:
