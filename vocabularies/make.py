@@ -11,6 +11,7 @@ held-out inputs, and counts the tokens of their answers that are neither in the 
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -25,6 +26,8 @@ from vt_core.vocab.collection import find_task
 from vt_core.vocab.task import TaskVocabulary
 
 HERE = Path(__file__).parent
+#: For each model and task: tokens of its answers, and how many of them are missing.
+MISSES = HERE / "misses.json"
 
 WMT = "Helsinki-NLP/OPUS-MT-testsets, WMT news tests"
 NTREX = "MicrosoftTranslator/NTREX"
@@ -139,8 +142,11 @@ def main() -> None:
         write_table("vocabularies", coverage_table())
         write_table("sources", sources_table())
     else:
-        columns = [misses(model, arguments) for model in arguments.model]
-        write_table("misses", misses_table([model.stem for model in arguments.model], columns))
+        for model in arguments.model:
+            found = json.loads(MISSES.read_text()) if MISSES.exists() else {}
+            found.setdefault(model.stem, {}).update(misses(model, arguments))
+            MISSES.write_text(json.dumps(found, indent=1) + "\n")
+        write_table("misses", misses_table())
 
 
 def make(name: str, tokenizer: str, data: Path) -> None:
@@ -232,16 +238,20 @@ def sources_table() -> list[list[str]]:
     return rows
 
 
-def misses_table(models: list[str], columns: list[dict[str, tuple[int, int]]]) -> list[list[str]]:
-    """Shares of the models' own tokens that are missing."""
-    rows = [["task", *models]]
-    for name in columns[0]:
-        rows.append([name, *(f"{column[name][1]} of {column[name][0]:,}" for column in columns)])
-    totals = [[sum(pair[index] for pair in column.values()) for index in (1, 0)] for column in columns]
-    return [
-        *rows,
-        ["all", *(f"{missing} of {tokens:,} ({missing / tokens:.2%})" for missing, tokens in totals)],
-    ]
+def misses_table() -> list[list[str]]:
+    """Missing tokens among those that models wrote."""
+    found = json.loads(MISSES.read_text())
+    rows = [["task", *found]]
+    for name in RECIPES:
+        cells = [_share(*tasks[name]) if name in tasks else "–" for tasks in found.values()]
+        if set(cells) != {"–"}:
+            rows.append([name, *cells])
+    totals = [[sum(pair[index] for pair in tasks.values()) for index in (0, 1)] for tasks in found.values()]
+    return [*rows, ["all", *(f"{_share(*total)}, {total[1] / total[0]:.1%}" for total in totals)]]
+
+
+def _share(tokens: int, missing: int) -> str:
+    return f"{missing} of {tokens:,}"
 
 
 def write_table(mark: str, rows: list[list[str]]) -> None:
