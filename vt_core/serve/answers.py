@@ -6,10 +6,10 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
-from vt_core.model import Chunk, Generation, Model
+from vt_core.model import Chunk, Generation
 from vt_core.serve.calls import Call
 from vt_core.serve.engine import Engine, Job
-from vt_core.serve.markup import THINK, Markup, Part, PartReader, Reasoning, Text
+from vt_core.serve.markup import Part, PartReader, Reasoning, Text
 
 
 @dataclass
@@ -56,18 +56,6 @@ class Answer:
         """OpenAI's ``finish_reason``."""
         reason = self.finished.finish_reason
         return "tool_calls" if self.calls and reason == "stop" else reason
-
-
-def opens_reasoning(model: Model, markup: Markup, ids: Sequence[int]) -> bool:
-    """Whether a prompt ends within reasoning, as some chat templates make it."""
-    if not markup.thinks:
-        return False
-    tail = list(ids[-16:])
-    markers = [model.tokenizer.id_of(marker) for marker in THINK]
-    for token in reversed(tail):
-        if token in markers:
-            return token == markers[0]
-    return model.tokenizer.decode(tail).rstrip().endswith(THINK[0])
 
 
 async def run_answers(

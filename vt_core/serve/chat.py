@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from vt_core.serve import common, conversation, fields
-from vt_core.serve.answers import Answer, opens_reasoning, run_answers
+from vt_core.serve.answers import Answer, run_answers
 from vt_core.serve.calls import Call
 from vt_core.serve.common import Common
 from vt_core.serve.conversation import Conversation
 from vt_core.serve.engine import Engine, Job
 from vt_core.serve.errors import ApiError, refused
 from vt_core.serve.logprobs import MAX_TOP, chat_logprobs
-from vt_core.serve.markup import PartReader, Reasoning, Text
+from vt_core.serve.markup import Reasoning, Text
 from vt_core.serve.settings import Settings
 
 FIELDS = fields.Table(
@@ -82,13 +82,16 @@ class Chat:
         wants = given.get("logprobs", False)
         if given.get("top_logprobs") and not wants:
             raise refused("top_logprobs", "needs logprobs to be true")
-        offered = given.get("tools", []) if given.get("tool_choice") != "none" else []
-        if "tool_choice" in given and given["tool_choice"] != "none" and not offered:
-            raise refused("tool_choice", "needs tools")
+        free = not given.get("response_format")
+        tools = conversation.choose(given.get("tools", []), given.get("tool_choice"), free=free)
         return cls(
             shared,
             Conversation(
-                given["messages"], offered, given.get("chat_template_kwargs"), given.get("reasoning_effort")
+                given["messages"],
+                tools,
+                given.get("chat_template_kwargs"),
+                given.get("reasoning_effort"),
+                free,
             ),
             settings,
             given.get("n", 1),
@@ -102,12 +105,10 @@ class Chat:
     async def prepare(self, engine: Engine, task: str | None) -> tuple[list[Job], list[Answer]]:
         """The jobs of this request and their empty answers."""
         model, markup = engine.model, engine.markup
-        ids = await asyncio.to_thread(self.conversation.encode, model, markup)
-        limit = common.check_prompt(model, len(ids), self.limit, self.limit_name, self.settings)
-        opened = opens_reasoning(model, markup, ids)
-        tools = self.conversation.tool_names
-        answers = [Answer(PartReader(markup, tools, opened), one_call=self.one_call) for _ in range(self.n)]
-        return self.common.jobs([ids], self.n, limit, task), answers
+        prompt = await asyncio.to_thread(self.conversation.prompt, model, markup)
+        limit = common.check_prompt(model, len(prompt.ids), self.limit, self.limit_name, self.settings)
+        answers = [Answer(prompt.reader(), one_call=self.one_call) for _ in range(self.n)]
+        return self.common.jobs([prompt.ids], self.n, limit, task, **prompt.options), answers
 
     async def reply(self, engine: Engine, name: str, task: str | None) -> dict[str, Any]:
         """The whole response."""

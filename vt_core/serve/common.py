@@ -84,12 +84,14 @@ class Common:
         seed = given["seed"] & _SEED_MASK if "seed" in given else secrets.randbits(31)
         return cls(given.get("model"), own.get("task"), given.get("stream", False), seed, options)
 
-    def jobs(self, prompts: Sequence[Sequence[int]], n: int, max_tokens: int, task: str | None) -> list[Job]:
-        """``n`` jobs for each prompt, prompt by prompt."""
+    def jobs(
+        self, prompts: Sequence[Sequence[int]], n: int, max_tokens: int, task: str | None, **more: Any
+    ) -> list[Job]:
+        """``n`` jobs for each prompt, prompt by prompt; ``more``: further options."""
         return [
             Job(
                 list(ids),
-                {**self.options, "max_tokens": max_tokens, "seed": self.seed + at & _SEED_MASK},
+                {**self.options, **more, "max_tokens": max_tokens, "seed": self.seed + at & _SEED_MASK},
                 task,
             )
             for ids in prompts

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vt_core.decode.options import request_options
-from vt_core.errors import shorten
+from vt_core.decode.constraints import grammar_option
+from vt_core.errors import VtError, shorten
 from vt_core.model import Model
 from vt_core.serve import fields
 from vt_core.serve.errors import refused
-from vt_core.serve.markup import Markup
+from vt_core.serve.markup import THINK, CallFormat, Markup, PartReader
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 #: Arguments of the template that are the server's own.
@@ -103,18 +103,12 @@ def message(path: str, value: Any) -> dict[str, Any]:
     return found
 
 
-def _not_strict(path: str, value: Any) -> bool:
-    if fields.flag(path, value):
-        raise refused(path, "is supported as false only", "unsupported_value")
-    return False
-
-
 FUNCTION = fields.Table(
     {
         "name": name,
         "description": fields.text,
         "parameters": fields.mapping,
-        "strict": _not_strict,
+        "strict": fields.flag,
     },
     required=("name",),
 )
@@ -126,25 +120,81 @@ _TOOL = fields.Table(
 def tool(path: str, value: Any) -> dict[str, Any]:
     """A tool, as chat completions and chat templates describe it."""
     found = _TOOL.read(path, value)
-    return {"type": "function", "function": plain_function(found["function"])}
+    return described(f"{path}.function", found["function"])
 
 
-def plain_function(found: Mapping[str, Any]) -> dict[str, Any]:
-    """A function's description for a chat template."""
-    return {
+def described(path: str, found: Mapping[str, Any]) -> dict[str, Any]:
+    """A tool of a function, as chat templates take it, and for :func:`choose` the path of ``strict``, where
+    that is true.
+    """
+    function = {
         "name": found["name"],
         "description": found.get("description", ""),
         "parameters": found.get("parameters", {"type": "object", "properties": {}}),
     }
+    strict = f"{path}.strict" if found.get("strict") else None
+    return {"type": "function", "function": function, "strict": strict}
 
 
-def tool_choice(path: str, value: Any) -> str:
-    """Whether tools may be called: none or auto."""
-    if value in ("none", "auto"):
-        return str(value)
-    if isinstance(value, str):
-        fields.choice("none", "auto", "required")(path, value)
-    raise refused(path, "is supported as 'none' or 'auto' only", "unsupported_value")
+_NAMED = fields.Table({"name": name}, required=("name",))
+_NAMED_CHOICE = fields.Table(
+    {"type": fields.choice("function"), "function": _NAMED.read, "name": name}, required=("type",)
+)
+_CHOICES = fields.choice("none", "auto", "required")
+
+
+def tool_choice(path: str, value: Any) -> str | tuple[str]:
+    """Whether tools may or must be called: none, auto, required, or a tuple of the one name."""
+    if not isinstance(value, dict):
+        return str(_CHOICES(path, value))
+    found = _NAMED_CHOICE.read(path, value)
+    # Chat completions and responses write the name in two places.
+    chosen = found["function"]["name"] if "function" in found else found.get("name")
+    if chosen is None:
+        raise refused(f"{path}.function", "is required", "missing_field")
+    return (chosen,)
+
+
+@dataclass(frozen=True)
+class Tools:
+    """The tools of a request."""
+
+    offered: Sequence[dict[str, Any]] = ()  #: that the template describes
+    demanded: Sequence[dict[str, Any]] = ()  #: of these, those that one must be called of; none: no call must
+
+
+def choose(tools: Sequence[dict[str, Any]], choice: str | tuple[str] | None, *, free: bool) -> Tools:
+    """What a request's tools and its choice mean.
+
+    Args:
+        tools: as :func:`described` gives them.
+        choice: as :func:`tool_choice` gives it; None: the request does not say.
+        free: whether the answer's text is free, and not held to a format.
+
+    Raises:
+        ApiError: the choice does not go with the tools, or a tool's strictness cannot be kept.
+    """
+    if choice is not None and choice != "none" and not tools:
+        raise refused("tool_choice", "needs tools")
+    if choice == "none" or not tools:
+        return Tools()
+    if not free:
+        raise refused("tools", "do not go with a format of the answer, unless tool_choice is none")
+    if isinstance(choice, tuple):
+        demanded = [tool for tool in tools if tool["function"]["name"] in choice]
+        if not demanded:
+            raise refused("tool_choice", f"names {shorten(choice[0])}, which is not among the tools")
+    else:
+        demanded = list(tools) if choice == "required" else []
+    for tool in tools:
+        if tool["strict"] and tool not in demanded:
+            raise refused(
+                tool["strict"],
+                "is kept only where a call is demanded, by a tool_choice of required or of a name",
+                "unsupported_value",
+            )
+    plain = {id(tool): {"type": "function", "function": tool["function"]} for tool in tools}
+    return Tools([plain[id(tool)] for tool in tools], [plain[id(tool)] for tool in demanded])
 
 
 #: How much to reason.
@@ -160,42 +210,62 @@ def template_arguments(path: str, value: Any) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
+class Prompt:
+    """A conversation that is ready to be answered."""
+
+    ids: list[int]  #: full ids
+    options: dict[str, Any]  #: of :meth:`vt_core.Model.stream` that it demands
+    reader: Callable[[], PartReader]  #: makes what reads an answer
+
+
+@dataclass(frozen=True)
 class Conversation:
     """What the chat template makes a prompt of."""
 
     messages: Sequence[dict[str, Any]]  #: at least one
-    tools: Sequence[dict[str, Any]] = ()  #: that may be called
+    tools: Tools = Tools()  #: that may or must be called
     arguments: Mapping[str, Any] | None = None  #: variables of the template
     effort: str | None = None  #: how much to reason
+    free: bool = True  #: whether the answer's text is free, and not held to a format
 
-    @property
-    def tool_names(self) -> list[str]:
-        """Names of the tools."""
-        return [tool["function"]["name"] for tool in self.tools]
-
-    def encode(self, model: Model, markup: Markup) -> list[int]:
-        """The prompt, full ids.
+    def prompt(self, model: Model, markup: Markup) -> Prompt:
+        """The prompt of a model.
 
         Raises:
             ApiError: the model's template cannot take the tools or the effort.
             PromptError: the template refuses the messages.
+            ConstraintError: the parameters of a demanded tool cannot be enforced.
         """
-        template = markup.template or ""
+        template, calls = markup.template or "", markup.calls
         if markup.template is None:
             raise refused("messages", "need a chat template, which this model lacks; use /v1/completions")
         given = dict(self.arguments or {})
-        if self.tools:
-            if markup.calls is None:
+        if self.tools.offered:
+            if calls is None:
                 raise refused(
                     "tools",
                     "cannot be used with this model: its chat template shows no known way to call them",
                     "unsupported_value",
                 )
-            given["tools"] = list(self.tools)
+            given["tools"] = list(self.tools.offered)
         if self.effort is not None:
             given |= self._effort(template)
         messages = [self._plain(message, template) for message in self.messages]
-        return [int(token) for token in model.encode(messages, template_arguments=given)]
+        ids = model.encode(messages, template_arguments=given).tolist()
+        reasons = opens_reasoning(model, markup, ids)
+        options, begun = {}, ""
+        if self.tools.demanded:
+            assert calls is not None
+            if calls.forced is None:
+                raise refused("tool_choice", "is 'none' or 'auto' for this model, which writes no JSON")
+            begun = calls.forced
+            options = schema_option("tools", _calls_schema(self.tools.demanded, calls))
+        if reasons and (self.tools.demanded or not self.free):
+            # What follows is held to a format, so no reasoning comes before it.
+            reasons, begun = False, f"{THINK[1]}\n\n{begun}"
+        ids += model.tokenizer.encode(begun, special=False).tolist()
+        names = [tool["function"]["name"] for tool in self.tools.offered]
+        return Prompt(ids, options, lambda: PartReader(markup, names, reasons, bool(self.tools.demanded)))
 
     def _effort(self, template: str) -> dict[str, Any]:
         if "reasoning_effort" in template:
@@ -213,15 +283,46 @@ class Conversation:
         return plain
 
 
+def opens_reasoning(model: Model, markup: Markup, ids: Sequence[int]) -> bool:
+    """Whether a prompt ends within reasoning, as some chat templates make it."""
+    if not markup.thinks:
+        return False
+    tail = list(ids[-16:])
+    markers = [model.tokenizer.id_of(marker) for marker in THINK]
+    for token in reversed(tail):
+        if token in markers:
+            return token == markers[0]
+    return model.tokenizer.decode(tail).rstrip().endswith(THINK[0])
+
+
+def _calls_schema(tools: Sequence[Mapping[str, Any]], calls: CallFormat) -> dict[str, Any]:
+    """The JSON schema of one call of one of some tools."""
+    each: list[dict[str, Any]] = [
+        {
+            "type": "object",
+            "properties": {
+                "name": {"const": tool["function"]["name"]},
+                calls.forced_key: tool["function"]["parameters"],
+            },
+            "required": ["name", calls.forced_key],
+            "additionalProperties": False,
+        }
+        for tool in tools
+    ]
+    schema = each[0] if len(each) == 1 else {"anyOf": each}
+    return {"type": "array", "items": schema, "minItems": 1, "maxItems": 1} if calls.forced_list else schema
+
+
 def schema_option(path: str, schema: Any) -> dict[str, Any]:
     """The option of :meth:`vt_core.Model.stream` that holds an answer to a JSON schema.
 
     Raises:
-        ApiError: this version cannot.
-        OptionError: the schema cannot be used.
+        ApiError: the schema cannot be enforced.
     """
-    if "json_schema" not in request_options.__annotations__:
-        raise refused(path, "is supported with type 'text' only", "unsupported_value")
+    try:
+        grammar_option(json_schema=schema)
+    except VtError as error:
+        raise refused(path, f"cannot be enforced: {error}", "unsupported_value") from error
     return {"json_schema": schema}
 
 

@@ -30,6 +30,10 @@ class CallFormat:
     extra: tuple[str, ...] = ()  #: further markers that may be special tokens
     alternative: str = ""  #: another marker before calls
     id_length: int = 24  #: length of the ids of calls: Mistral's templates refuse others than 9
+    #: How an answer that must be a call begins; None: such answers cannot be demanded.
+    forced: str | None = None
+    forced_key: str = "arguments"  #: of the arguments in the JSON that follows
+    forced_list: bool = False  #: whether that JSON is a list of calls
 
 
 #: In the order in which they are looked for.
@@ -40,16 +44,35 @@ FORMATS = (
     ),
     CallFormat("<|tool_call_start|>", "<|tool_call_end|>", python_calls, ("<|tool_call_start|>",)),
     CallFormat(
-        "[TOOL_CALLS]", "", mistral_calls, ("[TOOL_CALLS]",), ("[ARGS]", "[CALL_ID]"), id_length=9
+        "[TOOL_CALLS]", "", mistral_calls, ("[TOOL_CALLS]", "[ARGS]"), ("[ARGS]", "[CALL_ID]"), id_length=9
     ),
-    CallFormat("<|tool_call|>", "<|/tool_call|>", json_calls, ("<|tool_call|>", "<|/tool_call|>")),
-    CallFormat("<|tool_call|>", "", json_calls, ("<|tool_call|>",)),
-    CallFormat("<tool_call>", "</tool_call>", hermes_calls, ("<tool_call>",)),
     CallFormat(
-        "", "", json_calls, ("ipython", '"parameters"'), alternative="<|python_tag|>"
+        "[TOOL_CALLS]",
+        "",
+        mistral_calls,
+        ("[TOOL_CALLS]",),
+        id_length=9,
+        forced="[TOOL_CALLS]",
+        forced_list=True,
     ),
-    CallFormat("", "", json_calls, ("<|python_tag|>",), alternative="<|python_tag|>"),
-)  # fmt: skip
+    CallFormat(
+        "<|tool_call|>",
+        "<|/tool_call|>",
+        json_calls,
+        ("<|tool_call|>", "<|/tool_call|>"),
+        forced="<|tool_call|>",
+        forced_list=True,
+    ),
+    CallFormat("<|tool_call|>", "", json_calls, ("<|tool_call|>",), forced="<|tool_call|>", forced_list=True),
+    CallFormat("<tool_call>", "</tool_call>", hermes_calls, ("<tool_call>", "<function=")),
+    CallFormat("<tool_call>", "</tool_call>", hermes_calls, ("<tool_call>",), forced="<tool_call>\n"),
+    *(
+        CallFormat(
+            "", "", json_calls, signs, alternative="<|python_tag|>", forced="", forced_key="parameters"
+        )
+        for signs in (("ipython", '"parameters"'), ("<|python_tag|>",))
+    ),
+)
 
 THINK = ("<think>", "</think>")
 
@@ -108,12 +131,17 @@ class PartReader:
     markup: Markup
     tools: Collection[str]  #: names of the tools that may be called; none: calls are text
     reasoning: bool = False  #: whether the text read now is reasoning
+    in_call: bool = False  #: whether the prompt ends within the beginning of a call
     _held: str = field(init=False, default="")
     _space: str = field(init=False, default="")  # white space that is dropped if a call follows
     _marker: str | None = field(init=False, default=None)  # of the call that is read now
     _begun: bool = field(init=False, default=False)  # whether text came, apart from white space
     _trims: bool = field(init=False, default=False)  # whether white space that comes next is dropped
     _after_call: bool = field(init=False, default=False)  # whether a call came after the last text
+
+    def __post_init__(self) -> None:
+        if self.in_call:
+            self._marker = ""
 
     def push(self, text: str) -> list[Part]:
         """The parts that more text completes."""

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from vt_core.serve import common, conversation, fields
-from vt_core.serve.answers import Answer, opens_reasoning, run_answers
+from vt_core.serve.answers import Answer, run_answers
 from vt_core.serve.common import Common
 from vt_core.serve.conversation import Conversation
 from vt_core.serve.engine import Engine, Job
 from vt_core.serve.errors import ApiError, refused
 from vt_core.serve.items import Event, OutputItems
 from vt_core.serve.logprobs import MAX_TOP, chat_logprobs
-from vt_core.serve.markup import Part, PartReader, joined
+from vt_core.serve.markup import Part, joined
 from vt_core.serve.settings import Settings
 
 _LOGPROBS = "message.output_text.logprobs"
@@ -30,8 +30,7 @@ _FUNCTION = fields.Table(
 
 
 def _tool(path: str, value: Any) -> dict[str, Any]:
-    found = _FUNCTION.read(path, value)
-    return {"type": "function", "function": conversation.plain_function(found)}
+    return conversation.described(path, _FUNCTION.read(path, value))
 
 
 _MESSAGE = fields.Table(
@@ -190,10 +189,8 @@ class Responses:
         wants = _LOGPROBS in given.get("include", ())
         if given.get("top_logprobs") and not wants:
             raise refused("top_logprobs", f"needs include to have {_LOGPROBS}")
-        choice = given.get("tool_choice", "auto")
-        tools = given.get("tools", [])
-        if "tool_choice" in given and choice != "none" and not tools:
-            raise refused("tool_choice", "needs tools")
+        free = not given.get("text")
+        tools = conversation.choose(given.get("tools", []), given.get("tool_choice"), free=free)
         effort = given.get("reasoning", {}).get("effort")
         several = given.get("parallel_tool_calls", True)
         echoed = {
@@ -204,7 +201,7 @@ class Responses:
             "reasoning": {"effort": effort, "summary": None},
             "temperature": shared.options.get("temperature", 0.0),
             "text": body.get("text") or {"format": {"type": "text"}},
-            "tool_choice": choice,
+            "tool_choice": body.get("tool_choice") or "auto",
             "tools": body.get("tools") or [],
             "top_logprobs": given.get("top_logprobs", 0),
             "top_p": shared.options.get("top_p", 1.0),
@@ -213,9 +210,10 @@ class Responses:
             shared,
             Conversation(
                 messages_of(given["input"], given.get("instructions")),
-                tools if choice != "none" else [],
+                tools,
                 given.get("chat_template_kwargs"),
                 effort,
+                free,
             ),
             settings,
             given.get("max_output_tokens"),
@@ -285,11 +283,10 @@ class Responses:
 
     async def _prepare(self, engine: Engine, task: str | None) -> tuple[Job, Answer]:
         model, markup = engine.model, engine.markup
-        ids = await asyncio.to_thread(self.conversation.encode, model, markup)
-        limit = common.check_prompt(model, len(ids), self.limit, "max_output_tokens", self.settings)
-        reader = PartReader(markup, self.conversation.tool_names, opens_reasoning(model, markup, ids))
-        (job,) = self.common.jobs([ids], 1, limit, task)
-        return job, Answer(reader, one_call=self.one_call)
+        prompt = await asyncio.to_thread(self.conversation.prompt, model, markup)
+        limit = common.check_prompt(model, len(prompt.ids), self.limit, "max_output_tokens", self.settings)
+        (job,) = self.common.jobs([prompt.ids], 1, limit, task, **prompt.options)
+        return job, Answer(prompt.reader(), one_call=self.one_call)
 
     def _head(self, name: str) -> dict[str, Any]:
         return {
