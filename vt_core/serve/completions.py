@@ -111,6 +111,7 @@ class Completion:
         """The whole response."""
         echoed, jobs = await self.prepare(engine, task)
         results: list[Generation | None] = [None] * len(jobs)
+        engine.turnstile.check(1)
         if self.limit:
             async with aclosing(engine.generate(jobs)) as chunks:
                 async for index, chunk in chunks:

@@ -1,0 +1,182 @@
+"""Requests per second and time to the first token of the server, beside other servers.
+
+    python -m benchmarks.serving --model MODEL_DIR --out FILE.json
+
+serves a model directory with vt-torch and vt-mlx, and its plain copy with mlx_lm.server and `transformers
+serve`, where these are installed. For each number of clients the servers take turns: every client sends
+streamed greedy chat requests of a fixed length one after the other. Requests go to the loopback address only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import quantiles
+from typing import Any
+
+import click
+import httpx
+
+from converters.export import stock_copy
+from vt_core.files.model_dir import ModelDirectory
+from vt_core.measure.machine import machine
+
+PROMPTS = [
+    json.loads(line)["input"] for line in Path(__file__).with_name("prompts.jsonl").read_text().splitlines()
+]
+#: Clients, and requests of all of them together.
+LOADS = ((1, 4), (8, 16), (32, 32))
+
+
+@dataclass
+class Server:
+    """A server to measure."""
+
+    name: str
+    command: list[str]
+    model: str  #: as requests name it
+    port: int
+    process: subprocess.Popen[bytes] | None = None
+    started: float = 0.0  #: seconds from the start to the first answer
+    idle: int = 0  #: resident bytes then
+    loads: list[dict[str, Any]] = field(default_factory=list)
+
+    def start(self) -> None:
+        began = time.monotonic()
+        self.process = subprocess.Popen(
+            self.command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        )
+        while True:
+            try:
+                asyncio.run(run(self, 1, 1, 1))
+                break
+            except httpx.TransportError:
+                if self.process.poll() is not None:
+                    raise click.ClickException(f"{self.name} ended with {self.process.returncode}") from None
+                time.sleep(0.1)
+        self.started, self.idle = time.monotonic() - began, self.resident()
+
+    def resident(self) -> int:
+        assert self.process is not None
+        lines = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS"))
+
+    def stop(self) -> None:
+        if self.process is not None and self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGTERM)
+            self.process.wait(60)
+
+
+async def run(server: Server, clients: int, requests: int, tokens: int) -> dict[str, Any]:
+    """Send requests and measure them."""
+    numbers = iter(range(requests))
+    firsts: list[float] = []
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{server.port}", timeout=600) as client:
+
+        async def work() -> None:
+            for number in numbers:
+                prompt = PROMPTS[number % len(PROMPTS)]
+                body = {
+                    "model": server.model,
+                    "messages": [{"role": "user", "content": prompt}],
+                    "max_tokens": tokens,
+                    "temperature": 0,
+                    "stream": True,
+                }
+                began, first = time.monotonic(), None
+                async with client.stream("POST", "/v1/chat/completions", json=body) as reply:
+                    reply.raise_for_status()
+                    async for line in reply.aiter_lines():
+                        if line.startswith("data: {") and first is None:
+                            choices = json.loads(line[6:])["choices"]
+                            if choices and choices[0]["delta"].get("content"):
+                                first = time.monotonic() - began
+                firsts.append(time.monotonic() - began if first is None else first)
+
+        began = time.monotonic()
+        await asyncio.gather(*(work() for _ in range(clients)))
+        seconds = time.monotonic() - began
+    cuts = quantiles(firsts, n=100, method="inclusive") if len(firsts) > 1 else firsts * 99
+    return {
+        "clients": clients,
+        "requests_per_s": requests / seconds,
+        "ttft_p50_s": cuts[49],
+        "ttft_p99_s": cuts[98],
+        "resident_bytes": server.resident() if server.process is not None else None,
+    }
+
+
+def servers(model: Path, plain: Path, dtype: str, only: Sequence[str]) -> list[Server]:
+    """The servers to compare."""
+
+    def port() -> int:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            return int(free.getsockname()[1])
+
+    found = []
+    for backend in ("torch", "mlx"):
+        code = f"from vt_core.cli import {backend}; {backend}()"
+        options = ["--model", f"m={model}", "--device", "cpu", "--batch", "32"]
+        options += ["--dtype", dtype] if backend == "torch" else ["--dtype", "float32"]
+        at = port()
+        command = [sys.executable, "-c", code, "serve", "--port", str(at), *options]
+        found.append(Server(f"vt-{backend}", command, "m", at))
+    at = port()
+    command = [sys.executable, "-m", "mlx_lm", "server", "--model", str(plain), "--port", str(at)]
+    found.append(Server("mlx_lm.server", command, str(plain), at))
+    at = port()
+    command = [str(Path(sys.executable).with_name("transformers")), "serve", str(plain), "--port", str(at)]
+    command += ["--device", "cpu", "--dtype", dtype]
+    found.append(Server("transformers serve", command, str(plain), at))
+    at = port()
+    batched = [*command[:4], str(at), *command[5:], "--continuous-batching"]
+    found.append(Server("transformers serve, batching", batched, str(plain), at))
+    return [server for server in found if not only or server.name in only]
+
+
+@click.command()
+@click.option("--model", type=click.Path(path_type=Path, exists=True), required=True)
+@click.option("--tokens", default=24, show_default=True, help="Tokens of an answer.")
+@click.option("--dtype", default="float32", show_default=True)
+@click.option("--server", "only", multiple=True, help="Servers to measure; default: all.")
+@click.option("--out", type=click.Path(path_type=Path), required=True)
+def main(model: Path, tokens: int, dtype: str, only: tuple[str, ...], out: Path) -> None:
+    plain = stock_copy(ModelDirectory.open(model))
+    running = servers(model.resolve(), plain, dtype, only)
+    try:
+        for server in running:
+            server.start()
+            click.echo(
+                f"{server.name}: first answer after {server.started:.1f} s, {server.idle / 1e6:.0f} MB"
+            )
+        for clients, requests in LOADS:
+            for server in running:
+                found = asyncio.run(run(server, clients, requests, tokens))
+                server.loads.append(found)
+                click.echo(f"{server.name}: {found}")
+    finally:
+        for server in running:
+            server.stop()
+    result = {
+        "machine": machine(),
+        "tokens": tokens,
+        "servers": [
+            {"name": each.name, "start_s": each.started, "idle_bytes": each.idle, "loads": each.loads}
+            for each in running
+        ],
+    }
+    out.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
