@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vt_core.cli.loading import loading_arguments, other_loading_options
-from vt_core.cli.options import approximate_option, combined, max_tokens_option, shaping_options
+from vt_core.cli.options import approximate_option, combined, draft_option, max_tokens_option, shaping_options
 from vt_core.errors import OptionError
 
 if TYPE_CHECKING:
@@ -99,6 +99,7 @@ _server_options = combined(
 @max_tokens_option(1024, text="Most tokens of a chat answer whose request does not say.")
 @shaping_options
 @approximate_option
+@draft_option
 @click.pass_obj
 def serve(backend: str, models: tuple[str, ...], **options: Any) -> None:
     """Serve models over HTTP, for OpenAI's clients.
@@ -160,7 +161,7 @@ def _defaults(options: dict[str, Any]) -> dict[str, Any]:
 
 _DEFAULTS = (
     "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty",
-    "approximate",
+    "approximate", "draft",
 )  # fmt: skip
 
 
