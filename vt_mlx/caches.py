@@ -1,13 +1,15 @@
 """Taking back tokens from mlx-lm's caches.
 
 A rotating cache overwrites its oldest entry, and its own ``trim`` is wrong once it has wrapped. State-space
-layers keep no past at all. So each step saves what it is about to overwrite, and rewinding restores it in
-reverse order.
+layers keep no past at all. So each read saves what it is about to overwrite, and rewinding restores it in
+reverse order. The last tokens of a read are cut off, where every layer has a past.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
@@ -23,7 +25,25 @@ from mlx_lm.models.cache import (
     RotatingKVCache,
 )
 
-Undo = Callable[[], None]
+from vt_core.decode.policy import MAX_BLOCK
+
+Undo = Callable[[int], None]  #: takes a read back, given how many of its tokens are left
+
+#: Most bytes of recurrent states that a log holds, as far as it can: it has at least one set of them. Of a
+#: larger model only the states before every few tokens are kept.
+_STATES_BYTES = 64 << 20
+
+
+@dataclass
+class _Entry:
+    """Reads that are taken back together, except for the last tokens of the last read."""
+
+    undos: list[tuple[int, list[Undo]]]  #: the tokens of each read, and what takes it back
+    states: int  #: bytes of the recurrent states before the first
+
+    @property
+    def tokens(self) -> int:
+        return sum(tokens for tokens, _ in self.undos)
 
 
 class CacheLog:
@@ -31,29 +51,51 @@ class CacheLog:
 
     def __init__(self, caches: list[Any]) -> None:
         self._caches = _leaves(caches)
-        self._log: list[tuple[int, list[Undo]]] = []
+        self._log: list[_Entry] = []
         self.can_rewind = all(type(cache) in _RECORD for cache in self._caches)
+        self._can_shorten = all(type(cache) in _SHORTEN for cache in self._caches)
 
     def record(self, count: int) -> None:
         """Save the state before ``count`` tokens are read at once."""
-        if self.can_rewind:
-            self._log.append((count, [_RECORD[type(cache)](cache, count) for cache in self._caches]))
+        if not self.can_rewind:
+            return
+        last = self._log[-1] if self._log else None
+        # Keep states only as often as they fit into the limit with a block of the longest length.
+        if last is not None and (last.tokens + count) * _STATES_BYTES <= last.states * MAX_BLOCK:
+            caches = [cache for cache in self._caches if not isinstance(cache, ArraysCache)]
+            last.undos.append((count, [_RECORD[type(cache)](cache, count) for cache in caches]))
+            return
+        undos = [_RECORD[type(cache)](cache, count) for cache in self._caches]
+        arrays = [cache for cache in self._caches if isinstance(cache, ArraysCache)]
+        self._log.append(_Entry([(count, undos)], cache_bytes(arrays)))
 
     def rewind(self, count: int) -> int:
         """Take back the last ``count`` tokens.
 
         Returns:
-            How many tokens before them went as well: a read is taken back whole.
+            How many tokens before them went as well: some states are earlier ones.
         """
         taken = 0
         while taken < count:
             if not self._log:
                 raise AssertionError(f"{count} tokens to take back, {taken} recorded")
-            tokens, undos = self._log.pop()
-            for undo in undos:
-                undo()
-            taken += tokens
+            entry = self._log.pop()
+            if self._can_shorten and taken + entry.tokens > count:
+                ((tokens, undos),) = entry.undos  # there are no states
+                for cache in self._caches:
+                    _SHORTEN[type(cache)](cache, count - taken)
+                self._log.append(_Entry([(tokens - (count - taken), undos)], 0))
+                return 0
+            for tokens, undos in reversed(entry.undos):
+                for undo in undos:
+                    undo(tokens)
+            taken += entry.tokens
         return taken - count
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the states that are kept."""
+        return sum(entry.states for entry in self._log)
 
     def settle(self) -> None:
         """Tokens so far can no longer be taken back."""
@@ -142,13 +184,22 @@ def _leaves(caches: list[Any]) -> list[Any]:
     ]
 
 
-def _record_trimmable(cache: Any, count: int) -> Undo:
-    def undo() -> None:
-        taken = cache.trim(count)
-        if taken != count:
-            raise AssertionError(f"{type(cache).__name__} took back {taken} tokens instead of {count}")
+def _trim(cache: Any, count: int) -> None:
+    taken = cache.trim(count)
+    if taken != count:
+        raise AssertionError(f"{type(cache).__name__} took back {taken} tokens instead of {count}")
 
-    return undo
+
+def _cut_off(cache: Any, count: int) -> None:
+    """Cut off the last tokens of a read of several, which lie at the end of new arrays, in order."""
+    cache.keys, cache.values = cache.keys[..., :-count, :], cache.values[..., :-count, :]
+    cache.offset -= count
+    if isinstance(cache, RotatingKVCache):
+        cache._idx -= count
+
+
+def _record_trimmable(cache: Any, count: int) -> Undo:
+    return partial(_trim, cache)
 
 
 def _record_rotating(cache: RotatingKVCache, count: int) -> Undo:
@@ -165,7 +216,7 @@ def _record_rotating(cache: RotatingKVCache, count: int) -> Undo:
         kept = mx.take(cache.keys, place, axis=2), mx.take(cache.values, place, axis=2)
         mx.async_eval(*kept)
 
-    def undo() -> None:
+    def undo(tokens: int) -> None:
         if kept is not None:
             cache.keys[..., slot : slot + 1, :], cache.values[..., slot : slot + 1, :] = kept
         cache.offset, cache._idx = offset, index
@@ -178,7 +229,7 @@ def _record_references(cache: Any, count: int) -> Undo:
     names = [name for name in ("keys", "values", "offset", "start_position", "_idx") if hasattr(cache, name)]
     state = [getattr(cache, name) for name in names]
 
-    def undo() -> None:
+    def undo(tokens: int) -> None:
         for name, value in zip(names, state, strict=True):
             setattr(cache, name, value)
 
@@ -189,7 +240,7 @@ def _record_arrays(cache: ArraysCache, count: int) -> Undo:
     # These layers replace their arrays and never write to them.
     state = list(cache.cache)
 
-    def undo() -> None:
+    def undo(tokens: int) -> None:
         cache.cache = state
 
     return undo
@@ -202,4 +253,13 @@ _RECORD: dict[type, Callable[[Any, int], Undo]] = {
     ConcatenateKVCache: _record_references,
     RotatingKVCache: _record_rotating,
     ArraysCache: _record_arrays,
+}
+
+#: Takes back the last tokens of the last read, but not all of them.
+_SHORTEN: dict[type, Callable[[Any, int], None]] = {
+    KVCache: _trim,
+    QuantizedKVCache: _trim,
+    ChunkedKVCache: _trim,
+    ConcatenateKVCache: _cut_off,
+    RotatingKVCache: _cut_off,
 }

@@ -84,7 +84,7 @@ class MlxDecoder(Decoder[mx.array, MlxSlot]):
         self._tile_bytes = tile_bytes
 
     def _cache_bytes(self, slot: MlxSlot) -> int:
-        return cache_bytes(slot.caches)
+        return cache_bytes(slot.caches) + slot.log.nbytes
 
     def _export_caches(self, slot: MlxSlot) -> tuple[dict[str, np.ndarray], Any]:
         return export_caches(slot.caches)
