@@ -397,7 +397,24 @@ ARCHITECTURES: dict[str, tuple[str, dict]] = {
 ARCHITECTURES |= {kind: (family.config_class, family.options) for kind, family in FAMILIES.items()}
 
 #: Models of single tests, in none of the tables above.
-OTHERS: dict[str, tuple[str, dict]] = {"llama-wide": ("LlamaConfig", {"tie_word_embeddings": False, **_WIDE})}
+OTHERS: dict[str, tuple[str, dict]] = {
+    "llama-wide": ("LlamaConfig", {"tie_word_embeddings": False, **_WIDE}),
+    "llama-dynamic": (
+        "LlamaConfig",
+        {
+            "head_dim": 12,
+            "max_position_embeddings": 12,
+            "rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 8.0},
+        },
+    ),
+    "llama-longrope": (
+        "LlamaConfig",
+        {
+            "head_dim": 16,
+            "rope_parameters": {**_LONGROPE, "rope_theta": 1e4, "original_max_position_embeddings": 16},
+        },
+    ),
+}
 
 #: Further fields of the published config.json files that mlx-lm needs.
 OLDER_NAMES: dict[str, dict] = {

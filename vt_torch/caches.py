@@ -62,6 +62,11 @@ class Rotary:
         self._modules = [module for module in model.modules() if _is_dynamic(module)]
         self._first = self._states()
 
+    @property
+    def is_dynamic(self) -> bool:
+        """Whether the model has such embeddings."""
+        return bool(self._modules)
+
     def log(self) -> RotaryLog:
         """The log of an empty text."""
         return RotaryLog(self._first)

@@ -243,7 +243,12 @@ class TorchDecoder(Decoder[torch.Tensor, TorchSlot]):
         return self._together.run([slot.cache for slot in slots], lengths, index, counts)
 
     def _read_tokens(self, slot: TorchSlot, count: int) -> int:
-        return 1 if self._has_states and count > 1 and not self._continues else count
+        if count > 1 and self._has_states and not self._continues:
+            return 1
+        # Each token is rotated by the length of the text at that token. Longrope changes at one length only.
+        start, length = self._scaled_beyond, len(slot.text)
+        scaled = start is not None and length > start
+        return 1 if scaled and (self._rotary.is_dynamic or length - count < start) else count
 
     @cached_property
     def _has_states(self) -> bool:

@@ -23,7 +23,8 @@ CACHES = {
     "llama": "full attention",
     "gemma3": "sliding windows",
     "gemma3n": "shared keys, sliding windows",
-    "hunyuan": "dynamic rotation",
+    "llama-dynamic": "rotation by the length of the text",
+    "llama-longrope": "rotation that changes at one length",
     "lfm2": "short convolutions",
     "lfm3": "short convolutions, sliding windows",
     "qwen3_5": "gated deltas",
@@ -36,9 +37,10 @@ CACHES = {
     "gpt_oss": "sliding windows with sinks",
 }
 #: Backends of the kinds that are not in :data:`FAMILIES` and that only some can read.
-BACKENDS = {"gpt_oss": ("torch",)}
-#: transformers limits the time steps of Nemotron-H only where it reads several tokens at once.
-TOLERANCE = {("torch", "nemotron_h"): 0.1}
+BACKENDS = {"gpt_oss": ("torch",), "llama-dynamic": ("torch",), "llama-longrope": ("torch",)}
+#: Kinds that read a prompt otherwise than its tokens one by one: transformers rotates all of it alike, and
+#: limits the time steps of Nemotron-H only where it reads several tokens at once.
+PROMPTS = ("llama-dynamic", "llama-longrope", "nemotron_h")
 #: Tokens of the tiny models, and of the fake one.
 ACTIVE = range(3, 150)
 SLOTS = 3
@@ -67,8 +69,11 @@ actions = st.lists(
 class Machine:
     """Slots of a decoder, and what each should hold."""
 
-    def __init__(self, decoder) -> None:
+    def __init__(self, decoder, whole_prompts: bool) -> None:
+        """``whole_prompts``: compare with a text whose prompts are read at once."""
         self.decoder = decoder
+        self.whole_prompts = whole_prompts
+        self.prompts = [[] for _ in range(SLOTS)]  #: first and last place of each prompt
         self.slots = [decoder.open() for _ in range(SLOTS)]
         self.texts = [[] for _ in range(SLOTS)]
         self.settled = [0] * SLOTS  #: tokens that cannot be taken back
@@ -80,6 +85,7 @@ class Machine:
 
     def prefill(self, at, ids) -> None:
         self.decoder.prefill(self.slots[at], np.array(ids))
+        self.prompts[at].append((len(self.texts[at]), len(self.texts[at]) + len(ids)))
         self.texts[at] += ids
         self.settled[at] = len(self.texts[at])
 
@@ -116,6 +122,7 @@ class Machine:
         kept = self.decoder.cut(self.slots[at], min(length, len(self.texts[at])))
         assert kept in (0, min(length, len(self.texts[at])))
         del self.texts[at][kept:]
+        self.prompts[at] = [(first, min(end, kept)) for first, end in self.prompts[at] if first < kept]
         self.prefill(at, [token])  # a cut slot is for another prompt
 
     def copy(self, at, distance) -> None:
@@ -124,33 +131,46 @@ class Machine:
         if self.texts[at]:
             self.slots[other] = self.decoder.copy(self.slots[at])
             self.texts[other] = list(self.texts[at])
+            self.prompts[other] = list(self.prompts[at])
             self.settled[other] = len(self.texts[at])  # promised for what is read from now on
 
     def close(self, at, _) -> None:
         self.decoder.close(self.slots[at])
         self.slots[at] = self.decoder.open()
-        self.texts[at], self.settled[at] = [], 0
+        self.texts[at], self.prompts[at], self.settled[at] = [], [], 0
 
     def logits(self, at) -> np.ndarray:
         """What follows the text of a slot and one more token."""
         (steps,) = self.decoder.read([Read(self.slots[at], [ACTIVE[at]])])
         return self.decoder.logits(steps)[-1]
 
+    def pieces(self, at) -> list[list[int]]:
+        """The text of a slot as it is read alone."""
+        text = self.texts[at]
+        prompts = dict(self.prompts[at]) if self.whole_prompts else {}
+        pieces, place = [], 0
+        while place < len(text):
+            end = prompts.get(place, place + 1)
+            pieces.append(text[place:end])
+            place = end
+        return pieces
+
     def check(self, **tolerance) -> None:
         for at in (at for at in range(SLOTS) if self.texts[at]):
             alone = self.decoder.open()
-            text = np.array([*self.texts[at]])
-            self.decoder.prefill(alone, text[:1])
-            for token in text[1:].tolist():
-                self.decoder.read([Read(alone, [token])])
+            for piece in self.pieces(at):
+                if len(piece) > 1 or not alone.text:
+                    self.decoder.prefill(alone, np.array(piece))
+                else:
+                    self.decoder.read([Read(alone, piece)])
             (steps,) = self.decoder.read([Read(alone, [ACTIVE[at]])])
             expected = self.decoder.logits(steps)[-1]
             self.decoder.close(alone)
             np.testing.assert_allclose(self.logits(at), expected, **tolerance)
 
 
-def run(decoder, script, **tolerance) -> None:
-    machine = Machine(decoder)
+def run(decoder, script, whole_prompts=False, **tolerance) -> None:
+    machine = Machine(decoder, whole_prompts)
     try:
         for action in script:
             machine.apply(*action)
@@ -188,7 +208,8 @@ def decoders(tiny):
 def test_slots(backend, kind, decoders, script):
     if backend not in (FAMILIES[kind].backends if kind in FAMILIES else BACKENDS.get(kind, (backend,))):
         pytest.skip("mlx-lm has no class for it, or reads another layout")
-    run(decoders(backend, kind), script, rtol=0, atol=TOLERANCE.get((backend, kind), 1e-3))
+    whole_prompts = backend == "torch" and kind in PROMPTS
+    run(decoders(backend, kind), script, whole_prompts, rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize("kind", ["qwen3_5", "mamba", "falcon_h1", "lfm2", "granite4-hybrid"])
@@ -221,4 +242,28 @@ def test_states_are_saved_once_a_block(kind, decoders, monkeypatch):
     decoder.read([Read(slot, [20, 21])])
     decoder.rewind(slot, 1)
     assert len(taken) == (blocks + 1) * slot.rereads
+    decoder.close(slot)
+
+
+@pytest.mark.parametrize("kind", ["gemma3", "lfm3", "qwen3_5", "falcon_h1"])
+def test_memory_grows_with_full_attention_only(kind, decoders):
+    pytest.importorskip("torch")
+    decoder = decoders("torch", kind)
+    config = decoder._model.config
+    slot = decoder.open()
+    decoder.prefill(slot, np.arange(5, 45))
+    held = []
+    for _ in range(12):
+        for token in range(10, 18):
+            decoder.step(slot, token)
+        decoder.rewind(slot, 3)
+        decoder.settle(slot)
+        decoder.step(slot, 9)
+        held.append((len(slot.text), decoder.slot_bytes(slot)))
+    layers = sum(type(layer).__name__.endswith("FullAttentionLayer") for layer in slot.cache.layers)
+    layers += sum(type(layer).__name__ == "DynamicLayer" for layer in slot.cache.layers)
+    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    a_token = layers * 2 * config.num_key_value_heads * head * 4
+    (first, before), (last, after) = held[0], held[-1]
+    assert after - before == (last - first) * a_token
     decoder.close(slot)
