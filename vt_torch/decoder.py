@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from copy import deepcopy
@@ -16,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import DynamicLayer, LinearAttentionCacheLayerMixin
+from transformers.cache_utils import DummyLayer, DynamicLayer, LinearAttentionCacheLayerMixin
 
 from vt_core.decode.decoder import PREFILL_TOKENS, Decoder
 from vt_core.decode.types import Read, Slot, Steps
@@ -42,15 +41,17 @@ from vt_torch.caches import (
     stop_recording,
     take_back,
 )
+from vt_torch.continuing import PROBE_TOKENS, continues, limits_steps
 from vt_torch.device import peak_memory, pick_device, pick_dtype, reset_peak
+from vt_torch.growing import GrowingLayer
 from vt_torch.prequantized import find_layout
 from vt_torch.quantized import pick_bits
 from vt_torch.rows import Inputs, Rows, TorchRows, greedy
 from vt_torch.together import Together
 from vt_torch.verification import HeadScan, logit_transform
 
-#: Relative distance of hidden states that is rounding, where the same tokens were read in other pieces.
-_TOLERANCE = {"float32": 1e-4, "bfloat16": 0.02, "float16": 0.02}
+#: Cache layers that can be cut anywhere.
+_CUTTABLE = (DynamicLayer, GrowingLayer, DummyLayer)
 
 
 @dataclass(slots=True, eq=False)
@@ -168,7 +169,7 @@ class TorchDecoder(Decoder[torch.Tensor, TorchSlot]):
     def _cut_caches(self, slot: TorchSlot, count: int) -> bool:
         if self._scaled_beyond is not None or self._limits_steps:
             return False  # a longer prompt may rotate all keys anew, or gives other states than its tokens
-        if count and any(type(layer) is not DynamicLayer for layer in slot.cache.layers):
+        if count and any(type(layer) not in _CUTTABLE for layer in slot.cache.layers):
             return False
         if count:
             slot.cache.crop(-count)
@@ -258,29 +259,17 @@ class TorchDecoder(Decoder[torch.Tensor, TorchSlot]):
 
     @cached_property
     def _limits_steps(self) -> bool:
-        """Whether the time steps of Mamba 2 layers are limited. transformers does this only where it reads
-        several tokens at once, so that single tokens leave another state than a prompt.
-        """
-        limits = [getattr(module, "time_step_limit", None) for module in self._model.modules()]
-        return any(limit and (limit[0] > 0 or limit[1] < math.inf) for limit in limits)
+        return limits_steps(self._model)
 
     @cached_property
     def _continues(self) -> bool:
-        """Whether the model reads several tokens after others as it reads them one by one. Some recurrent
-        layers ignore their state then. Reads a few tokens to find out.
+        """Whether the model reads several tokens after others as it reads them one by one. Reads a few tokens
+        to find out.
         """
-        if self._limits_steps:
-            return False
         rows = self._rows.embedding.spec.rows // 2
-        ids = np.linspace(rows // 4, rows, 6).astype(np.int64)
-        try:
-            with self._context():
-                single, several = (self._read_pieces(ids, ends) for ends in ((3, 4, 5, 6), (3, 5, 6)))
-        except torch.OutOfMemoryError:
-            raise
-        except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError):
-            return False
-        return bool((several - single).norm() <= _TOLERANCE[self.dtype] * single.norm())
+        ids = np.linspace(rows // 4, rows, PROBE_TOKENS).astype(np.int64)
+        with self._context():
+            return not self._limits_steps and continues(lambda ends: self._read_pieces(ids, ends), self.dtype)
 
     def _read_pieces(self, ids: Ids, ends: tuple[int, ...]) -> torch.Tensor:
         """Hidden states of a short text that is read in pieces."""

@@ -253,17 +253,27 @@ def test_memory_grows_with_full_attention_only(kind, decoders):
     slot = decoder.open()
     decoder.prefill(slot, np.arange(5, 45))
     held = []
-    for _ in range(12):
+    for _ in range(40):
         for token in range(10, 18):
             decoder.step(slot, token)
         decoder.rewind(slot, 3)
         decoder.settle(slot)
         decoder.step(slot, 9)
         held.append((len(slot.text), decoder.slot_bytes(slot)))
-    layers = sum(type(layer).__name__.endswith("FullAttentionLayer") for layer in slot.cache.layers)
-    layers += sum(type(layer).__name__ == "DynamicLayer" for layer in slot.cache.layers)
+    full = (layer for layer in slot.cache.layers if getattr(layer, "is_sliding", None) is False)
+    layers = len([layer for layer in full if layer.keys is not None])
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     a_token = layers * 2 * config.num_key_value_heads * head * 4
     (first, before), (last, after) = held[0], held[-1]
-    assert after - before == (last - first) * a_token
+    room = 64  # tokens for which a layer may make room at once
+    assert abs(after - before - (last - first) * a_token) <= room * a_token
     decoder.close(slot)
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [("mamba", False), ("jamba", False), ("nemotron_h", False), ("qwen3_5", True), ("mamba2", True)],
+)
+def test_which_models_continue_with_several_tokens(kind, expected, decoders):
+    pytest.importorskip("torch")
+    assert decoders("torch", kind)._continues == expected
