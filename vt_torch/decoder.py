@@ -248,8 +248,9 @@ class TorchDecoder(Decoder[torch.Tensor, TorchSlot]):
             return 1
         # Each token is rotated by the length of the text at that token. Longrope changes at one length only.
         start, length = self._scaled_beyond, len(slot.text)
-        scaled = start is not None and length > start
-        return 1 if scaled and (self._rotary.is_dynamic or length - count < start) else count
+        if start is None or length <= start:
+            return count
+        return 1 if self._rotary.is_dynamic or length - count < start else count
 
     @cached_property
     def _has_states(self) -> bool:
