@@ -85,10 +85,13 @@ def test_blocks_are_shorter_where_tokens_are_read_again_after_a_miss():
     # By hand, with misses of 12 %: read again for 1 second each, blocks of n tokens take n + 10 seconds and
     # what misses before the last token add, and bring 1 + .88 + ... tokens.
     right = [0.88**at for at in range(33)]
+    found = costs(1.0, 10.0, 0.0)
+    for _ in range(2):
+        found.reads.add(33, 1 + 0.35 * 32)
     for rereads in (False, True):
         again = [rereads * 0.12 * right[at] * (1 + 0.35 * at) for at in range(32)]
         speed = [sum(right[:n]) / (n + 10 + sum(again[: n - 1])) for n in range(1, 33)]
-        assert length(1.0, 10.0, 0.3, rereads) == speed.index(max(speed)) + 1
+        assert length(1.0, 10.0, 0.3, rereads, found) == speed.index(max(speed)) + 1
 
 
 def test_reading_again_costs_what_was_measured():
