@@ -7,6 +7,7 @@ import shutil
 import signal
 
 import pytest
+from safetensors import SafetensorError
 
 from tests.commands import error_of, json_of, run_cli, start_cli
 from vt_core import load
@@ -141,3 +142,22 @@ def test_bad_input_is_one_sentence(command, tmp_path, corpus):
     assert "exists" in error()
     shutil.rmtree(tmp_path / "out")
     assert not list(tmp_path.glob(".out*"))
+
+
+@pytest.mark.parametrize(
+    ("raised", "expected"),
+    [
+        (OSError(28, "No space left on device"), "cannot be written"),
+        (SafetensorError("I/O error: No space left on device (os error 28)"), "make room and run the same"),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), "a smaller --micro-batch"),
+    ],
+)
+def test_a_full_disk_or_memory_is_one_sentence(raised, expected, command, tmp_path, monkeypatch):
+    import vt_torch.finetune
+
+    def fail(*arguments):
+        raise raised
+
+    monkeypatch.setattr(vt_torch.finetune, "finetune", fail)
+    assert expected in error_of(run_cli("torch", *command, "--out", tmp_path / "out"))
+    assert not (tmp_path / "out").exists()

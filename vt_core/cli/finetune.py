@@ -5,11 +5,14 @@ from __future__ import annotations
 import importlib
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import click
+from safetensors import SafetensorError
 
 from vt_core.cli import streams
 from vt_core.cli.options import (
@@ -27,13 +30,15 @@ from vt_core.cli.options import (
     system_option,
     template_option,
 )
-from vt_core.errors import OptionError
+from vt_core.errors import BackendError, OptionError, OutputError, shorten
 
 if TYPE_CHECKING:
     from converters.plain import PlainModel
     from vt_core.enrich.training import Example, FinetuneBackend, Settings, Trained
 
 WHOLE = click.IntRange(1)
+#: Free bytes below which a failed write is blamed on the disk. Frameworks do not always say why one failed.
+SMALL_DISK = 64 << 20
 
 
 @click.command()
@@ -148,18 +153,14 @@ def finetune(backend: str, **options: Any) -> None:
     )
     _prepare(work, model, options, train, evaluation)
     total = settings.epochs * settings.steps(len(train))
-    try:
-        with streams.progress("trained", " updates", total) as advance:
-            done = [0]
+    with _one_sentence(work), streams.progress("trained", " updates", total) as advance:
+        done = [0]
 
-            def on_step(step: int) -> None:
-                advance(step - done[0])
-                done[0] = step
+        def on_step(step: int) -> None:
+            advance(step - done[0])
+            done[0] = step
 
-            trained = trainer.finetune(plan, on_step, lambda point: click.echo(_point_text(point), err=True))
-    except KeyboardInterrupt:
-        click.echo("interrupted; run the same command again to resume", err=True)
-        raise
+        trained = trainer.finetune(plan, on_step, lambda point: click.echo(_point_text(point), err=True))
     report = {
         "examples": len(train),
         "evaluation_examples": len(evaluation),
@@ -180,6 +181,27 @@ def finetune(backend: str, **options: Any) -> None:
         streams.write_json(report)
     else:
         click.echo(_report_text(report))
+
+
+@contextmanager
+def _one_sentence(work: Path) -> Iterator[None]:
+    """Turn what frameworks raise when memory or the disk is full into errors that say what to do."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        click.echo("interrupted; run the same command again to resume", err=True)
+        raise
+    except (OSError, RuntimeError, SafetensorError) as error:
+        text = str(error).lower()
+        if "out of memory" in text:
+            raise BackendError(
+                "the device is out of memory; give a smaller --micro-batch, or a smaller --max-length."
+            ) from error
+        if isinstance(error, OSError) or shutil.disk_usage(work).free < SMALL_DISK or "no space" in text:
+            raise OutputError(
+                f"{work} cannot be written ({shorten(str(error))}); make room and run the same command again."
+            ) from error
+        raise
 
 
 def _settings(options: dict[str, Any]) -> Settings:
