@@ -561,6 +561,7 @@ class Model:
         if options.grammar is not None:
             request.constraint = self._grammars.start(options.grammar)
             request.literals = self._grammars.literals(options.grammar)
+            request.drafts_forced = options.draft != "none"
         return request
 
     @cached_property

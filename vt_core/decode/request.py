@@ -106,6 +106,7 @@ class Request:
     constraint: Constraint | None = None  #: the grammar that the answer follows
     literals: Ids | None = None  #: full ids that the grammar's literal texts are written with
     guide: Guide | None = None  #: what the grammar did so far
+    drafts_forced: bool = True  #: whether runs of tokens that the grammar forces are read at once
     #: Full ids that this request needs active, besides the static ones.
     needed: dict[int, None] = field(default_factory=dict)
     dynamic_rows: int = 0  #: of these, rows that only requests made active, at the end of the request
@@ -295,7 +296,7 @@ class _Loop:
     def _proposed(self, most: int) -> Drafted | None:
         """Tokens that the grammar forces, or that the drafter proposes and the grammar can take."""
         drafter, guide = self._request.drafter, self._guide
-        if guide is not None and (forced := guide.constraint.forced()[:most]):
+        if guide is not None and self._request.drafts_forced and (forced := guide.constraint.forced()[:most]):
             return Drafted(forced, [1.0] * len(forced))
         drafted = None if drafter is None else drafter.draft(most, self._tokens)
         if guide is None or drafted is None:

@@ -73,6 +73,7 @@ class Constraint:
         started = self._clock()
         tokens = [int(token) for token in self._matcher.compute_ff_tokens()]
         self.seconds += self._clock() - started
+        self._check()
         return tokens
 
     def prefix(self, tokens: list[int]) -> list[int]:
@@ -80,7 +81,9 @@ class Constraint:
         ordinary = [*takewhile(lambda token: token not in self._eos, tokens)]
         if self._ends or not ordinary:
             return []
-        return ordinary[: self._matcher.validate_tokens(ordinary)]
+        count = self._matcher.validate_tokens(ordinary)
+        self._check()
+        return ordinary[:count]
 
     def accepts(self, token: int) -> bool:
         """Whether a full id may come next."""
