@@ -266,3 +266,34 @@ def test_task_is_taken_from_the_collection_by_name(run, model, tmp_path, monkeyp
     given = json_of(run("--json", "--max-tokens", 1, "--task", file, "abc"))
     assert json_of(named)["static_rows"] == given["static_rows"]
     assert "which has letters" in error_of(run("--task", "digits", "abc"))
+
+
+SCHEMA = {"enum": ["abc", "de"]}
+
+
+def test_answers_follow_a_schema_an_expression_or_a_grammar(run, tmp_path):
+    schema, grammar = tmp_path / "schema.json", tmp_path / "grammar.lark"
+    schema.write_text(json.dumps(SCHEMA))
+    grammar.write_text('start: "x" | "yz"')
+    for options, texts in (
+        (("--json-schema", json.dumps(SCHEMA)), ['"abc"', '"de"']),
+        (("--json-schema", schema), ['"abc"', '"de"']),
+        (("--regex", "[ab]{3}"), ["aaa", "aab", "aba", "abb", "baa", "bab", "bba", "bbb"]),
+        (("--grammar", grammar), ["x", "yz"]),
+    ):
+        result = json_of(run("--json", *options, "abc"))
+        assert result["text"] in texts and result["finish_reason"] == "stop"
+        assert result["certain"] + result["gathered"] + result["scanned"] > 0
+    assert "grammar: " in run("-v", "--regex", "a", "abc").stderr
+
+
+def test_grammars_that_cannot_be_followed_are_refused(run, tmp_path):
+    for options, sentence in (
+        (("--json-schema", '{"uniqueItems": true}'), "uses uniqueItems, which cannot be enforced"),
+        (("--json-schema", "{"), "json_schema"),
+        (("--json-schema", tmp_path / "none.json"), "none.json: the JSON schema cannot be read"),
+        (("--grammar", tmp_path / "none.lark"), "none.lark: the grammar cannot be read"),
+        (("--regex", "("), "regex cannot be enforced"),
+        (("--regex", "a", "--stop", "b"), "stop does not go with regex"),
+    ):
+        assert sentence in error_of(run(*options, "abc"))
