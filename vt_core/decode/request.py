@@ -184,7 +184,6 @@ class _Loop:
         self._course: Course | None = None if request.policy is None else request.policy.course()
         self._own = None if self._course is not None or request.decoder.head.name == "full" else _Own(request)
         self._drafted: list[int] = []  #: of the read whose positions are chosen next
-        self._drafts_pay = False  #: whether the last draft was read
         self._settled = 0  #: tokens of the slot that cannot be taken back
         self._start_block()
 
@@ -193,6 +192,7 @@ class _Loop:
         self._drafts: list[Draft] = []
         self._hidden: list[Any] = []
         self._ahead: Steps[Any] | None = None
+        self._drafts_may_pay = self._expect_drafts()
         if self._course is not None:
             self._course.start_block()
 
@@ -212,12 +212,12 @@ class _Loop:
             started = 0.0 if rescue is None else request.clock()
             if rescue is not None and (not ended or request.slot is not None):
                 self._drop_wrong()
+            if request.drafter is not None:
+                request.drafter.extend(ids)  # also after the last block: the end of a text is learned too
             yield ids
             if ended:
                 return
             self._sampler.extend(np.array(ids))
-            if request.drafter is not None:
-                request.drafter.extend(ids)
             ahead = self._ahead
             self._start_block()
             self._decoder.settle(self._slot)
@@ -289,9 +289,15 @@ class _Loop:
                 ids = self._own.prefix(ids)
             elif ids:
                 request.activate(ids)
-        self._drafts_pay = bool(ids)
         request.drafts.draft_s += request.clock() - started
         return ids
+
+    def _expect_drafts(self) -> bool:
+        """Whether drafts as good as the latest would pay; a step queued ahead leaves no room for one."""
+        drafter, costs = self._request.drafter, self._request.costs
+        if drafter is None or costs is None or not costs.reads.known:
+            return False
+        return best_length([drafter.recent] * MAX_DRAFT, costs.reads.seconds) > 0
 
     def _proposed(self, most: int) -> Drafted | None:
         """Tokens that the grammar forces, or that the drafter proposes and the grammar can take."""
@@ -376,7 +382,7 @@ class _Loop:
             and request.sampler.settings.plain_greedy
             and position + 1 < request.max_tokens
             and (self._course is None or self._slot.can_rewind)
-            and not self._drafts_pay
+            and not self._drafts_may_pay
             and self._guide is None
             and request.company() == 1
         )

@@ -157,6 +157,8 @@ class Blocks:
 class Guesses:
     """A drafter that proposes given texts, right or wrong, at every place."""
 
+    recent = 0.5
+
     def __init__(self, drafts, text=()):
         self.drafts, self.text = list(drafts), list(text)
         self.asked = 0

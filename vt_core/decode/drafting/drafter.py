@@ -58,6 +58,11 @@ class Drafter:
         #: What followed each context of the text last, and how many times in a row: `run << 32 | id`.
         self._followed: dict[int, int] = {}
 
+    @property
+    def recent(self) -> float:
+        """Share of the latest tokens that a draft would have begun with."""
+        return self._acceptance.recent
+
     def begin(self, prompt: Iterable[int]) -> None:
         """Read the prompt, full ids. The output begins after it."""
         for id in [*prompt][-MAX_PROMPT:]:
