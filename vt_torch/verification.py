@@ -55,6 +55,12 @@ class TorchTile:
         if len(rows) == 0:
             return rows, rows, np.empty(0, dtype=np.float32)
         near = self._logits[torch.from_numpy(rows)].float()
+        if near.device.type == "cpu":  # numpy takes half of torch's time for a few rows
+            found = near.numpy()
+            positions, places = np.divmod(
+                np.flatnonzero(found >= thresholds[rows, None]), np.int64(near.shape[1])
+            )
+            return rows[positions], places, found[positions, places]
         limits = torch.from_numpy(thresholds[rows]).to(near.device)[:, None]
         positions, places = torch.nonzero(near >= limits, as_tuple=True)
         logits = near[positions, places].cpu().numpy()

@@ -342,6 +342,8 @@ class GreedySearch:
         return self._rounding.error(np.maximum(np.where(np.isfinite(best), np.abs(best), 0), self._magnitude))
 
     def _lowest(self, margins: Floats) -> Floats:
+        if self._restriction is None:
+            return self.best - margins
         # A position of which no allowed row was seen has no row at all, not every one.
         return np.where(np.isfinite(self.best), self.best - margins, np.float32(np.inf))
 
