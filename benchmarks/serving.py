@@ -48,6 +48,7 @@ class Server:
     process: subprocess.Popen[bytes] | None = None
     started: float = 0.0  #: seconds from the start to the first answer
     idle: int = 0  #: resident bytes then
+    loads_begun: bool = False  #: whether it has answered, so that a lost connection is a failed request
     loads: list[dict[str, Any]] = field(default_factory=list)
 
     def start(self) -> None:
@@ -63,6 +64,7 @@ class Server:
                 if self.process.poll() is not None:
                     raise click.ClickException(f"{self.name} ended with {self.process.returncode}") from None
                 time.sleep(0.1)
+        self.loads_begun = True
         self.started, self.idle = time.monotonic() - began, self.resident()
 
     def resident(self) -> int:
@@ -76,10 +78,24 @@ class Server:
             self.process.wait(60)
 
 
+async def first_token(client: httpx.AsyncClient, body: dict[str, Any], began: float) -> float | None:
+    """Send a request and read all of its answer; seconds to the first text, if there was any."""
+    first = None
+    async with client.stream("POST", "/v1/chat/completions", json=body) as reply:
+        reply.raise_for_status()
+        async for line in reply.aiter_lines():
+            if line.startswith("data: {") and first is None:
+                choices = json.loads(line[6:])["choices"]
+                if choices and choices[0]["delta"].get("content"):
+                    first = time.monotonic() - began
+    return first
+
+
 async def run(server: Server, clients: int, requests: int, tokens: int) -> dict[str, Any]:
     """Send requests and measure them."""
     numbers = iter(range(requests))
     firsts: list[float] = []
+    failures: list[int] = []
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{server.port}", timeout=600) as client:
 
         async def work() -> None:
@@ -92,14 +108,14 @@ async def run(server: Server, clients: int, requests: int, tokens: int) -> dict[
                     "temperature": 0,
                     "stream": True,
                 }
-                began, first = time.monotonic(), None
-                async with client.stream("POST", "/v1/chat/completions", json=body) as reply:
-                    reply.raise_for_status()
-                    async for line in reply.aiter_lines():
-                        if line.startswith("data: {") and first is None:
-                            choices = json.loads(line[6:])["choices"]
-                            if choices and choices[0]["delta"].get("content"):
-                                first = time.monotonic() - began
+                began = time.monotonic()
+                try:
+                    first = await first_token(client, body, began)
+                except httpx.TransportError:
+                    if not server.loads_begun:
+                        raise
+                    failures.append(number)
+                    continue
                 firsts.append(time.monotonic() - began if first is None else first)
 
         began = time.monotonic()
@@ -108,7 +124,8 @@ async def run(server: Server, clients: int, requests: int, tokens: int) -> dict[
     cuts = quantiles(firsts, n=100, method="inclusive") if len(firsts) > 1 else firsts * 99
     return {
         "clients": clients,
-        "requests_per_s": requests / seconds,
+        "failed": len(failures),
+        "requests_per_s": len(firsts) / seconds,
         "ttft_p50_s": cuts[49],
         "ttft_p99_s": cuts[98],
         "resident_bytes": server.resident() if server.process is not None else None,
