@@ -121,21 +121,21 @@ def test_failed_request_leaves_the_model_usable(backend, tiny, monkeypatch):
     expected = model.generate(PROMPTS[0], max_tokens=TOKENS).token_ids
     kept = model.decoder.head.vocabulary.ids.tolist()
     calls = 0
-    original = model.decoder.step
+    original = model.decoder.read
 
-    def failing(slot, token):
+    def failing(reads, **options):
         nonlocal calls
         calls += 1
         if calls == 5:
             raise MemoryError("the device is full")
-        return original(slot, token)
+        return original(reads, **options)
 
     model.decoder.can_follow = False
-    monkeypatch.setattr(model.decoder, "step", failing)
+    monkeypatch.setattr(model.decoder, "read", failing)
     with pytest.raises(MemoryError):
         model.generate(PROMPTS[0], max_tokens=TOKENS)
     assert model.decoder.head.vocabulary.ids.tolist() == kept
-    monkeypatch.setattr(model.decoder, "step", original)
+    monkeypatch.setattr(model.decoder, "read", original)
     assert model.generate(PROMPTS[0], max_tokens=TOKENS).token_ids == expected
 
 
