@@ -490,7 +490,7 @@ class Model:
         """
         ids = self.encode(prompt, system=system, raw=raw, template_arguments=template_arguments)
         if isinstance(continuation, str):
-            continuation = list(self.tokenizer.encode(continuation, special=False))
+            continuation = list(self.tokenizer.encode_output(continuation))
         (result,) = self.score_each([(list(ids), continuation)])
         return result
 

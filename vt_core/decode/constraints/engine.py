@@ -73,7 +73,7 @@ class Engine:
             TokenTable.load(tokenizer.path),
             rows,
             eos_ids,
-            lambda text: tokenizer.encode(text, special=False).tolist(),
+            tokenizer.encode_output,
         )
 
     def start(self, grammar: Grammar) -> Constraint:
