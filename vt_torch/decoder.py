@@ -43,7 +43,7 @@ from vt_torch.caches import (
 )
 from vt_torch.continuing import PROBE_TOKENS, continues, limits_steps
 from vt_torch.device import peak_memory, pick_device, pick_dtype, reset_peak
-from vt_torch.growing import GrowingLayer
+from vt_torch.growing import GrowingLayer, new_cache
 from vt_torch.prequantized import find_layout
 from vt_torch.quantized import pick_bits
 from vt_torch.rows import Inputs, Rows, TorchRows, greedy
@@ -140,13 +140,13 @@ class TorchDecoder(Decoder[torch.Tensor, TorchSlot]):
     # The framework's caches.
 
     def _new_slot(self) -> TorchSlot:
-        return TorchSlot(cache=DynamicCache(config=self._model.config), rotary=self._rotary.log())
+        return TorchSlot(cache=new_cache(self._model.config), rotary=self._rotary.log())
 
     def _copy_slot(self, slot: TorchSlot) -> TorchSlot:
         return deepcopy(slot)
 
     def _empty_caches(self, slot: TorchSlot) -> None:
-        slot.cache = DynamicCache(config=self._model.config)
+        slot.cache = new_cache(self._model.config)
         slot.prefilled, slot.beyond_threshold = 0, False
         slot.can_rewind, slot.rereads = True, False
         slot.rotary = self._rotary.log()
