@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from operator import mul
 
 import pytest
 from click.testing import CliRunner
@@ -60,6 +61,39 @@ def test_variants_are_measured_and_reported(backend, tiny, data, tmp_path):
     assert "Few prompts (2, fewer than 20)" in text
 
 
+@pytest.fixture
+def drafts(tiny, tmp_path):
+    """A task file with an n-gram table beside it, for the tiny model."""
+    rows = tmp_path / "task.jsonl"
+    rows.write_text('{"input": "x", "output": "the sea the sea the sea"}\n' * 9)
+    arguments = ["profile", "--model", tiny("llama")[1], "--data", rows, "--out", tmp_path / "sea.vt.json"]
+    done = CliRunner().invoke(build("torch"), [*map(str, arguments)])
+    assert done.exit_code == 0, done.output
+    return tmp_path / "sea.vt.json"
+
+
+@pytest.mark.parametrize("own_file", [False, True])
+def test_drafting_is_measured(tiny, data, drafts, own_file, tmp_path):
+    out = tmp_path / "out"
+    arguments = ["--model", tiny("llama")[1], "--data", data, "--limit", 2, "--max-tokens", 24]
+    arguments += ["--draft-file", drafts.with_name("sea.ngrams")] if own_file else ["--task", drafts]
+    arguments += ["--variants", "full,full+draft,prealloc,draft", "--dtype", "float32", "--device", "cpu"]
+    done = bench("torch", *arguments, "--out", out)
+    assert done.exit_code == 0, done.output
+    rows = {row["variant"]: row for row in load_bench(out / "results.json")["rows"]}
+    assert all(row["same_tokens"] == [-1, -1] for row in rows.values())
+    for name in ("full", "prealloc"):
+        assert rows[name]["drafted"] == [0, 0] and [each[0] for each in rows[name]["draft_lengths"]] == [0]
+    # How much is drafted depends on what reads cost here.
+    for name in ("full+draft", "draft"):
+        row = rows[name]
+        counts = [sum(accepted) for _, accepted, _ in row["draft_lengths"]]
+        assert sum(counts) == sum(row["reads"]) > 0
+        lengths = [length for length, _, _ in row["draft_lengths"]]
+        assert sum(map(mul, lengths, counts)) == sum(row["drafted"])
+    assert "## Drafting" in (out / "report.md").read_text()
+
+
 def test_quantized_model(tiny, data, tmp_path):
     out = tmp_path / "out"
     arguments = ["--model", tiny("llama")[1], "--data", data, "--limit", 1, "--max-tokens", 3, "--minimum", 1]
@@ -79,6 +113,8 @@ def test_quantized_model(tiny, data, tmp_path):
         ([], "give --data FILE"),
         (["--data", "{data}", "--variants", "stock,fast"], "unknown variant 'fast'"),
         (["--data", "{data}", "--variants", "full", "--sizes", "5000000"], "ordinary ids"),
+        (["--data", "{data}", "--draft-file", "{data}"], "variants draft and full+draft"),
+        (["--data", "{data}", "--variants", "draft", "--draft-file", "{data}"], "not an n-gram table"),
         (["--data", "{data}", "--input-field", "text"], "line 1: lacks the input"),
         (["--data", "{data}", "--max-tokens", "600"], "no row holds a prompt that fits"),
         (["--data", "{data}", "--memory-limit-search", "split"], "names 'split', which is not"),

@@ -12,6 +12,7 @@ from vt_core.cli.options import (
     FILE,
     data_option,
     device_option,
+    draft_file_option,
     dtype_option,
     input_field_option,
     max_tokens_option,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     help="Instead of a model: random weights of these shapes and random prompts, for speed and memory only.",
 )
 @task_option
+@draft_file_option
 @data_option("Rows with the prompts")
 @preset_option()
 @input_field_option
@@ -53,7 +55,8 @@ if TYPE_CHECKING:
     default=BENCH_DEFAULT,
     metavar="LIST",
     help="What to compare, separated by commas: stock, full, and rebuild, split or prealloc, which may be "
-    f"followed by -approximate, -ram and @ROWS; or all. Default: {BENCH_DEFAULT}.",
+    "followed by -approximate, -ram and @ROWS; or all. draft and full+draft: prealloc and full, with drafts. "
+    f"Default: {BENCH_DEFAULT}.",
 )
 @click.option(
     "--sizes", default="", metavar="LIST", help="Also try prealloc with these numbers of static rows."
@@ -97,6 +100,7 @@ def bench(backend: str, out: Path, **options: Any) -> None:
       vt-torch bench --data gsm8k.jsonl --preset math --out smollm2
       vt-torch bench --model qwen-vt --task math.vt.json --data gsm8k.jsonl --sizes 2048,4096,8192 --out qwen
       vt-torch bench --data gsm8k.jsonl --variants stock,full,prealloc --limit 100 --out smollm2
+      vt-torch bench --task sql.vt.json --data sql.jsonl --variants stock,prealloc,draft,full+draft --out sql
       vt-torch bench --geometry qwen3-0.6b --out qwen3-geometry
     """
     from tempfile import TemporaryDirectory
@@ -107,13 +111,20 @@ def bench(backend: str, out: Path, **options: Any) -> None:
     from vt_core.measure.benchmark import Benchmark, run
     from vt_core.measure.machine import command_text
     from vt_core.measure.output import PAGE, check_folder, folder_lock, write_bench
+    from vt_core.vocab.ngrams import NgramTable
     from vt_core.vocab.task import read_task
 
     variants = parse_variants(options["variants"], options["sizes"])
+    if options["draft_file"] and all(variant.draft != "ngram" for variant in variants):
+        raise OptionError(
+            "--draft-file is for the variants draft and full+draft; give one of them in --variants"
+        )
     limited = _limited(options["limited"], variants)
     check_folder(out)
     for file in options["task"]:
         read_task(file)  # a damaged file is refused before a model is downloaded
+    if options["draft_file"]:
+        NgramTable.open(options["draft_file"])
     import_backend(backend)
     with folder_lock(out), TemporaryDirectory(prefix="vt-bench-") as scratch:
         directory = _model(options)
@@ -129,7 +140,7 @@ def bench(backend: str, out: Path, **options: Any) -> None:
             geometry=options["geometry"],
             limited=limited,
             **{name: options[name] for name in ("max_tokens", "seed", "minimum", "together")},
-            **{name: options[name] for name in ("device", "dtype", "quantize")},
+            **{name: options[name] for name in ("device", "dtype", "quantize", "draft_file")},
         )
         with tqdm(total=benchmark.steps, unit="run", disable=None, desc="loading") as bar:
 
@@ -166,7 +177,17 @@ def _model(options: dict[str, Any]) -> ModelDirectory:
     progress = sys.stderr.isatty()
     if options["geometry"] is None:
         return ModelDirectory.open(resolve(options["model"], revision=options["revision"], progress=progress))
-    for name in ("model", "revision", "task", "data", "preset", "input_field", "template", "raw"):
+    for name in (
+        "model",
+        "revision",
+        "task",
+        "draft_file",
+        "data",
+        "preset",
+        "input_field",
+        "template",
+        "raw",
+    ):
         if options[name]:
             flag = name.replace("_", "-")
             raise OptionError(f"--geometry has its own weights and prompts; leave out --{flag} or --geometry")

@@ -11,6 +11,7 @@ from vt_core.cli.options import (
     FILE,
     combined,
     device_option,
+    draft_file_option,
     dtype_option,
     model_option,
     quantize_option,
@@ -45,12 +46,7 @@ other_loading_options = combined(
         help="LoRA adapter of the model, in the format of PEFT or mlx-lm.",
     ),
     task_option,
-    click.option(
-        "--draft-file",
-        type=FILE,
-        metavar="FILE",
-        help="N-gram table to draft from. Default: NAME.ngrams next to each task file, where there is one.",
-    ),
+    draft_file_option,
     click.option(
         "--head",
         type=click.Choice(list(HEADS)),

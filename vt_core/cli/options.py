@@ -70,6 +70,12 @@ approximate_option = click.option(
     help="Skip verification, as the published method does. Otherwise the text is the full head's.",
 )
 
+draft_file_option = click.option(
+    "--draft-file",
+    type=FILE,
+    metavar="FILE",
+    help="N-gram table to draft from. Default: NAME.ngrams next to each task file, where there is one.",
+)
 draft_option = click.option(
     "--draft",
     type=click.Choice(DRAFT),

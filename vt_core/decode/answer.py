@@ -103,6 +103,10 @@ class Answer:
             drafted=drafts.drafted,
             accepted=drafts.accepted,
             draft_s=drafts.draft_s,
+            draft_lengths=tuple(
+                (length, tuple(found.accepted), found.seconds)
+                for length, found in sorted(drafts.lengths.items())
+            ),
             **self._constraint_stats(),
         )
         exact = request.policy is not None or head.name == "full"

@@ -44,6 +44,14 @@ class Checks:
 
 
 @dataclass
+class DraftLength:
+    """Reads whose drafts have one length."""
+
+    accepted: list[int]  #: number of reads, by the number of their drafted tokens that were accepted
+    seconds: float = 0.0  #: seconds of these reads, the choice of their tokens included
+
+
+@dataclass
 class Drafts:
     """Counts and times of drafting in one request."""
 
@@ -51,6 +59,16 @@ class Drafts:
     drafted: int = 0  #: drafted tokens that were read
     accepted: int = 0  #: of these, tokens that the reduced head chose as well
     draft_s: float = 0.0  #: seconds spent on drafting
+    lengths: dict[int, DraftLength] = field(default_factory=dict)  #: reads by length of the draft, 0 included
+
+    def add(self, drafted: int, accepted: int, seconds: float) -> None:
+        """Note a read."""
+        self.reads += 1
+        self.drafted += drafted
+        self.accepted += accepted
+        length = self.lengths.setdefault(drafted, DraftLength([0] * (drafted + 1)))
+        length.accepted[accepted] += 1
+        length.seconds += seconds
 
 
 @dataclass(slots=True)
@@ -184,6 +202,7 @@ class _Loop:
         self._course: Course | None = None if request.policy is None else request.policy.course()
         self._own = None if self._course is not None or request.decoder.head.name == "full" else _Own(request)
         self._drafted: list[int] = []  #: of the read whose positions are chosen next
+        self._read_at: float | None = None  #: time at which that read began; None: the prompt's
         self._settled = 0  #: tokens of the slot that cannot be taken back
         self._start_block()
 
@@ -255,7 +274,7 @@ class _Loop:
     def _follow(self, ahead: Steps[Any]) -> Generator[Ask, Any, Steps[Any]]:
         """Use the step that was queued ahead."""
         self._ahead, self._drafted = None, []
-        self._request.drafts.reads += 1
+        self._read_at = self._request.clock()
         steps = yield Follow(ahead)
         return steps
 
@@ -264,8 +283,8 @@ class _Loop:
         # It may have been chosen among the rows of another request, which can end before this read.
         self._request.activate([token])
         self._drafted = self._draft()
+        self._read_at = self._request.clock()
         steps = yield Read(self._slot, [token, *self._drafted])
-        self._request.drafts.reads += steps is not None
         return steps
 
     def _draft(self) -> list[int]:
@@ -336,8 +355,8 @@ class _Loop:
                 break
         count = len(self._tokens) - first
         read, wrong = len(self._drafted) + 1, len(self._drafted) + 1 - count
-        request.drafts.drafted += read - 1
-        request.drafts.accepted += count - 1
+        if self._read_at is not None:
+            request.drafts.add(read - 1, count - 1, request.clock() - self._read_at)
         if self._course is not None:
             if self._guide is None:
                 self._hidden.append(steps.hidden[:count] if wrong else steps.hidden)

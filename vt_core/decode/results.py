@@ -42,6 +42,9 @@ class Stats:
     drafted: int  #: drafted tokens that were read
     accepted: int  #: of these, tokens that were right
     draft_s: float  #: seconds spent on drafting
+    #: Reads by length of their drafts: the length, the number of reads by accepted tokens (0, 1, …), and the
+    #: seconds of these reads.
+    draft_lengths: tuple[tuple[int, tuple[int, ...], float], ...]
     # With a grammar, positions by what they needed; those that were taken back count as well.
     forced: int = 0  #: positions where the grammar allowed one token
     certain: int = 0  #: positions where all allowed rows were active, forced ones included

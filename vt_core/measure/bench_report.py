@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from vt_core.measure.bootstrap import Floats
-from vt_core.measure.figures import Figures, Latency, Row
+from vt_core.measure.figures import DraftLength, Figures, Latency, Row
 from vt_core.measure.machine import cores_text, machine_text
 from vt_core.measure.report import NONE, Report, Table, megabytes, number, span
-from vt_core.measure.variants import FULL
+from vt_core.measure.variants import FULL, STOCK, UNDRAFTED
 
 Figure = Callable[[Row], float | None]
 Terms = Callable[[Row], Floats]
@@ -22,6 +22,8 @@ def bench_report(results: Mapping[str, Any]) -> Report:
     if any(row.limit_bytes is not None for row in figures.rows):
         kinds.append(_limited_memory)
     kinds += [_vocabulary, _exactness]
+    if figures.drafting:
+        kinds += [_drafting, _draft_lengths]
     return Report(
         title=_title(figures),
         tables=[kind(figures) for kind in kinds],
@@ -289,6 +291,65 @@ def _exactness(figures: Figures) -> Table:
         note,
         ["variant", "same text", "tokens", "misses", "share", "wasted", "checks", "tokens each", "time"],
         [[row.name, same(row), f"{row.tokens:,}", *checks(row)] for row in figures.rows],
+    )
+
+
+def _drafting(figures: Figures) -> Table:
+    def cells(row: Row) -> list[str]:
+        plain = figures.row(UNDRAFTED[row.name])
+        ratios = [
+            NONE
+            if other is None or not (row.tokens_per_s and other.tokens_per_s)
+            else f"{row.tokens_per_s / other.tokens_per_s:.2f}"
+            for other in (plain, figures.row(STOCK))
+        ]
+        share = f"{row.accepted / row.drafted:.0%}" if row.drafted else NONE
+        counts = [f"{row.reads:,}", f"{row.drafted:,}", f"{row.accepted:,}", share]
+        time = f"{row.draft_s / sum(row.data['e2e_s']):.1%}"
+        return [row.name, number(row.tokens_per_read), *counts, time, *ratios]
+
+    return Table(
+        "Drafting",
+        "Reads: passes of the model after the prompts. Accepted: drafted tokens that the head in use chose "
+        "too, and their share. Time: share of the requests' time spent on drafting. ×: ratio of tokens/s to "
+        f"{' and '.join(f'{plain} (for {name})' for name, plain in UNDRAFTED.items())}, and to {STOCK}.",
+        [
+            "variant",
+            "tokens a read",
+            "reads",
+            "drafted",
+            "accepted",
+            "share",
+            "time",
+            "× undrafted",
+            "× stock",
+        ],
+        [cells(row) for row in figures.drafting],
+    )
+
+
+def _draft_lengths(figures: Figures) -> Table:
+    def cells(row: Row, each: DraftLength) -> list[str]:
+        right = row.acceptance(each.length) if each.length else None
+        plain = row.draft_lengths[0]
+        known = plain.length == 0 and plain.seconds and each.seconds
+        return [
+            row.name,
+            str(each.length),
+            f"{each.reads:,}",
+            NONE if right is None else f"{right:.0%}",
+            number(each.tokens / each.reads),
+            number(1e3 * each.seconds / each.reads),
+            f"{each.tokens_per_s / plain.tokens_per_s:.2f}" if known else NONE,
+        ]
+
+    return Table(
+        "Length of drafts",
+        "Reads by the number of tokens drafted. Right: share of the drafted tokens at this position that "
+        "were right, where those before them were. Ms: of a read, verification not included. ×: ratio of the "
+        "tokens per second of such reads to those without a draft.",
+        ["variant", "length", "reads", "right", "tokens a read", "ms", "×"],
+        [cells(row, each) for row in figures.drafting for each in row.draft_lengths],
     )
 
 

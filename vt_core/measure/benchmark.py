@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import random
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -28,8 +29,11 @@ ROUNDS = 4
 #: Memory of a process beyond the bytes of the model, mostly of the frameworks.
 _PROCESS_BYTES = 700_000_000
 #: Lists of the results with one entry per prompt. Those that a variant does not report are left out.
-SECONDS = ("ttft_s", "decode_s", "e2e_s", "verify_s")
-COUNTS = ("verifications", "rescued", "rolled_back", "dynamic_rows", "learned_rows")
+SECONDS = ("ttft_s", "decode_s", "e2e_s", "verify_s", "draft_s")
+COUNTS = (
+    *("verifications", "rescued", "rolled_back", "dynamic_rows", "learned_rows"),
+    *("reads", "drafted", "accepted"),
+)
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,8 @@ class Benchmark:
     dtype: str | None = None
     #: Quantization of vt's variants; the stock framework takes the weights as they are stored.
     quantize: str | None = None
+    #: N-gram table of the variants that draft, besides those of the tasks.
+    draft_file: Path | None = None
     #: Number of processes in memory at a time; None takes as many as are likely to fit.
     together: int | None = None
     limit_search: LimitSearch = field(default_factory=LimitSearch)
@@ -150,6 +156,7 @@ def job(bench: Benchmark, variant: Variant) -> Job:
         device=bench.device,
         dtype=bench.dtype,
         quantize=bench.quantize,
+        draft_file=None if bench.draft_file is None or variant.draft == "none" else str(bench.draft_file),
     )
 
 
@@ -218,7 +225,21 @@ def _row(
     for name in COUNTS:
         if name in requests[0]:
             row[name] = [each[name] for each in requests]
+    if "draft_lengths" in requests[0]:
+        row["draft_lengths"] = _draft_lengths(requests)
     return row
+
+
+def _draft_lengths(requests: Sequence[Mapping[str, Any]]) -> list[tuple[int, list[int], float]]:
+    """Sums of :attr:`vt_core.Stats.draft_lengths` over the requests."""
+    counts: dict[int, list[int]] = {}
+    seconds: dict[int, float] = defaultdict(float)
+    for length, accepted, spent in (found for each in requests for found in each["draft_lengths"]):
+        counts[length] = [
+            sum(pair) for pair in zip(counts.get(length, [0] * (length + 1)), accepted, strict=True)
+        ]
+        seconds[length] += spent
+    return [(length, counts[length], round(seconds[length], 6)) for length in sorted(counts)]
 
 
 def _common(ids: Sequence[int], reference: Sequence[int]) -> int:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from vt_core.files.dtypes import item_size
 from vt_core.measure.bootstrap import Floats, ratio_interval
-from vt_core.measure.variants import FULL, STOCK
+from vt_core.measure.variants import FULL, STOCK, UNDRAFTED
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,31 @@ class Latency:
             return None
         values = np.asarray(seconds, dtype=np.float64)
         return cls(float(values.mean()), *(float(value) for value in np.percentile(values, (50, 90, 99))))
+
+
+@dataclass(frozen=True)
+class DraftLength:
+    """Reads whose drafts have one length."""
+
+    length: int
+    #: Number of reads, by the number of their drafted tokens that were right.
+    accepted: Sequence[int]
+    seconds: float
+
+    @property
+    def reads(self) -> int:
+        """Number of reads."""
+        return sum(self.accepted)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that these reads gave."""
+        return sum(count * (1 + right) for right, count in enumerate(self.accepted))
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Tokens divided by the seconds of the reads, verification not included."""
+        return self.tokens / self.seconds
 
 
 @dataclass(frozen=True)
@@ -178,7 +203,7 @@ class Row:
     @property
     def verified(self) -> bool:
         """Whether a reduced head was checked with the full head."""
-        return bool(self.data["exact"]) and self.name != FULL
+        return bool(self.data["exact"]) and self.data["head"] != FULL
 
     @property
     def misses(self) -> int:
@@ -204,6 +229,45 @@ class Row:
     def miss_rate(self) -> float:
         """Misses per token."""
         return self.misses / self.tokens
+
+    @property
+    def reads(self) -> int:
+        """Reads of the model after the prompts."""
+        return sum(self.data.get("reads", []))
+
+    @property
+    def tokens_per_read(self) -> float | None:
+        """Tokens after the first, per read."""
+        return float(self._after_first.sum()) / self.reads if self.reads else None
+
+    @property
+    def drafted(self) -> int:
+        """Drafted tokens that were read."""
+        return sum(self.data.get("drafted", []))
+
+    @property
+    def accepted(self) -> int:
+        """Drafted tokens that were right."""
+        return sum(self.data.get("accepted", []))
+
+    @property
+    def draft_s(self) -> float:
+        """Seconds spent on drafting."""
+        return sum(self.data.get("draft_s", []))
+
+    @cached_property
+    def draft_lengths(self) -> list[DraftLength]:
+        """Reads by length of their drafts, without drafts included."""
+        return [DraftLength(*each) for each in self.data.get("draft_lengths", [])]
+
+    def acceptance(self, position: int) -> float | None:
+        """Share of the drafted tokens at a position, from 1, that were right, where all before them were."""
+        reached = accepted = 0
+        for each in self.draft_lengths:
+            if each.length >= position:
+                reached += sum(each.accepted[position - 1 :])
+                accepted += sum(each.accepted[position:])
+        return accepted / reached if reached else None
 
     @property
     def _after_first(self) -> npt.NDArray[np.int64]:
@@ -235,6 +299,11 @@ class Figures:
         """The row that ratios refer to: the stock framework, else the full head, else the first."""
         by_name = {row.name: row for row in self.rows}
         return by_name.get(STOCK) or by_name.get(FULL) or self.rows[0]
+
+    @property
+    def drafting(self) -> list[Row]:
+        """The rows of variants that draft."""
+        return [row for row in self.rows if row.name in UNDRAFTED]
 
     def row(self, name: str) -> Row | None:
         """The row of a variant, if it was measured."""

@@ -24,6 +24,10 @@ class Job:
     store: str = "lmdb"
     #: Files of task vocabularies; none: the rank prior.
     task: Sequence[str] = ()
+    #: Whether tokens are drafted, see :class:`Variant`.
+    draft: str = "auto"
+    #: N-gram table to draft from, besides those of the tasks.
+    draft_file: str | None = None
     #: A tokenizer.json that replaces the model's own.
     tokenizer: str | None = None
     #: Plain Hugging Face copy of the model, for the stock framework.
@@ -43,5 +47,6 @@ class Job:
             exact=variant.exact,
             dynamic=variant.dynamic,
             store=variant.store,
+            draft=variant.draft,
             **options,  # type: ignore[arg-type]
         )

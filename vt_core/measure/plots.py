@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vt_core.measure.figures import Figures, Row
-from vt_core.measure.variants import FULL, STOCK, parse_variant
+from vt_core.measure.variants import FULL, STOCK, UNDRAFTED, parse_variant
 
 
 @dataclass(frozen=True)
@@ -161,11 +161,37 @@ def _curves(
         points = [(row.static_rows, found) for row in rows if (found := value(row)) is not None]
         if points:
             color, label = (look.blue, "exact") if verified else (look.orange, "approximate")
-            axes.plot(*zip(*points, strict=True), marker="o", markersize=4, color=color, label=label)
+            _line(axes, points, color, label)
     axes.set_xscale("log", base=2)
     ticks = sorted({row.static_rows for verified in modes for row in _sized(figures, verified)})
     axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks], rotation=30, ha="right")
     axes.minorticks_off()
+
+
+def _line(axes: Any, points: Sequence[tuple[int, float]], color: str, label: str) -> None:
+    if points:
+        axes.plot(*zip(*points, strict=True), marker="o", markersize=4, color=color, label=label)
+
+
+def _acceptance(figures: Figures, look: Look, axes: Any) -> None:
+    for row, color in zip(figures.drafting, (look.blue, look.orange), strict=False):
+        lengths = [each.length for each in row.draft_lengths]
+        shares = [(at, 100 * right) for at in lengths if at and (right := row.acceptance(at)) is not None]
+        _line(axes, shares, color, row.name)
+    axes.set(xlabel="position in the draft", ylabel="right, % of those reached", ylim=(0, None))
+    axes.legend(fontsize=9)
+
+
+def _draft_speed(figures: Figures, look: Look, axes: Any) -> None:
+    for row, color in zip(figures.drafting, (look.blue, look.orange), strict=False):
+        points = [(each.length, each.tokens_per_s) for each in row.draft_lengths if each.seconds]
+        _line(axes, points, color, row.name)
+    axes.set(xlabel="drafted tokens of a read", ylabel="tokens/s of these reads", ylim=(0, None))
+    axes.legend(fontsize=9)
+
+
+def _any_drafted(figures: Figures) -> bool:
+    return any(row.drafted for row in figures.drafting)
 
 
 def _plain(figures: Figures) -> Sequence[Row]:
@@ -178,7 +204,10 @@ def _sized(figures: Figures, verified: bool) -> list[Row]:
     return [
         row
         for row in figures.rows
-        if row.data["head"] == "prealloc" and row.data["store"] == "lmdb" and row.verified == verified
+        if row.data["head"] == "prealloc"
+        and row.data["store"] == "lmdb"
+        and row.verified == verified
+        and row.name not in UNDRAFTED
     ]
 
 
@@ -190,5 +219,7 @@ _PICTURES: tuple[tuple[str, str, Callable[[Figures], bool], Callable[[Figures, L
     ("memory", "memory by component", lambda figures: bool(_plain(figures)), _memory),
     ("latency", "time per request: prefill and decode", lambda figures: bool(_plain(figures)), _latency),
     ("speed", "tokens/s by size of the vocabulary", _any_sized, _speed),
+    ("acceptance", "drafted tokens that were right, by position", _any_drafted, _acceptance),
+    ("draft-speed", "tokens/s by length of the draft", _any_drafted, _draft_speed),
     ("misses", "misses by size of the vocabulary", lambda f: bool(_sized(f, True)), _misses),
 )

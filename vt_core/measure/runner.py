@@ -92,7 +92,7 @@ class VtRunner:
         from vt_core.vocab.tokenizer import Tokenizer
 
         assert job.head is not None, "a model of vt has a head"
-        self._how: dict[str, Any] = {"approximate": not job.exact, "dynamic": job.dynamic}
+        self._how: dict[str, Any] = {"approximate": not job.exact, "dynamic": job.dynamic, "draft": job.draft}
         self._model = load(
             job.model,
             backend=job.backend,
@@ -102,6 +102,7 @@ class VtRunner:
             device=job.device,
             dtype=job.dtype,
             quantize=job.quantize,
+            draft_file=job.draft_file,
         )
         if job.tokenizer is not None:
             self._model.tokenizer = Tokenizer(self._model.directory.path, Path(job.tokenizer))

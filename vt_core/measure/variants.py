@@ -10,6 +10,8 @@ from vt_core.errors import OptionError
 from vt_core.vocab.heads import HEADS
 
 STOCK, FULL = "stock", "full"
+#: The variants of ``bench`` that draft tokens, each with the one that differs in nothing else.
+UNDRAFTED = {"draft": "prealloc", "full+draft": FULL}
 #: What ``bench`` compares by default: the heads as published (approximate), the same with verification, and
 #: the tables in memory instead of on disk.
 BENCH_DEFAULT = (
@@ -37,6 +39,8 @@ class Variant:
     static: str = "task"
     #: Whether the rows of the prompt's tokens join the head.
     dynamic: bool = True
+    #: Whether tokens are drafted: ``auto`` (where the task has an n-gram table), ``ngram`` or ``none``.
+    draft: str = "auto"
     #: Name in reports.
     title: str = ""
 
@@ -89,15 +93,18 @@ def parse_variant(name: str) -> Variant:
     """Parse one name of ``bench``; raises OptionError where it is unknown."""
     if name == STOCK:
         return Variant(name, None)
+    if name in UNDRAFTED:
+        return Variant(name, UNDRAFTED[name], draft="ngram")
     match = _NAME.fullmatch(name)
     head, approximate, ram, rows = match.groups() if match else ("", None, None, None)
     known = head in _REDUCED or (head == FULL and not approximate and not rows)
     if not known or (rows is not None and int(rows) == 0):
         raise OptionError(
-            f"unknown variant {name!r}: use stock, full, or one of {', '.join(_REDUCED)}, which may be "
-            "followed by -approximate, -ram and @ROWS, in this order"
+            f"unknown variant {name!r}: use stock, full, {', '.join(UNDRAFTED)}, or one of "
+            f"{', '.join(_REDUCED)}, which may be followed by -approximate, -ram and @ROWS, in this order"
         )
-    return Variant(name, head, not approximate, "ram" if ram else "lmdb", int(rows) if rows else None)
+    store = "ram" if ram else "lmdb"
+    return Variant(name, head, not approximate, store, int(rows) if rows else None, draft="none")
 
 
 def parse_eval_variants(text: str | None, can_prune: bool) -> tuple[Variant, ...]:

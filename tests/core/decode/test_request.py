@@ -285,4 +285,8 @@ def test_right_drafts_are_counted_and_save_reads():
     work = request(decoder, max_tokens=16, policy=Blocks([8] * 9), drafter=Guesses([3], free), slot=slot)
     assert list(ids_of(work, [50, 60])) == free
     assert (work.drafts.reads, work.drafts.drafted, work.drafts.accepted) == (4, 11, 11)
+    accepted = {length: found.accepted for length, found in work.drafts.lengths.items()}
+    assert not any(sum(counts[:-1]) for counts in accepted.values())
+    assert sum(length * counts[-1] for length, counts in accepted.items()) == 11
+    assert sum(counts[-1] for counts in accepted.values()) == 4
     assert decoder.opened == 1 and slot.ids == [50, 60, *free[:-1]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.core.measure.made_up import results, row
+from tests.core.measure.made_up import drafting_row, results, row
 from vt_core.measure.bench_report import bench_report
 from vt_core.measure.figures import Figures, Latency
 from vt_core.measure.report import markdown
@@ -90,6 +90,37 @@ def test_tables_show_figures_and_ratios_to_stock():
         "- `prealloc`: 2.00 × the tokens/s of `stock` (2.00 to 2.00), 1.00 × its time to the first token "
         "(1.00 to 1.00), 0.60 × its peak memory, the text of `full` in 20 of 20."
     )
+
+
+def test_drafting_is_compared_with_stock_and_with_no_drafts():
+    text = report(results(row("stock", 20), row("prealloc", 20), drafting_row()))
+    assert table(text, "Drafting")["draft"] == {
+        "variant": "draft",
+        "tokens a read": "2.00",
+        "reads": "100",
+        "drafted": "160",
+        "accepted": "100",
+        "share": "62%",
+        "time": "1.0%",
+        "× undrafted": "2.00",
+        "× stock": "4.00",
+    }
+    lines = [line for line in text.split("## Length of drafts")[1].splitlines() if line.startswith("| draft")]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert cells[0] == ["draft", "0", "20", "–", "1.00", "20.0", "1.00"]
+    assert cells[1] == ["draft", "2", "80", "25%", "2.25", "25.0", "1.80"]
+    assert "## Drafting" not in report(results())
+
+
+def test_acceptance_counts_the_drafts_that_reached_a_position():
+    found = Figures(results(drafting_row())).row("draft")
+    assert found.acceptance(1) == 1 and found.acceptance(2) == 0.25 and found.acceptance(3) is None
+
+
+def test_full_head_that_drafts_is_not_verified():
+    figures = Figures(results(row("full", 20), drafting_row("full+draft", head="full")))
+    assert not figures.row("full+draft").verified
+    assert table(report(figures.results), "Drafting")["full+draft"]["× stock"] == "–"
 
 
 def test_texts_that_differ_are_counted():

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from vt_core.files.model_dir import ModelDirectory
 from vt_core.measure import benchmark
-from vt_core.measure.benchmark import Benchmark, job, model_name, run
+from vt_core.measure.benchmark import Benchmark, _draft_lengths, job, model_name, run
 from vt_core.measure.job import Job
 from vt_core.measure.prompts import Prompts
 from vt_core.measure.variants import parse_variants
@@ -137,8 +139,24 @@ def test_job_describes_a_variant(bench):
         store="ram",
         task=["a.vt.json"],
         dtype="float16",
+        draft="none",
     )
     assert job(made, made.variants[0]) == expected
+
+
+def test_job_of_a_variant_that_drafts_has_the_table(bench):
+    made = bench("torch", "full,full+draft", draft_file=Path("a.ngrams"))
+    plain, drafting = (job(made, variant) for variant in made.variants)
+    assert (plain.draft, plain.draft_file) == ("none", None)
+    assert (drafting.draft, drafting.draft_file, drafting.head) == ("ngram", "a.ngrams", "full")
+
+
+def test_reads_of_each_draft_length_are_summed():
+    requests = [
+        {"draft_lengths": [(0, (3,), 0.5), (2, (1, 0, 2), 0.25)]},
+        {"draft_lengths": [(1, (1, 1), 0.125), (2, (0, 1, 1), 0.25)]},
+    ]
+    assert _draft_lengths(requests) == [(0, [3], 0.5), (1, [1, 1], 0.125), (2, [1, 1, 3], 0.5)]
 
 
 def test_cached_model_has_the_name_of_its_source(tiny, monkeypatch, tmp_path):

@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from tests.core.measure.made_up import results, row
+from tests.core.measure.made_up import drafting_row, results, row
 from vt_core.measure.bench_report import bench_report
 from vt_core.measure.output import write_bench
 from vt_core.measure.plots import draw
@@ -104,6 +104,10 @@ def test_only_measured_pictures_are_drawn():
     pytest.importorskip("matplotlib")
     sizes = [row("prealloc", 20, variant=f"prealloc@{rows}", static_rows=rows) for rows in (1024, 4096)]
     assert [picture.name for picture in draw(results(*sizes))] == ["speed", "misses"]
+    names = [picture.name for picture in draw(results(row("prealloc", 3), drafting_row()))]
+    assert names[2:] == ["speed", "acceptance", "draft-speed", "misses"]
+    idle = drafting_row() | {"drafted": [0] * 20, "draft_lengths": [[0, [20], 0.4]]}
+    assert "acceptance" not in [picture.name for picture in draw(results(row("prealloc", 3), idle))]
 
 
 def test_names_are_escaped():

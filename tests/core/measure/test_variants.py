@@ -16,9 +16,15 @@ from vt_core.measure.variants import (
 def test_names_describe_head_mode_store_and_rows():
     assert parse_variants("stock, full,split-approximate,prealloc-approximate-ram@4096") == [
         Variant("stock", None),
-        Variant("full", "full"),
-        Variant("split-approximate", "split", exact=False),
-        Variant("prealloc-approximate-ram@4096", "prealloc", exact=False, store="ram", rows=4096),
+        Variant("full", "full", draft="none"),
+        Variant("split-approximate", "split", exact=False, draft="none"),
+        Variant(
+            "prealloc-approximate-ram@4096", "prealloc", exact=False, store="ram", rows=4096, draft="none"
+        ),
+    ]
+    assert parse_variants("draft,full+draft") == [
+        Variant("draft", "prealloc", draft="ngram"),
+        Variant("full+draft", "full", draft="ngram"),
     ]
     assert {variant.name for variant in parse_variants(BENCH_DEFAULT)} < set(all_names())
     assert len(parse_variants("all")) == 14
@@ -38,6 +44,8 @@ def test_names_describe_head_mode_store_and_rows():
         "fast",
         "stock-ram",
         "full-approximate",
+        "prealloc+draft",
+        "draft-ram",
         "full@9",
         "prealloc@0",
         "prealloc@00",
