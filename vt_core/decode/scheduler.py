@@ -69,6 +69,7 @@ class Scheduler:
         Raises:
             BackendError: the scheduler is closed, or the request's slot is in use.
         """
+        request.company = self.company
         task = _Task(request, prompt)
         with self._changed:
             self._check_open()
@@ -79,7 +80,6 @@ class Scheduler:
                     "this session is in the middle of a turn; finish or close its stream first"
                 )
             self._tasks.append(task)
-        request.company = self.company
         try:
             ended = False
             while not ended:
