@@ -117,7 +117,7 @@ def test_bfloat16_logits_equal_stock_logits(backend, kind, tiny):
     original = stock.LOAD[backend](stock_source(source, backend), "bfloat16")
     decoder = load(directory, backend=backend, head="full", device="cpu", dtype="bfloat16").decoder
     slot = decoder.open()
-    logits = decoder.logits(decoder.prefill(slot, np.array(PROMPT)))
+    logits = decoder.logits(decoder.prefill(slot, np.array(PROMPT)))[0]
     decoder.close(slot)
     decoder.head.truncate()
     expected = stock.next_logits(backend, original, PROMPT)[: len(logits)]

@@ -34,7 +34,7 @@ def test_kept_logits_are_the_full_heads_to_the_bit(kind, dtype, tiny):
         slot = decoder.open()
         decoder.head.add(PROMPT)
         found[head] = (
-            decoder.logits(decoder.prefill(slot, np.array(PROMPT))),
+            decoder.logits(decoder.prefill(slot, np.array(PROMPT)))[0],
             decoder.head.vocabulary.ids.copy(),
         )
         decoder.close(slot)

@@ -36,7 +36,7 @@ PARTICULAR = {
 OTHERS = {
     *("gemma3-multimodal", "gpt_neox", "gpt2", "falcon_h1", "mamba", "qwen3_moe", "gpt_oss", *QUANTIZED),
     *("apertus", "bitnet", "granite4", "granite4-hybrid", "jamba", "lfm2", "lfm3", "mamba2", "ministral3"),
-    *("nemotron_h", "qwen3_5"),
+    *("nemotron_h", "qwen3_5", "falcon_h1-tied", "granite4-experts", "jamba-experts"),
 }
 #: Bits by turns.
 CASES = {

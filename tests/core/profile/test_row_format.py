@@ -80,7 +80,7 @@ def test_long_values_are_shortened_in_messages() -> None:
 
 
 def test_unknown_preset_error_lists_the_known_ones() -> None:
-    with pytest.raises(OptionError, match="Preset 'maths' is not known; known presets are code, math, qa"):
+    with pytest.raises(OptionError, match="'maths' is not known; known presets are code, intent"):
         make_row_format("maths")
 
 
