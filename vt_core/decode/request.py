@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import takewhile
 from typing import Any, TypeAlias
 
@@ -456,14 +457,16 @@ class _Own:
         self._request = request
         self._vocabulary = request.decoder.head.vocabulary
         self._kept = self._vocabulary.ids[: self._vocabulary.kept_size].copy()
-        self._version = -1
+        self._state: tuple[int, int] | None = None  #: active and needed ids that the places are for
         self._places: Ids | None = None
 
     @property
     def is_all(self) -> bool:
         """Whether there are no other active rows."""
-        if self._version != self._vocabulary.version:
-            self._version = self._vocabulary.version
+        # Another request may have made active what this one needs.
+        state = self._vocabulary.version, len(self._request.needed)
+        if self._state != state:
+            self._state = state
             dynamic = np.array(list(self._request.needed), dtype=np.int64)
             own = np.isin(self._vocabulary.ids, np.concatenate([self._kept, dynamic]))
             self._places = None if own.all() else np.flatnonzero(own)
@@ -478,5 +481,9 @@ class _Own:
 
     def prefix(self, ids: list[int]) -> list[int]:
         """The first of some ids, as long as they are active for this request."""
-        own = {*self._kept.tolist(), *self._request.needed}
-        return list(takewhile(own.__contains__, ids))
+        needed = self._request.needed
+        return list(takewhile(lambda token: token in self._kept_ids or token in needed, ids))
+
+    @cached_property
+    def _kept_ids(self) -> frozenset[int]:
+        return frozenset(self._kept.tolist())
