@@ -11,14 +11,18 @@ from lm_eval.models.openai_completions import LocalCompletionsAPI
 PAIRS = [("the cat sat on", " a mat"), ("the dog", " ran to the old red barn"), ("a", " sea")]
 
 
-def test_local_completions_scores_as_the_model_does(server, reference, tiny):
-    harness = LocalCompletionsAPI(
+@pytest.fixture
+def harness(server, tiny):
+    return LocalCompletionsAPI(
         model="tiny",
         base_url=f"{server.api}/completions",
         tokenizer_backend="huggingface",
         tokenizer=str(tiny("llama")[0]),
         max_retries=1,
     )
+
+
+def test_local_completions_scores_as_the_model_does(harness, reference):
     requests = [
         Instance(request_type="loglikelihood", doc={}, arguments=pair, idx=at)
         for at, pair in enumerate(PAIRS)
@@ -33,14 +37,7 @@ def test_local_completions_scores_as_the_model_does(server, reference, tiny):
     assert [greedy for _, greedy in found] == [score.is_greedy for score in expected]
 
 
-def test_local_completions_generates_as_the_model_does(server, reference, tiny):
-    harness = LocalCompletionsAPI(
-        model="tiny",
-        base_url=f"{server.api}/completions",
-        tokenizer_backend="huggingface",
-        tokenizer=str(tiny("llama")[0]),
-        max_retries=1,
-    )
+def test_local_completions_generates_as_the_model_does(harness, reference):
     arguments = ("the cat sat", {"until": ["zz"], "max_gen_toks": 8, "temperature": 0})
     requests = [Instance(request_type="generate_until", doc={}, arguments=arguments, idx=0)]
     expected = reference.generate("the cat sat", raw=True, max_tokens=8, stop="zz").text

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vt_core import __version__
+from vt_core.cli.streams import progress
 from vt_core.errors import OptionError
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ def count(profiler: Profiler, options: dict[str, Any], checkpoint: MakeCheckpoin
     settings = (profiler.digest, tokenizer_files, profiler.row_format, profiler.skip_bad, profiler.contexts)
     if files and (not options["own"] or options["self_weight"]):
         spans = shard_spans(files, *parse_shard(options["shard"])) if options["shard"] else None
-        with _progress() as on_rows:
+        with progress("counted", " rows") as on_rows:
             parts.append(
                 profiler.count(
                     files,
@@ -83,7 +84,7 @@ def count(profiler: Profiler, options: dict[str, Any], checkpoint: MakeCheckpoin
                 )
             )
     if options["own"]:
-        with _load(backend, options) as model, _progress() as on_rows:
+        with _load(backend, options) as model, progress("counted", " rows") as on_rows:
             asked = {key: options[key] for key in ("device", "max_tokens", "limit")}
             # The manifest has the digests of all files, and so covers the weights and the chat template.
             generated_by = (__version__, model.backend, model.directory.manifest)
@@ -132,12 +133,3 @@ def _load(backend: str, options: dict[str, Any]) -> Model:
     return load(
         options["model"], backend=backend, head="full", device=options["device"], revision=options["revision"]
     )
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[int], object]]:
-    from tqdm import tqdm
-
-    # disable=None shows no bar if stderr is not a terminal.
-    with tqdm(unit=" rows", unit_scale=True, disable=None, desc="counted") as bar:
-        yield bar.update

@@ -1,30 +1,20 @@
 from __future__ import annotations
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.ngram_tables import sections
 from vt_core.decode.drafting import Acceptance, Drafter, ReadCosts, best_length
 from vt_core.decode.drafting.acceptance import context_kind, corpus_kind
-from vt_core.vocab.ngrams import BEGIN, END, NgramTable, context_hashes, make_section
+from vt_core.vocab.ngrams import BEGIN, END, NgramTable
 
 EOS = 9
 texts = st.lists(st.integers(0, 8), max_size=30)
 
 
 def table(entries: dict[tuple[int, ...], tuple[int, int, int]]) -> NgramTable:
-    """A table of contexts, each with its next token, that token's count, and the context's count."""
-    sections = []
-    for order in range(1, max(map(len, entries), default=0) + 1):
-        rows = sorted(
-            (context_hashes(context, order)[-1], *entry)
-            for context, entry in entries.items()
-            if len(context) == order
-        )
-        hashes, *columns = zip(*rows, strict=True)
-        sections.append(make_section(np.array(hashes, np.uint64), *map(np.array, columns)))
-    return NgramTable("digest", tuple(sections))
+    return NgramTable("digest", sections(entries))
 
 
 SQL = table(

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.ngram_tables import sections
 from vt_core.errors import VocabularyError
 from vt_core.vocab.ngrams import (
     BEGIN,
@@ -19,7 +20,6 @@ from vt_core.vocab.ngrams import (
     context_hashes,
     extend_hash,
     extend_hashes,
-    make_section,
     open_tables,
     table_path,
 )
@@ -30,18 +30,9 @@ tokens = st.integers(0, END)
 
 
 def table(entries: dict[tuple[int, ...], tuple[int, int, int]], name: str = "math") -> NgramTable:
-    sections = []
-    for order in range(1, max(map(len, entries), default=0) + 1):
-        rows = sorted(
-            (context_hashes(context, order)[-1], *entry)
-            for context, entry in entries.items()
-            if len(context) == order
-        )
-        columns = [[row[n] for row in rows] for n in range(4)]
-        sections.append(make_section(np.array(columns[0], np.uint64), *map(np.array, columns[1:])))
     return NgramTable(
         DIGEST,
-        tuple(sections),
+        sections(entries),
         name,
         "gemma",
         20,
