@@ -142,11 +142,15 @@ class MlxDecoder(Decoder[mx.array, MlxSlot]):
 
     def _run(self, slot: MlxSlot, inputs: Inputs, index: mx.array, positions: int = 1) -> mx.array:
         self._output.set_positions(positions)
+        self._look_up_in(inputs, index)
+        return self._model(index, cache=slot.caches)[0]
+
+    def _look_up_in(self, inputs: Inputs, index: mx.array) -> None:
+        """Let the model look up the tokens of its next call, ``index``, in the rows of ``inputs``."""
         self._embedding.set_table(inputs.embedding)
         if inputs.per_layer is not None:
             assert self._layers is not None
             self._layers.set_rows(inputs.per_layer[index])
-        return self._model(index, cache=slot.caches)[0]
 
     def _run_steps(self, slot: MlxSlot, inputs: Inputs, index: mx.array, positions: int) -> mx.array:
         slot.log.record(index.shape[1])
@@ -166,12 +170,10 @@ class MlxDecoder(Decoder[mx.array, MlxSlot]):
         for slot, count in zip(slots, counts, strict=True):
             slot.log.record(count)
         self._output.set_positions(places)
-        self._embedding.set_table(inputs.embedding)
-        if inputs.per_layer is not None:
-            assert self._layers is not None
-            self._layers.set_rows(inputs.per_layer[index[0][rows]])
+        index = index[0][rows]
+        self._look_up_in(inputs, index)
         caches = batch_caches([slot.caches for slot in slots], counts)
-        return self._model(index[0][rows], cache=caches)[0]
+        return self._model(index, cache=caches)[0]
 
     def _finish_piece(self, slot: MlxSlot) -> None:
         # Compute what a piece leaves in the caches, and drop the rest.

@@ -216,12 +216,16 @@ class TorchDecoder(Decoder[torch.Tensor, TorchSlot]):
         self, slot: TorchSlot, inputs: Inputs, index: torch.Tensor, positions: int = 1, recorded: int = 0
     ) -> torch.Tensor:
         self._output.positions = positions
-        self._embedding.table = inputs.embedding
-        if inputs.per_layer is not None:
-            self._layers.rows = inputs.per_layer[index]
+        self._look_up_in(inputs, index)
         cache = {self._cache_argument: slot.cache}
         with self._rotary.reading(slot.rotary, recorded):
             return self._model(input_ids=index, use_cache=True, **cache).logits[0]
+
+    def _look_up_in(self, inputs: Inputs, index: torch.Tensor) -> None:
+        """Let the model look up the tokens of its next call, ``index``, in the rows of ``inputs``."""
+        self._embedding.table = inputs.embedding
+        if inputs.per_layer is not None:
+            self._layers.rows = inputs.per_layer[index]
 
     def _run_steps(
         self, slot: TorchSlot, inputs: Inputs, index: torch.Tensor, positions: int
@@ -237,9 +241,7 @@ class TorchDecoder(Decoder[torch.Tensor, TorchSlot]):
         self, slots: list[TorchSlot], inputs: Inputs, index: torch.Tensor, counts: list[int]
     ) -> torch.Tensor:
         self._output.positions = index.shape[1]
-        self._embedding.table = inputs.embedding
-        if inputs.per_layer is not None:
-            self._layers.rows = inputs.per_layer[index]
+        self._look_up_in(inputs, index)
         lengths = [len(slot.text) - count for slot, count in zip(slots, counts, strict=True)]
         return self._together.run([slot.cache for slot in slots], lengths, index, counts)
 
