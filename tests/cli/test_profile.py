@@ -467,6 +467,21 @@ def test_merged_shards_equal_the_whole_corpus(tmp_path: Path, tokenizer_json: Pa
     assert merged.read_bytes() == whole.read_bytes()
 
 
+def test_merge_knows_the_shards(tmp_path: Path, tokenizer_json: Path, data: Path) -> None:
+    parts = [tmp_path / f"{shard}.counts" for shard in (1, 2, 3)]
+    for shard, part in zip((1, 2, 3), parts, strict=True):
+        run("--model", tokenizer_json, "--data", data, "--shard", f"{shard}/3", "--save-counts", part)
+    model, out = ("--model", tokenizer_json, "--tolerance", 0.1), ("--out", tmp_path / "x.vt.json")
+    two = tmp_path / "two.counts"
+    result = run(*model, "--merge", parts[2], parts[0], "--save-counts", two, *out)
+    assert result.exception is None and "not merged: shards 2/3\n" in result.stderr
+    assert [str(shard) for shard in Counts.load(two).shards] == ["1/3", "3/3"]
+    result = run(*model, "--merge", two, parts[1], *out)
+    assert result.exception is None and "not merged" not in result.stderr
+    said = refused(*model, "--merge", two, parts[0], *out)
+    assert "Shard 1/3 of the same files is in two counts files; merge it once." in said
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,7 +61,7 @@ def count(profiler: Profiler, options: dict[str, Any], checkpoint: MakeCheckpoin
     """
     from vt_core.profile import merge_all
     from vt_core.profile.counting import default_processes
-    from vt_core.profile.shards import parse_shard, shard_spans
+    from vt_core.profile.shards import Shard, parse_shard, shard_spans
     from vt_core.vocab.added_tokens import TokenizerFiles
 
     files = list(map(Path, options["data"]))
@@ -72,17 +73,16 @@ def count(profiler: Profiler, options: dict[str, Any], checkpoint: MakeCheckpoin
     tokenizer_files = TokenizerFiles.beside(profiler.tokenizer_json)
     settings = (profiler.digest, tokenizer_files, profiler.row_format, profiler.skip_bad, profiler.contexts)
     if files and (not options["own"] or options["self_weight"]):
-        spans = shard_spans(files, *parse_shard(options["shard"])) if options["shard"] else None
+        shard = parse_shard(options["shard"]) if options["shard"] else None
         with progress("counted", " rows") as on_rows:
-            parts.append(
-                profiler.count(
-                    files,
-                    processes=options["processes"] or default_processes(files),
-                    spans=spans,
-                    checkpoint=checkpoint("count", inputs, *settings, options["shard"]),
-                    on_rows=on_rows,
-                )
+            counted = profiler.count(
+                files,
+                processes=options["processes"] or default_processes(files),
+                spans=shard_spans(files, *shard) if shard else None,
+                checkpoint=checkpoint("count", inputs, *settings, options["shard"]),
+                on_rows=on_rows,
             )
+        parts.append(replace(counted, shards=(Shard.of(files, *shard),)) if shard else counted)
     if options["own"]:
         with _load(backend, options) as model, progress("counted", " rows") as on_rows:
             asked = {key: options[key] for key in ("device", "max_tokens", "limit")}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -159,6 +160,7 @@ def profile(backend: str, **options: Any) -> None:
     from vt_core.profile import Profiler, make_row_format
     from vt_core.profile.languages import code_points
     from vt_core.profile.plot import plot_coverage
+    from vt_core.profile.shards import missing_shards
 
     # Check all options before anything slow starts.
     _check(options)
@@ -180,6 +182,9 @@ def profile(backend: str, **options: Any) -> None:
         if options["shard"]:
             _print({"task": None, "stages": {}, **_counted(counts, out)}, options)
             return
+        if missing := list(map(str, islice(missing_shards(counts.shards), 10))):
+            missing[9:] = ["…"] * len(missing[9:])
+            click.echo(f"not merged: shards {', '.join(missing)}", err=True)
         name = options["name"] or out.name.removesuffix(".json").removesuffix(".vt")
         task = profiler.select(counts, stages, options["languages"], name)
         report: dict[str, Any] = {"task": task.name, "stages": dict(task.stages)}

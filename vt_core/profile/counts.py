@@ -13,6 +13,7 @@ import numpy as np
 from vt_core.errors import VocabularyError
 from vt_core.files.json_files import Fields, read_object, write_json
 from vt_core.profile.ngram_counts import NgramCounts
+from vt_core.profile.shards import Shard, join_shards, read_shards
 from vt_core.types import Ids
 from vt_core.vocab.added_tokens import MAX_TOKENS
 
@@ -44,6 +45,8 @@ class Counts:
     source: tuple[Mapping[str, Any], ...] = ()
     #: Counts of the outputs' n-grams.
     ngrams: NgramCounts = field(default_factory=NgramCounts)
+    #: The shards that were counted, sorted; none where whole files were counted.
+    shards: tuple[Shard, ...] = ()
 
     @classmethod
     def empty(cls, tokenizer_digest: str, size: int, contexts: int = 0) -> Counts:
@@ -60,7 +63,11 @@ class Counts:
         return len(self.needed)
 
     def merge(self, other: Counts) -> Counts:
-        """Counts of both corpora together. Raises VocabularyError if their tokenizers differ."""
+        """Counts of both corpora together.
+
+        Raises:
+            VocabularyError: their tokenizers differ, or both have the same shard.
+        """
         if self.tokenizer_digest != other.tokenizer_digest:
             raise VocabularyError(
                 f"Counts of tokenizer {self.tokenizer_digest[:12]} ({self._files()}) and of tokenizer "
@@ -76,6 +83,7 @@ class Counts:
             self.bad_rows + other.bad_rows,
             file_rows((*self.source, *other.source)),
             self.ngrams.merge(other.ngrams),
+            join_shards(self.shards, other.shards),
         )
 
     def times(self, weight: int) -> Counts:
@@ -97,6 +105,7 @@ class Counts:
     def fields(self) -> dict[str, Any]:
         """The fields of a counts file."""
         ids = np.flatnonzero(self.written)
+        shards = {"shards": [[s.corpus, s.count, s.number] for s in self.shards]} if self.shards else {}
         return {
             "format": FORMAT,
             "tokenizer_digest": self.tokenizer_digest,
@@ -106,6 +115,7 @@ class Counts:
             "copied": self.copied,
             "bad_rows": self.bad_rows,
             "source": [dict(entry) for entry in self.source],
+            **shards,
             "ids": ids.tolist(),
             "needed": self.needed[ids].tolist(),
             "written": self.written[ids].tolist(),
@@ -146,6 +156,7 @@ class Counts:
             source=fields.files("source"),
             # Counts of versions without n-gram tables have no such field.
             ngrams=NgramCounts.from_fields(fields, "ngrams") if "ngrams" in fields.values else NgramCounts(),
+            shards=read_shards(fields),
             **columns,
         )
 
@@ -154,7 +165,7 @@ class Counts:
 
 
 def merge_all(parts: Iterable[Counts]) -> Counts:
-    """Counts of one or more corpora together. Raises VocabularyError if their tokenizers differ."""
+    """Counts of one or more corpora together. Raises VocabularyError as `Counts.merge` does."""
     first, *rest = parts
     for part in rest:
         first = first.merge(part)

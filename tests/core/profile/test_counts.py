@@ -96,6 +96,8 @@ def test_counts_of_different_tokenizers_do_not_merge() -> None:
         ("format", "vt-counts/0", "format 'vt-counts/0' is unknown"),
         ("format", None, "format None is unknown"),
         ("size", 2**30, "field 'size'"),
+        ("shards", 3, "field 'shards' is not a list of"),
+        ("shards", [["ab", 2, 3]], "field 'shards' is not a list of"),
         ("ids", [2, 1], "field 'ids' is not sorted"),
         ("ids", [1, 5], "field 'ids' holds 5"),
         ("needed", [1], "field 'needed' has 1 entries for 2 ids"),
