@@ -8,8 +8,8 @@ import numpy as np
 
 from vt_core.decode.decoder import Decoder
 from vt_core.decode.rounding import Rounding
+from vt_core.decode.tiles import NumpyTile
 from vt_core.decode.types import NOT_A_NUMBER, Read, Slot
-from vt_core.decode.verification import NumpyTile
 from vt_core.vocab.heads import Head
 
 

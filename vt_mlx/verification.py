@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vt_core.decode.rounding import Rounding
-from vt_core.decode.verification import LogitTile, NumpyTile
+from vt_core.decode.tiles import LogitTile, NumpyTile
 from vt_core.files import architectures
 from vt_core.files.architectures import architecture
 from vt_core.files.dtypes import convert, from_float32, to_float32
@@ -30,7 +30,7 @@ Transform = Callable[[mx.array], mx.array]
 
 
 class MlxTile:
-    """:class:`vt_core.decode.verification.LogitTile` over an array ``[k, n]``."""
+    """:class:`vt_core.decode.tiles.LogitTile` over an array ``[k, n]``."""
 
     def __init__(self, start: int, logits: mx.array) -> None:
         self.start, self.count = start, logits.shape[1]
@@ -71,7 +71,7 @@ class MlxTile:
 
 
 class HeadScan:
-    """:class:`vt_core.decode.verification.HeadScan`; one tile exists on the device at a time."""
+    """:class:`vt_core.decode.tiles.HeadScan`; one tile exists on the device at a time."""
 
     def __init__(
         self,

@@ -40,7 +40,7 @@ Transform = Callable[[torch.Tensor], torch.Tensor]
 
 
 class TorchTile:
-    """:class:`vt_core.decode.verification.LogitTile` over a tensor ``[k, n]``."""
+    """:class:`vt_core.decode.tiles.LogitTile` over a tensor ``[k, n]``."""
 
     def __init__(self, start: int, logits: torch.Tensor) -> None:
         self.start, self.count = start, logits.shape[1]
@@ -92,7 +92,7 @@ class TorchTile:
 
 
 class HeadScan:
-    """:class:`vt_core.decode.verification.HeadScan`; at most two tiles exist on the device at once."""
+    """:class:`vt_core.decode.tiles.HeadScan`; at most two tiles exist on the device at once."""
 
     def __init__(
         self,

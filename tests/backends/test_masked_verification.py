@@ -8,8 +8,8 @@ import pytest
 from tests.backends.test_exact import SAMPLINGS
 from tests.conftest import backend_params
 from vt_core import load
+from vt_core.decode.blocks import Block, Draft
 from vt_core.decode.sampling import Sampler, SamplerSettings
-from vt_core.decode.verification import Block, Draft
 
 PROMPT = np.array([5, 17, 300, 42, 42, 980, 7])
 POSITIONS = 5

@@ -15,10 +15,12 @@ from typing import Any, Generic
 import numpy as np
 import numpy.typing as npt
 
+from vt_core.decode.blocks import Block, Draft, Verified
 from vt_core.decode.probabilities import log_probabilities
 from vt_core.decode.sampling import Sampler
+from vt_core.decode.tiles import HeadScan
 from vt_core.decode.types import NOT_A_NUMBER, AnySlot, Array, Read, Scored, Steps
-from vt_core.decode.verification import Block, Draft, HeadScan, Verified, choose_certain, verify
+from vt_core.decode.verification import choose_certain, verify
 from vt_core.errors import ModelError
 from vt_core.types import Ids
 from vt_core.vocab.heads import Head

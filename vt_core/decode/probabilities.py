@@ -6,8 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from vt_core.decode.blocks import Draft
+from vt_core.decode.search import GreedySearch
+from vt_core.decode.tiles import HeadScan, LogitTile
 from vt_core.decode.types import Scored
-from vt_core.decode.verification import Draft, GreedySearch, HeadScan, LogitTile
 from vt_core.types import Ids
 
 

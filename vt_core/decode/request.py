@@ -17,6 +17,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from vt_core.decode.blocks import Block, Draft, Verified, accepted_prefix
 from vt_core.decode.constraints.constraint import Constraint
 from vt_core.decode.constraints.guide import Guide
 from vt_core.decode.costs import Costs
@@ -26,7 +27,6 @@ from vt_core.decode.metrics import Clock
 from vt_core.decode.policy import Course, Policy
 from vt_core.decode.sampling import Sampler
 from vt_core.decode.types import Read, Slot, Steps
-from vt_core.decode.verification import Block, Draft, Verified, accepted_prefix
 from vt_core.types import Ids
 
 

@@ -7,12 +7,12 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
+from vt_core.decode.blocks import Block, Draft
 from vt_core.decode.costs import Costs
 from vt_core.decode.decoder import Decoder
 from vt_core.decode.policy import MAX_BLOCK
 from vt_core.decode.sampling import Sampler, SamplerSettings
 from vt_core.decode.types import Slot, Steps
-from vt_core.decode.verification import Block, Draft
 from vt_core.files.model_dir import ModelDirectory
 
 _PROMPT_TOKENS = 32

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 
+from vt_core.decode.blocks import Block, Draft
 from vt_core.decode.rounding import Rounding
-from vt_core.decode.verification import Block, Draft, NumpyTile, verify
+from vt_core.decode.tiles import NumpyTile
+from vt_core.decode.verification import verify
 
 TILE = 30
 
 
 class FakeHead:
-    """:class:`vt_core.decode.verification.HeadScan` whose hidden states are indices of positions.
+    """:class:`vt_core.decode.tiles.HeadScan` whose hidden states are indices of positions.
 
     ``tiles`` gives ``logits [k, V]``, and ``row_logits`` those of ``whole``, which may round differently.
     """

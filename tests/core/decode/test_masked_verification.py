@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 
 from tests.core.decode.heads import FakeHead, check, drafts
 from tests.core.decode.test_rounding import ROWS, disturbed, rounded, samplings
+from vt_core.decode.blocks import Block
 from vt_core.decode.sampling import Sampler, SamplerSettings
-from vt_core.decode.verification import Block, NumpyTile, choose_certain, verify
+from vt_core.decode.tiles import NumpyTile
+from vt_core.decode.verification import choose_certain, verify
 from vt_core.errors import ModelError
 
 #: Tiles of the fake head have 30 rows.

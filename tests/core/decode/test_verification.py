@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from tests.core.decode.heads import FakeHead, check, drafts, every_choice
+from vt_core.decode.blocks import accepted_prefix
 from vt_core.decode.sampling import Sampler, SamplerSettings
-from vt_core.decode.verification import accepted_prefix
 
 V = 200
 

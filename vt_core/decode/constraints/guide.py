@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from vt_core.decode.blocks import Draft
 from vt_core.decode.constraints.constraint import Constraint
 from vt_core.decode.constraints.selection import select
 from vt_core.decode.decoder import Decoder
 from vt_core.decode.sampling import Sampler
-from vt_core.decode.verification import Draft
 from vt_core.types import Ids
 
 Floats = npt.NDArray[np.float32]
