@@ -93,21 +93,10 @@ def load(
         BackendError: the backend is not installed, or cannot do what was asked on this machine.
         VtError: base class of all errors; each message says what to do.
     """
-    from converters.cache import cache_directory, resolve
-    from vt_core.decode.backend import backend as import_backend
     from vt_core.decode.options import load_options
-    from vt_core.files.adapters import layers_digest, read_adapter
-    from vt_core.files.model_dir import ModelDirectory
-    from vt_core.host import memory_bytes, trim_heap
-    from vt_core.model import Model
-    from vt_core.vocab.collection import find_task
-    from vt_core.vocab.learning import LearnedFile, learned_path
-    from vt_core.vocab.ngrams import NgramTable, open_tables
-    from vt_core.vocab.static import static_ids
-    from vt_core.vocab.task import TaskVocabulary, read_task
-    from vt_core.vocab.tokenizer import Tokenizer
+    from vt_core.loading import load_model
 
-    # All options and files are checked before anything is downloaded or converted.
+    # All options are checked before anything is read, downloaded or converted.
     options = load_options(
         path=path,
         backend=backend,
@@ -126,68 +115,7 @@ def load(
         learn=learn,
         progress=progress,
     )
-    layers = [] if adapter is None else read_adapter(adapter)
-    # Names in the collection wait for the tokenizer.
-    given = [
-        item if isinstance(item, TaskVocabulary) or not Path(item).exists() else read_task(item)
-        for item in options.tasks
-    ]
-
-    def check_backend_options() -> None:
-        backend_module = import_backend(options.backend)
-        backend_module.check_options(device=device, dtype=dtype, quantize=quantize)
-
-    directory = ModelDirectory.open(
-        resolve(path, revision=revision, progress=progress, before_conversion=check_backend_options)
-    )
-    tokenizer_json = directory.path / "tokenizer.json"
-    digest = directory.manifest.tokenizer_digest
-    files = {item: find_task(item, digest) for item in options.tasks if not isinstance(item, TaskVocabulary)}
-    read = [read_task(files[item]) if isinstance(item, (str, Path)) else item for item in given]
-    tasks = [item if isinstance(item, TaskVocabulary) else item.of_tokenizer(tokenizer_json) for item in read]
-    tables = open_tables(files.values(), digest)
-    if draft_file is not None:
-        tables.append(NgramTable.open(draft_file))
-        tables[-1].check(digest)
-    # Before the framework and the weights: reading a large tokenizer takes a few hundred megabytes, which
-    # must not add to the peak.
-    tokenizer = Tokenizer(directory.path)
-    trim_heap()
-    static = static_ids(directory, tokenizer, tasks)
-    trim_heap()
-    tokens = tokenizer.size(directory.manifest.vocab_rows)
-    learned_file = None
-    if learn:
-        # What a model learns does not go into the collection.
-        named = [path for item, path in files.items() if Path(item).exists()]
-        learned_file = LearnedFile(learned_path(named, cache_directory(), digest), digest, tokens)
-        learned_file.load()  # a damaged file fails before the weights are read
-    decoder = import_backend(options.backend).load_decoder(
-        directory,
-        head=head,
-        store=store,
-        device=device,
-        dtype=dtype,
-        tile_bytes=options.tile_bytes,
-        quantize=quantize,
-        tokens=tokens,
-        adapter=layers,
-    )
-    model = Model(
-        directory,
-        decoder,
-        tokenizer,
-        backend=options.backend,
-        quantize=quantize,
-        learned_file=learned_file,
-        adapter=layers_digest(layers),
-        slots=options.slots,
-        cache_bytes=memory_bytes() // 4 if options.cache_bytes is None else options.cache_bytes,
-    )
-    model.set_drafts(*tables)
-    model.set_static(static)
-    trim_heap()
-    return model
+    return load_model(options)
 
 
 def __getattr__(name: str) -> object:

@@ -7,36 +7,16 @@ from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from vt_core.decode.decoder import Decoder
 from vt_core.decode.options import RequestOptions, request_options
 from vt_core.decode.prompts import encode_prompt
 from vt_core.decode.results import Chunk, Generation
 from vt_core.decode.types import Slot
 from vt_core.errors import PromptError
 from vt_core.files import session_file
-from vt_core.types import Ids
-from vt_core.vocab.tokenizer import Message, Tokenizer
-
-
-class Runner(Protocol):
-    """What a session needs of a model: :class:`vt_core.model.Model` has it."""
-
-    tokenizer: Tokenizer  #: the model's tokenizer
-
-    @property
-    def decoder(self) -> Decoder[Any, Any]:
-        """The model body and its head."""
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """What the caches of a text depend on, apart from the text."""
-
-    def run(
-        self, ids: Ids, options: RequestOptions, slot: Slot[Any] | None = None
-    ) -> Generator[Chunk, None, None]:
-        """Run full ids with checked options, and keep the caches in a slot."""
+from vt_core.loaded import LoadedModel
+from vt_core.vocab.tokenizer import Message
 
 
 class Session:
@@ -51,7 +31,7 @@ class Session:
     that of a fresh request with the same messages.
     """
 
-    def __init__(self, model: Runner, options: RequestOptions) -> None:
+    def __init__(self, model: LoadedModel, options: RequestOptions) -> None:
         """Applications call :meth:`vt_core.Model.session`."""
         if model.tokenizer.chat_template is None:
             raise PromptError("this model has no chat template, so it cannot hold a conversation")
@@ -169,7 +149,7 @@ class Session:
         )
 
     @classmethod
-    def load(cls, model: Runner, path: str | Path) -> Session:
+    def load(cls, model: LoadedModel, path: str | Path) -> Session:
         """See :meth:`vt_core.Model.load_session`."""
         arrays, content = session_file.load(path, model.identity)
         with session_file.refused(path):

@@ -89,13 +89,15 @@ ALLOWED = {
     "enrich": LOW | {"profile"},
     "decode": LOW,
     "many": LOW | {"decode"},
-    "model": LOW | {"decode", "session", "many"},
-    "session": LOW | {"decode"},
+    "loaded": LOW | {"decode"},
+    "session": LOW | {"decode", "loaded"},
+    "model": LOW | {"decode", "loaded", "session", "many"},
+    "loading": LOW | {"decode", "model"},
     "measure": LOW | {"decode", "model", "profile"},
     "harness": LOW | {"decode", "model"},
     "serve": LOW | {"decode", "model"},
     "cli": LOW | {"decode", "model", "profile", "enrich", "measure", "serve"},
-    "__init__": LOW | {"decode", "model"},
+    "__init__": LOW | {"decode", "model", "loading"},
 }
 
 

@@ -22,13 +22,24 @@ from vt_core.vocab.task import TaskVocabulary
 
 @dataclass(frozen=True)
 class LoadOptions:
-    """The options of :func:`vt_core.load` that are not used as they were given."""
+    """The checked options of :func:`vt_core.load`, which describes them."""
 
+    path: str | Path | None
     backend: str  #: name of the backend
-    tasks: tuple[str | Path | TaskVocabulary, ...]  #: task vocabularies, as files or objects
-    tile_bytes: int | None  #: bytes of the full head to read at a time
-    slots: int  #: requests that run at once
-    cache_bytes: int | None  #: most bytes of their caches
+    tasks: tuple[str | Path | TaskVocabulary, ...]  #: task vocabularies, as files, names or objects
+    head: str
+    store: str
+    device: str | None
+    dtype: str | None
+    tile_bytes: int | None
+    slots: int
+    cache_bytes: int | None
+    draft_file: str | Path | None
+    quantize: str | None
+    adapter: str | Path | None
+    revision: str | None
+    learn: bool
+    progress: bool
 
 
 def load_options(
@@ -57,33 +68,32 @@ def load_options(
         VocabularyError: a task vocabulary does not exist.
         BackendError: the backend is unknown or not installed.
     """
-    for name, value in (("path", path), ("adapter", adapter), ("draft_file", draft_file)):
-        if value is not None:
-            arguments.path(name, value)
-    for name, value in (("device", device), ("revision", revision)):
-        if value is not None:
-            arguments.text(name, value)
-    for name, value in (("learn", learn), ("progress", progress)):
-        arguments.flag(name, value)
-    arguments.choice("head", head, HEADS)
-    arguments.choice("store", store, STORES)
-    if dtype is not None:
-        arguments.choice("float type", dtype, FLOATS)
-    if quantize is not None:
-        arguments.choice("quantization", quantize, QUANTIZE)
-    if tile_bytes is not None:
-        tile_bytes = arguments.whole("tile_bytes", tile_bytes)
-        if tile_bytes < 1:
-            raise OptionError(f"tile_bytes is {tile_bytes}, but it must be at least 1, or None")
-    count = arguments.whole("slots", slots)
-    if count < 1:
-        raise OptionError(f"slots is {count}, but at least 1 request must run at once")
-    most_bytes = None if cache_bytes is None else arguments.whole("cache_bytes", cache_bytes)
-    if most_bytes is not None and most_bytes < 0:
-        raise OptionError(f"cache_bytes is {most_bytes}, but it must be 0 or more, or None")
-    chosen = default_backend() if backend is None else arguments.choice("backend", backend, BACKENDS)
-    check_backend(chosen)
-    return LoadOptions(chosen, _tasks(task), tile_bytes, count, most_bytes)
+    options = LoadOptions(
+        path=None if path is None else arguments.path("path", path),
+        adapter=None if adapter is None else arguments.path("adapter", adapter),
+        draft_file=None if draft_file is None else arguments.path("draft_file", draft_file),
+        device=None if device is None else arguments.text("device", device),
+        revision=None if revision is None else arguments.text("revision", revision),
+        learn=arguments.flag("learn", learn),
+        progress=arguments.flag("progress", progress),
+        head=arguments.choice("head", head, HEADS),
+        store=arguments.choice("store", store, STORES),
+        dtype=None if dtype is None else arguments.choice("float type", dtype, FLOATS),
+        quantize=None if quantize is None else arguments.choice("quantization", quantize, QUANTIZE),
+        tile_bytes=None if tile_bytes is None else arguments.whole("tile_bytes", tile_bytes),
+        slots=arguments.whole("slots", slots),
+        cache_bytes=None if cache_bytes is None else arguments.whole("cache_bytes", cache_bytes),
+        backend=default_backend() if backend is None else arguments.choice("backend", backend, BACKENDS),
+        tasks=_tasks(task),
+    )
+    if options.tile_bytes is not None and options.tile_bytes < 1:
+        raise OptionError(f"tile_bytes is {options.tile_bytes}, but it must be at least 1, or None")
+    if options.slots < 1:
+        raise OptionError(f"slots is {options.slots}, but at least 1 request must run at once")
+    if options.cache_bytes is not None and options.cache_bytes < 0:
+        raise OptionError(f"cache_bytes is {options.cache_bytes}, but it must be 0 or more, or None")
+    check_backend(options.backend)
+    return options
 
 
 def _tasks(given: object) -> tuple[str | Path | TaskVocabulary, ...]:

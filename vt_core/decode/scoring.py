@@ -6,15 +6,69 @@ Neither the whole head nor an array of logits over the whole vocabulary is held.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, closing
 from typing import Any
 
 import numpy as np
 
+from vt_core.decode import prompts
 from vt_core.decode.decoder import POSITIONS, Decoder
+from vt_core.decode.results import Score
 from vt_core.decode.types import Scored
 from vt_core.types import Ids
+
+
+def score_pairs(
+    decoder: Decoder[Any, Any],
+    pairs: Iterable[tuple[Sequence[int], Sequence[int]]],
+    rows: int,
+    context: int | None,
+    top: int,
+    hold: Callable[[], AbstractContextManager[None]],
+) -> Generator[Score, None, None]:
+    """Score pairs of prompt and continuation, both token ids, in order.
+
+    Args:
+        decoder: reads the texts.
+        pairs: prompts and continuations.
+        rows: ids must be below it.
+        context: most tokens of a pair together; None for no limit.
+        top: how many of the likeliest tokens to list for each position.
+        hold: keeps requests from running on the decoder.
+
+    Raises:
+        PromptError: a pair is empty or too long, or has ids without a row.
+    """
+    continuations: deque[Ids] = deque()
+
+    def texts() -> Iterator[tuple[Ids, int]]:
+        for pair in pairs:
+            prompt, continuation = prompts.token_id_pair(pair)
+            prompts.check_scored(prompt, continuation, rows, context)
+            continuations.append(continuation)
+            yield np.concatenate([prompt, continuation]), len(prompt)
+
+    scores = score(decoder, texts(), min(top, rows))
+    try:
+        while True:
+            with hold():
+                scored = next(scores, None)
+            if scored is None:
+                return
+            yield _score(scored, continuations.popleft())
+    finally:
+        scores.close()
+
+
+def _score(scored: Scored, continuation: Ids) -> Score:
+    likeliest = zip(scored.top_ids.tolist(), scored.top_log_probs.tolist(), strict=True)
+    return Score(
+        tuple(continuation.tolist()),
+        tuple(scored.log_probs.tolist()),
+        tuple((scored.choices == continuation).tolist()),
+        tuple(tuple(zip(*pair, strict=True)) for pair in likeliest),
+    )
 
 
 def score(
