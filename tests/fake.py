@@ -23,11 +23,11 @@ class FakeRows:
         self.reads = 0
         self.fail = False
 
-    def read(self, ids):
+    def read(self, ids, spare=0):
         if self.fail:
             raise OSError("the disk is gone")
         self.reads += len(ids)
-        return self.table[ids], np.asarray(ids)
+        return self.reserve((self.table[ids], np.asarray(ids)), len(ids) + spare)
 
     def reserve(self, rows, capacity):
         def grown(part):

@@ -38,6 +38,7 @@ def load_model(options: LoadOptions) -> Model:
     model = _load_body(options, directory, tokenizer, adapter, learned)
     model.set_drafts(*drafts)
     model.set_static(static)
+    model.decoder.release()  # a framework keeps freed buffers, which the next line returns to the system
     trim_heap()
     return model
 

@@ -121,10 +121,10 @@ class MlxRows:
         return self._read(self._bias, None, np.arange(self._bias.spec.rows))[0].flatten()
 
     @_on_own_device
-    def read(self, ids: Ids) -> Rows:
-        bias = None if self._bias is None else self._read(self._bias, None, ids)[0].flatten()
-        weight, *packed = self._read(self.head_table, self.head_how, ids)
-        return Rows(weight, mx.array(ids.astype(np.int32)), bias, *packed)
+    def read(self, ids: Ids, spare: int = 0) -> Rows:
+        bias = None if self._bias is None else self._read(self._bias, None, ids, spare)[0].flatten()
+        weight, *packed = self._read(self.head_table, self.head_how, ids, spare)
+        return Rows(weight, mx.array(np.pad(ids, (0, spare)).astype(np.int32)), bias, *packed)
 
     def tile(self, start: int, stored: np.ndarray, bias: mx.array | None) -> Rows:
         """Stored head rows ``start …`` on the device; ``bias`` is the bias of every row."""
@@ -197,19 +197,19 @@ class MlxRows:
         scales, biases = packed
         return PackedMatrix(weight, scales, biases, how)[:]
 
-    def _read(self, table: Table, how: Quantization | None, ids: Ids) -> list[mx.array]:
-        """Rows ``[n, hidden]``; for a quantized table: words, scales and biases."""
+    def _read(self, table: Table, how: Quantization | None, ids: Ids, spare: int = 0) -> list[mx.array]:
+        """Rows ``[n + spare, hidden]``; for a quantized table: words, scales and biases."""
 
         def piece(ids: Ids) -> list[mx.array]:
             return self._send(table.read(ids), table.spec.dtype, how)
 
         step = max(1, CHUNK_BYTES // (table.spec.columns * 4))
-        if len(ids) <= step:
+        if len(ids) <= step and not spare:
             return piece(ids)
-        wholes = [_grown(part, len(ids)) for part in piece(ids[:step])]
+        wholes = [_grown(part, len(ids) + spare) for part in piece(ids[:step])]
         for start in range(step, len(ids), step):
             for whole, part in zip(wholes, piece(ids[start : start + step]), strict=True):
-                whole[start : start + step] = part
+                whole[start : start + len(part)] = part
             mx.eval(wholes)
         return wholes
 

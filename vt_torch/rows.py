@@ -79,13 +79,14 @@ class TorchRows:
             return None
         return self._read(self._bias, np.arange(self._bias.spec.rows)).flatten()
 
-    def read(self, ids: Ids) -> Rows:
-        bias = None if self._bias is None else self._read(self._bias, ids).flatten()
-        full_ids = torch.from_numpy(ids.copy()).to(self._device)
+    def read(self, ids: Ids, spare: int = 0) -> Rows:
+        bias = None if self._bias is None else self._read(self._bias, ids, spare).flatten()
+        full_ids = torch.from_numpy(np.pad(ids, (0, spare))).to(self._device)
         if not self.quantized:
-            return Rows(self._read(self._head, ids), full_ids, bias, None)
-        numbers = torch.empty(len(ids), self._head.spec.columns, dtype=torch.int8, device=self._device)
-        scales = torch.empty(len(ids), dtype=self._dtype, device=self._device)
+            return Rows(self._read(self._head, ids, spare), full_ids, bias, None)
+        count = len(ids) + spare
+        numbers = torch.empty(count, self._head.spec.columns, dtype=torch.int8, device=self._device)
+        scales = torch.empty(count, dtype=self._dtype, device=self._device)
         for part, rows in self._pieces(self._head, ids):
             numbers[part], scales[part] = quantize_rows(rows.to(self._device, self._dtype))
         return Rows(numbers, full_ids, bias, scales)
@@ -118,8 +119,8 @@ class TorchRows:
     def nbytes(self, rows: Rows) -> int:
         return sum(part.nbytes for part in (rows.weight, rows.bias, rows.scales) if part is not None)
 
-    def _read(self, table: Table, ids: Ids) -> torch.Tensor:
-        out = torch.empty(len(ids), table.spec.columns, dtype=self._dtype, device=self._device)
+    def _read(self, table: Table, ids: Ids, spare: int = 0) -> torch.Tensor:
+        out = torch.empty(len(ids) + spare, table.spec.columns, dtype=self._dtype, device=self._device)
         for part, rows in self._pieces(table, ids):
             out[part] = rows
         return out
@@ -129,7 +130,7 @@ class TorchRows:
         """Stored rows in host memory, and the positions of their ids."""
         step = max(1, CHUNK_BYTES // (table.spec.columns * 4))
         for start in range(0, len(ids), step):
-            part = slice(start, start + step)
+            part = slice(start, min(start + step, len(ids)))
             yield part, as_tensor(table.read(ids[part]), table.spec.dtype)
 
 

@@ -25,8 +25,10 @@ Array = TypeVar("Array")  #: an array of the backend
 class RowOps(Protocol[Rows, Array]):
     """Device operations on bundles of rows. Each backend implements them in its ``rows.py``."""
 
-    def read(self, ids: Ids) -> Rows:
-        """Rows of the head table for full ids, on the device, in the run's dtype."""
+    def read(self, ids: Ids, spare: int = 0) -> Rows:
+        """Rows of the head table for full ids, on the device, in the run's dtype, and room for ``spare`` more
+        after them, which may have any values.
+        """
 
     def reserve(self, rows: Rows, capacity: int) -> Rows:
         """A new bundle of ``capacity`` rows that begins with ``rows``. The other rows may have any values."""
@@ -59,6 +61,8 @@ class Head(ABC, Generic[Rows, Array]):
 
     #: Name of the strategy in options and results.
     name: str
+    #: Rows for which there is room after the static ones at first.
+    SPARE = 0
 
     def __init__(self, ops: RowOps[Rows, Array], rows: int) -> None:
         self.ops = ops
@@ -75,19 +79,13 @@ class Head(ABC, Generic[Rows, Array]):
         """Bytes held on the device, spare capacity included."""
 
     def set_static(self, ids: Iterable[int]) -> None:
-        """Replace the static set. Its rows are read once for all requests.
-
-        A failed read changes nothing. If the device has no room for the rows, the head is empty afterwards.
+        """Replace the static set. Its rows are read once for all requests, where they stay: a copy would
+        need their memory twice. A failure changes nothing.
         """
         static = np.unique(np.fromiter(ids, dtype=np.int64))
-        rows = self.ops.read(static)
+        rows = self.ops.read(static, self.SPARE)
         self.vocabulary.set_static(static)
-        try:
-            self._place_static(rows)
-        except BaseException:
-            self.vocabulary.set_static([])
-            self._place_static(self.ops.first(rows, 0))
-            raise
+        self._place_static(rows)
 
     def add(self, ids: Iterable[int]) -> int:
         """Make ``ids`` active for this request.
@@ -139,7 +137,8 @@ class Head(ABC, Generic[Rows, Array]):
         return [self.vocabulary.size]
 
     @abstractmethod
-    def _place_static(self, rows: Rows) -> None: ...
+    def _place_static(self, rows: Rows) -> None:
+        """Take over the static rows, and the room for :attr:`SPARE` more after them."""
 
     @abstractmethod
     def _append(self, start: int, rows: Rows) -> None: ...
@@ -155,7 +154,7 @@ class PreallocHead(Head[Rows, Array]):
     """
 
     name = "prealloc"
-    #: Spare rows at first. Prompts of the paper's five tasks need 14 to 105 (table 7).
+    #: Prompts of the paper's five tasks need 14 to 105 rows (table 7).
     SPARE = 256
 
     _buffer: Rows
@@ -171,7 +170,7 @@ class PreallocHead(Head[Rows, Array]):
 
     def _place_static(self, rows: Rows) -> None:
         self._capacity = self.vocabulary.size + self.SPARE
-        self._buffer = self.ops.reserve(rows, self._capacity)
+        self._buffer = rows
 
     def _append(self, start: int, rows: Rows) -> None:
         size = self.vocabulary.size

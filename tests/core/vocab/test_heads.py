@@ -80,25 +80,20 @@ def test_only_a_valid_static_set_replaces_the_old_one(kind):
     assert np.array_equal(head.logits(HIDDEN), HIDDEN @ TABLE[[4, 9]].T)
 
 
-def test_static_set_too_large_for_the_device_leaves_an_empty_head():
+def test_static_set_too_large_for_the_device_changes_nothing(monkeypatch):
     rows = FakeRows(TABLE)
     head = PreallocHead(rows, len(TABLE))
     head.set_static([1, 2])
-    reserve, rooms = rows.reserve, []
 
-    def full(bundle, capacity):
-        rooms.append(capacity)
-        if len(rooms) == 1:
-            raise MemoryError("the device is full")
-        return reserve(bundle, capacity)
+    def full(ids, spare):
+        raise MemoryError(f"no room for {len(ids) + spare} rows")
 
-    rows.reserve = full
-    with pytest.raises(MemoryError):
-        head.set_static(range(1000))
-    assert head.vocabulary.size == 0
-    assert head.nbytes == PreallocHead.SPARE * TABLE[0].nbytes
+    with monkeypatch.context() as patch:
+        patch.setattr(rows, "read", full)
+        with pytest.raises(MemoryError, match="no room for 1256 rows"):
+            head.set_static(range(1000))
     head.add([20])
-    assert np.array_equal(head.logits(HIDDEN), HIDDEN @ TABLE[[20]].T)
+    assert np.array_equal(head.logits(HIDDEN), HIDDEN @ TABLE[[1, 2, 20]].T)
 
 
 def test_spare_rows_are_not_multiplied():
