@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+import secrets
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -16,6 +17,11 @@ class Call(NamedTuple):
 
     name: str  #: of the tool
     arguments: dict[str, Any]  #: by name
+
+
+def call_id(length: int) -> str:
+    """A new id for a call; some chat templates demand 9 letters and digits."""
+    return secrets.token_hex(length)[:9] if length == 9 else f"call_{secrets.token_hex(length // 2)}"
 
 
 class NotACall(Exception):

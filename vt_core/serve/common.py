@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vt_core.decode.options import BATCH, DRAFT, request_options
-from vt_core.model import Generation, Model
+from vt_core.model import Model
 from vt_core.serve import fields
 from vt_core.serve.engine import Job
 from vt_core.serve.errors import ApiError, refused
@@ -46,30 +46,51 @@ COMMON: dict[str, fields.Check] = {
     "vt": _VT.read,
 }
 
+#: Fields of the endpoints that answer with choices.
+CHOICES: dict[str, fields.Check] = {
+    "n": fields.whole(1, 64),
+    "stop": fields.stops,
+    "stream_options": fields.Table(
+        used={"include_usage": fields.flag}, harmless=("include_obfuscation",)
+    ).read,
+}
+
 #: Fields of OpenAI's that concern its accounts, its storage or its speed, and no text.
 HARMLESS = frozenset({
     "metadata", "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention", "safety_identifier",
     "service_tier", "store", "user",
 })  # fmt: skip
 
-STREAM_OPTIONS = fields.Table(used={"include_usage": fields.flag}, harmless=("include_obfuscation",)).read
-
 
 @dataclass(frozen=True)
 class Common:
     """The common fields of a request, checked."""
 
+    settings: Settings  #: of the server
     model: str | None  #: name of the model
     task: str | None  #: name of the task vocabulary, from ``vt``
     stream: bool  #: whether to send server-sent events
+    shows_usage: bool  #: whether a stream ends with the usage
+    n: int  #: answers to each prompt
+    limit: int | None  #: most tokens of an answer; None: the server's default
+    limit_name: str  #: the field that says so
     seed: int  #: of the first answer; later ones count up
     options: dict[str, Any]  #: of :meth:`vt_core.Model.stream`
 
     @classmethod
-    def of(cls, given: Mapping[str, Any], settings: Settings) -> Common:
+    def of(
+        cls, given: Mapping[str, Any], settings: Settings, *limits: str, default: int | None = None
+    ) -> Common:
         """Take the common fields out of what a table has read.
 
+        Args:
+            given: the fields, checked.
+            settings: of the server.
+            limits: fields that limit the tokens of an answer.
+            default: limit of a request that gives none.
+
         Raises:
+            ApiError: the request gives two different limits.
             OptionError: the sampler refuses a value.
         """
         own = given.get("vt", {})
@@ -80,14 +101,53 @@ class Common:
             "stop": given.get("stop", ()),
         }
         request_options(**options)
-        # Without a seed, two requests are two draws. The answer tells which seed it had.
-        seed = given["seed"] & _SEED_MASK if "seed" in given else secrets.randbits(31)
-        return cls(given.get("model"), own.get("task"), given.get("stream", False), seed, options)
+        asked = {name: given[name] for name in limits if name in given}
+        if len(set(asked.values())) > 1:
+            *others, last = asked
+            raise refused(last, f"and {others[0]} differ; give one of them")
+        return cls(
+            settings,
+            given.get("model"),
+            own.get("task"),
+            given.get("stream", False),
+            given.get("stream_options", {}).get("include_usage", False),
+            given.get("n", 1),
+            next(iter(asked.values()), default),
+            next(iter(asked), limits[0]),
+            # Without a seed, two requests are two draws. The answer tells which seed it had.
+            given["seed"] & _SEED_MASK if "seed" in given else secrets.randbits(31),
+            options,
+        )
+
+    def room(self, model: Model, count: int) -> int:
+        """The most tokens to generate after a prompt of ``count`` tokens.
+
+        Raises:
+            ApiError: the prompt is too long, or leaves too little room.
+        """
+        context, settings = model.context, self.settings
+        longest = min((each for each in (settings.max_prompt, context) if each is not None), default=None)
+        if longest is not None and count > longest - (longest == context):
+            raise ApiError(
+                f"the prompt has {count} tokens, but this server takes {longest} at most",
+                code="context_length_exceeded",
+            )
+        room = None if context is None else context - count
+        if self.limit is None:
+            return settings.max_tokens if room is None else min(room, settings.max_tokens)
+        if room is not None and self.limit > room:
+            raise refused(
+                self.limit_name,
+                f"is {self.limit}, but the prompt has {count} tokens, which leaves {room} of the model's "
+                f"{context}",
+                "context_length_exceeded",
+            )
+        return self.limit
 
     def jobs(
-        self, prompts: Sequence[Sequence[int]], n: int, max_tokens: int, task: str | None, **more: Any
+        self, prompts: Sequence[Sequence[int]], max_tokens: int, task: str | None, **more: Any
     ) -> list[Job]:
-        """``n`` jobs for each prompt, prompt by prompt; ``more``: further options."""
+        """The jobs of some prompts, prompt by prompt; ``more``: further options."""
         return [
             Job(
                 list(ids),
@@ -95,68 +155,5 @@ class Common:
                 task,
             )
             for ids in prompts
-            for at in range(n)
+            for at in range(self.n)
         ]
-
-
-def check_prompt(model: Model, count: int, limit: int | None, name: str, settings: Settings) -> int:
-    """The most tokens to generate after a prompt.
-
-    Args:
-        model: the model.
-        count: tokens of the prompt.
-        limit: what the request asks for; None: the server's default, or what the context has room for.
-        name: of the field that holds ``limit``.
-        settings: of the server.
-
-    Raises:
-        ApiError: the prompt is too long, or leaves too little room.
-    """
-    context = model.context
-    longest = min((each for each in (settings.max_prompt, context) if each is not None), default=None)
-    if longest is not None and count > longest - (longest == context):
-        raise ApiError(
-            f"the prompt has {count} tokens, but this server takes {longest} at most",
-            code="context_length_exceeded",
-        )
-    room = None if context is None else context - count
-    if limit is None:
-        return settings.max_tokens if room is None else min(room, settings.max_tokens)
-    if room is not None and limit > room:
-        raise refused(
-            name,
-            f"is {limit}, but the prompt has {count} tokens, which leaves {room} of the model's {context}",
-            "context_length_exceeded",
-        )
-    return limit
-
-
-def usage(results: Sequence[Generation], n: int = 1, reasoning: int | None = None) -> dict[str, Any]:
-    """OpenAI's ``usage`` of some answers, ``n`` for each prompt."""
-    prompts = [result.stats for result in results[::n]]
-    prompt = sum(stats.prompt_tokens for stats in prompts)
-    completion = sum(result.stats.generated_tokens for result in results)
-    details = {} if reasoning is None else {"completion_tokens_details": {"reasoning_tokens": reasoning}}
-    return {
-        "prompt_tokens": prompt,
-        "completion_tokens": completion,
-        "total_tokens": prompt + completion,
-        "prompt_tokens_details": {"cached_tokens": sum(stats.cached_tokens for stats in prompts)},
-        **details,
-    }
-
-
-def own_facts(results: Sequence[Generation]) -> dict[str, Any]:
-    """What answers say under ``vt``: how exact and how fast they are."""
-    stats = [result.stats for result in results]
-    speeds = [each.tokens_per_s for each in stats if each.tokens_per_s is not None]
-    return {
-        "exact": all(result.exact for result in results),
-        "seed": stats[0].seed,
-        "rescued": sum(each.rescued for each in stats),
-        "verifications": sum(each.verifications for each in stats),
-        "drafted": sum(each.drafted for each in stats),
-        "accepted": sum(each.accepted for each in stats),
-        "ttft_s": stats[0].ttft_s,
-        "tokens_per_s": sum(speeds) / len(speeds) if speeds else None,
-    }

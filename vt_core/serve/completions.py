@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
-import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -12,10 +10,10 @@ from typing import Any
 
 from vt_core.errors import shorten
 from vt_core.model import Generation, Model, Score
-from vt_core.serve import common, fields
-from vt_core.serve.chat import DONE, sse
+from vt_core.serve import common, envelope, fields
 from vt_core.serve.common import Common
 from vt_core.serve.engine import Engine, Job
+from vt_core.serve.envelope import Envelope, sse
 from vt_core.serve.errors import ApiError, refused
 from vt_core.serve.logprobs import MAX_TOP, text_logprobs
 from vt_core.serve.settings import Settings
@@ -48,11 +46,9 @@ def _prompt(name: str, value: Any) -> str | list[int]:
 FIELDS = fields.Table(
     used={
         **common.COMMON,
+        **common.CHOICES,
         "prompt": prompts,
         "max_tokens": fields.whole(0),
-        "n": fields.whole(1, 64),
-        "stop": fields.stops,
-        "stream_options": common.STREAM_OPTIONS,
         "echo": fields.flag,
         "logprobs": fields.whole(0, MAX_TOP),
     },
@@ -67,13 +63,9 @@ class Completion:
     """A checked request for a completion."""
 
     common: Common
-    settings: Settings
     prompts: Sequence[str | list[int]]
-    n: int
-    limit: int
     echo: bool  #: whether the text begins with the prompt
     top: int | None  #: alternatives in the log-probabilities; None: no log-probabilities
-    usage: bool  #: whether a stream ends with the usage
 
     @classmethod
     def parse(cls, body: Any, settings: Settings) -> Completion:
@@ -84,98 +76,87 @@ class Completion:
             OptionError: the sampler refuses a value.
         """
         given = FIELDS.read("", body)
-        limit, echo = given.get("max_tokens", DEFAULT_TOKENS), given.get("echo", False)
-        if limit == 0 and not echo:
+        shared = Common.of(given, settings, "max_tokens", default=DEFAULT_TOKENS)
+        echo = given.get("echo", False)
+        if shared.limit == 0 and not echo:
             raise refused("max_tokens", "is 0, which needs echo to be true")
-        return cls(
-            Common.of(given, settings),
-            settings,
-            given["prompt"],
-            given.get("n", 1),
-            limit,
-            echo,
-            given.get("logprobs"),
-            given.get("stream_options", {}).get("include_usage", False),
-        )
+        return cls(shared, given["prompt"], echo, given.get("logprobs"))
 
     async def prepare(self, engine: Engine, task: str | None) -> tuple[list[str], list[Job]]:
         """For each choice, the text before the answer and the job."""
         ids = await asyncio.to_thread(self._encode, engine.model)
-        for each in ids:
-            common.check_prompt(engine.model, len(each), self.limit, "max_tokens", self.settings)
+        limit = min(self.common.room(engine.model, len(each)) for each in ids)
         echoed = await asyncio.to_thread(self._echo, engine.model, ids)
-        jobs = self.common.jobs(ids, self.n, max(self.limit, 1), task)
-        return [text for text in echoed for _ in range(self.n)], jobs
+        jobs = self.common.jobs(ids, max(limit, 1), task)
+        return [text for text in echoed for _ in range(self.common.n)], jobs
 
     async def reply(self, engine: Engine, name: str, task: str | None) -> dict[str, Any]:
         """The whole response."""
-        echoed, jobs = await self.prepare(engine, task)
-        results: list[Generation | None] = [None] * len(jobs)
-        engine.turnstile.check(1)
-        if self.limit:
-            async with aclosing(engine.generate(jobs)) as chunks:
-                async for index, chunk in chunks:
-                    results[index] = chunk.result
-        logprobs = await self._logprobs(engine, jobs, results, task)
+        choices, usage, results = await self._whole(engine, task)
         finished = [result for result in results if result is not None]
-        prompt_tokens = sum(len(job.ids) for job in jobs[:: self.n])
-        nothing = {"prompt_tokens": prompt_tokens, "completion_tokens": 0, "total_tokens": prompt_tokens}
-        return {
-            **_head(name, engine.fingerprint),
-            "choices": [
-                {
-                    "index": index,
-                    "text": echoed[index] + ("" if result is None else result.text),
-                    "logprobs": logprobs[index],
-                    "finish_reason": "length" if result is None else result.finish_reason,
-                }
-                for index, result in enumerate(results)
-            ],
-            "usage": common.usage(finished, self.n) if finished else nothing,
-            **({"vt": common.own_facts(finished)} if finished else {}),
-        }
+        return Envelope("text_completion", "cmpl", name, engine).whole(choices, usage, finished)
 
     async def events(self, engine: Engine, name: str, task: str | None) -> AsyncGenerator[str, None]:
         """The response as server-sent events."""
-        head = _head(name, engine.fingerprint)
-        usage: dict[str, Any] = {"usage": None} if self.usage else {}
-
-        def event(index: int, text: str, **more: Any) -> str:
-            facts = {"vt": more.pop("vt")} if "vt" in more else {}
-            choice = {"index": index, "text": text, "logprobs": None, "finish_reason": None, **more}
-            return sse({**head, "choices": [choice], **usage, **facts})
-
-        if self.top is not None or not self.limit:
+        outer = Envelope("text_completion", "cmpl", name, engine, self.common.shows_usage)
+        if self.top is not None or not self.common.limit:
             # The log-probabilities are exact only once all tokens are known.
-            whole = await self.reply(engine, name, task)
-            for choice in whole["choices"]:
-                index, text = choice["index"], choice["text"]
-                yield event(index, text, logprobs=choice["logprobs"])
-                yield event(index, "", finish_reason=choice["finish_reason"])
-            total = whole["usage"]
+            choices, usage, results = await self._whole(engine, task)
+            for choice, result in zip(choices, results, strict=True):
+                index = choice["index"]
+                yield outer.event(index, {"text": choice["text"]}, logprobs=choice["logprobs"])
+                yield outer.last(index, {"text": ""}, choice["finish_reason"], result)
         else:
             echoed, jobs = await self.prepare(engine, task)
             engine.turnstile.check(len(jobs))
             for index, text in enumerate(echoed):
                 if text:
-                    yield event(index, text)
-            results: list[Generation | None] = [None] * len(jobs)
+                    yield outer.event(index, {"text": text})
+            results = [None] * len(jobs)
             async with aclosing(engine.generate(jobs)) as chunks:
                 async for index, chunk in chunks:
                     if chunk.text:
-                        yield event(index, chunk.text)
+                        yield outer.event(index, {"text": chunk.text})
                     if chunk.result is not None:
                         results[index] = chunk.result
-                        reason = chunk.result.finish_reason
-                        yield event(index, "", finish_reason=reason, vt=common.own_facts([chunk.result]))
-            total = common.usage([result for result in results if result is not None], self.n)
-        if self.usage:
-            yield sse({**head, "choices": [], "usage": total})
-        yield DONE
+                        yield outer.last(index, {"text": ""}, chunk.result.finish_reason, chunk.result)
+            usage = self._usage(jobs, results)
+        for event in outer.end(usage):
+            yield event
 
     def error_event(self, error: ApiError) -> str:
         """How a stream tells of an error."""
         return sse(error.body())
+
+    async def _whole(
+        self, engine: Engine, task: str | None
+    ) -> tuple[list[dict[str, Any]], dict[str, Any], list[Generation | None]]:
+        """The choices, the usage, and the results; None each where nothing is to be generated."""
+        echoed, jobs = await self.prepare(engine, task)
+        results: list[Generation | None] = [None] * len(jobs)
+        engine.turnstile.check(1)
+        if self.common.limit:
+            async with aclosing(engine.generate(jobs)) as chunks:
+                async for index, chunk in chunks:
+                    results[index] = chunk.result
+        logprobs = await self._logprobs(engine, jobs, results, task)
+        choices = [
+            {
+                "index": index,
+                "text": echoed[index] + ("" if result is None else result.text),
+                "logprobs": logprobs[index],
+                "finish_reason": "length" if result is None else result.finish_reason,
+            }
+            for index, result in enumerate(results)
+        ]
+        return choices, self._usage(jobs, results), results
+
+    def _usage(self, jobs: Sequence[Job], results: Sequence[Generation | None]) -> dict[str, Any]:
+        finished = [result for result in results if result is not None]
+        if finished:
+            return envelope.usage(finished, self.common.n)
+        tokens = sum(len(job.ids) for job in jobs[:: self.common.n])
+        return {"prompt_tokens": tokens, "completion_tokens": 0, "total_tokens": tokens}
 
     def _encode(self, model: Model) -> list[list[int]]:
         return [
@@ -210,13 +191,3 @@ class Completion:
             text_logprobs(tokenizer, ids, score, int(self.echo), top)
             for ids, score in zip(shown, scores, strict=True)
         ]
-
-
-def _head(model: str, fingerprint: str) -> dict[str, Any]:
-    return {
-        "id": f"cmpl-{secrets.token_hex(12)}",
-        "object": "text_completion",
-        "created": int(time.time()),
-        "model": model,
-        "system_fingerprint": fingerprint,
-    }

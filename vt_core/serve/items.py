@@ -7,8 +7,7 @@ import secrets
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from vt_core.serve.calls import Call
-from vt_core.serve.chat import call_id
+from vt_core.serve.calls import Call, call_id
 from vt_core.serve.markup import Part, Reasoning
 
 Event = dict[str, Any]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
 import secrets
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -11,18 +9,25 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
-from vt_core.serve import common, conversation, fields
+from vt_core.serve import common, conversation, envelope, fields, turn
 from vt_core.serve.answers import Answer, run_answers
 from vt_core.serve.common import Common
-from vt_core.serve.conversation import Conversation
-from vt_core.serve.engine import Engine, Job
+from vt_core.serve.engine import Engine
+from vt_core.serve.envelope import sse
 from vt_core.serve.errors import ApiError, refused
 from vt_core.serve.items import Event, OutputItems
-from vt_core.serve.logprobs import MAX_TOP, chat_logprobs
 from vt_core.serve.markup import Part, joined
 from vt_core.serve.settings import Settings
+from vt_core.serve.turn import Turn
 
 _LOGPROBS = "message.output_text.logprobs"
+#: Asked for by clients of servers that hide reasoning; here the reasoning comes as text.
+_ENCRYPTED = "reasoning.encrypted_content"
+
+#: Fields of the sampler that a response repeats, and what they are when nobody set them.
+_SAMPLING = {"temperature": 0.0, "top_p": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
+#: Fields of a tool that a response repeats also where the request left them out.
+_TOOL_DEFAULTS = {"description": None, "parameters": None, "strict": None}
 
 _FUNCTION = fields.Table(
     {**conversation.FUNCTION.used, "type": fields.choice("function")}, required=("type", "name")
@@ -138,17 +143,14 @@ _EFFORT = fields.Table({"effort": conversation.effort}, neutral={"summary": (), 
 FIELDS = fields.Table(
     used={
         **common.COMMON,
+        **turn.FIELDS,
         "input": _input,
         "instructions": fields.text,
         "max_output_tokens": fields.whole(1),
         "tools": fields.array(_tool, most=128),
-        "tool_choice": conversation.tool_choice,
-        "parallel_tool_calls": fields.flag,
         "text": _text,
         "reasoning": _EFFORT.read,
-        "include": fields.array(fields.choice(_LOGPROBS)),
-        "top_logprobs": fields.whole(0, MAX_TOP),
-        "chat_template_kwargs": conversation.template_arguments,
+        "include": fields.array(fields.choice(_LOGPROBS, _ENCRYPTED)),
     },
     harmless=common.HARMLESS | {"stream_options", "max_tool_calls"},
     neutral={
@@ -167,12 +169,7 @@ FIELDS = fields.Table(
 class Responses:
     """A checked request for a response."""
 
-    common: Common
-    conversation: Conversation
-    settings: Settings
-    limit: int | None  #: most tokens of the answer
-    top: int | None  #: alternatives in the log-probabilities; None: no log-probabilities
-    one_call: bool  #: whether the answer may call one tool only
+    turn: Turn
     echoed: Mapping[str, Any]  #: fields of the response that repeat the request's
 
     @classmethod
@@ -184,43 +181,36 @@ class Responses:
             OptionError: the sampler refuses a value.
         """
         given = FIELDS.read("", body)
-        shared = Common.of(given, settings)
-        shared.options.update(given.get("text", {}))
-        wants = _LOGPROBS in given.get("include", ())
-        if given.get("top_logprobs") and not wants:
-            raise refused("top_logprobs", f"needs include to have {_LOGPROBS}")
-        free = not given.get("text")
-        tools = conversation.choose(given.get("tools", []), given.get("tool_choice"), free=free)
         effort = given.get("reasoning", {}).get("effort")
-        several = given.get("parallel_tool_calls", True)
+        shared = Common.of(given, settings, "max_output_tokens")
+        found = Turn.of(
+            given,
+            shared,
+            messages_of(given["input"], given.get("instructions")),
+            format_options=given.get("text", {}),
+            effort=effort,
+            logprobs=_LOGPROBS in given.get("include", ()),
+            logprobs_field=f"include to have {_LOGPROBS}",
+        )
         echoed = {
             "instructions": given.get("instructions"),
-            "max_output_tokens": given.get("max_output_tokens"),
+            "max_output_tokens": shared.limit,
             "metadata": body.get("metadata") or {},
-            "parallel_tool_calls": several,
+            "parallel_tool_calls": not found.one_call,
             "reasoning": {"effort": effort, "summary": None},
-            "temperature": shared.options.get("temperature", 0.0),
-            "text": body.get("text") or {"format": {"type": "text"}},
+            "text": {"format": _echoed_format(body.get("text") or {})},
             "tool_choice": body.get("tool_choice") or "auto",
-            "tools": body.get("tools") or [],
+            "tools": [{**_TOOL_DEFAULTS, **tool} for tool in body.get("tools") or []],
             "top_logprobs": given.get("top_logprobs", 0),
-            "top_p": shared.options.get("top_p", 1.0),
+            **{name: shared.options.get(name, neutral) for name, neutral in _SAMPLING.items()},
+            **{name: body.get(name) for name in ("safety_identifier", "prompt_cache_key")},
         }
-        return cls(
-            shared,
-            Conversation(
-                messages_of(given["input"], given.get("instructions")),
-                tools,
-                given.get("chat_template_kwargs"),
-                effort,
-                free,
-            ),
-            settings,
-            given.get("max_output_tokens"),
-            given.get("top_logprobs", 0) if wants else None,
-            not several,
-            echoed,
-        )
+        return cls(found, echoed)
+
+    @property
+    def common(self) -> Common:
+        """The common fields."""
+        return self.turn.common
 
     async def reply(self, engine: Engine, name: str, task: str | None) -> dict[str, Any]:
         """The whole response."""
@@ -235,7 +225,7 @@ class Responses:
         number = 0
         async with aclosing(self._run(engine, name, task)) as events:
             async for event in events:
-                yield _sse({**event, "sequence_number": number})
+                yield sse({**event, "sequence_number": number}, event["type"])
                 number += 1
 
     def error_event(self, error: ApiError) -> str:
@@ -243,27 +233,27 @@ class Responses:
         described = error.body()
         about = described["error"]
         flat = {name: about[name] for name in ("code", "message", "param")}
-        return _sse({"type": "error", **flat, **described, "sequence_number": 0})
+        return sse({"type": "error", **flat, **described, "sequence_number": 0}, "error")
 
     async def _run(self, engine: Engine, name: str, task: str | None) -> AsyncGenerator[Event, None]:
-        job, answer = await self._prepare(engine, task)
+        jobs, answers = await self.turn.prepare(engine, task)
+        (answer,) = answers
         engine.turnstile.check(1)
         head = self._head(name)
         yield {"type": "response.created", "response": {**head, "status": "in_progress", "output": []}}
         yield {"type": "response.in_progress", "response": {**head, "status": "in_progress", "output": []}}
         items = OutputItems(engine.id_length)
         parts: list[Part] = []
-        async with aclosing(run_answers(engine, [job], [answer])) as pieces:
+        async with aclosing(run_answers(engine, jobs, answers)) as pieces:
             async for _, more in pieces:
-                if self.top is not None:
+                if self.turn.top is not None:
                     parts += more  # sent when their log-probabilities are known
                     continue
                 for event in items.add(more):
                     yield event
-        if self.top is not None:
-            pair = job.ids, list(answer.finished.token_ids)
-            (score,) = await engine.score([pair], task, self.top)
-            items.logprobs = chat_logprobs(engine.model.tokenizer, score, self.top)["content"]
+        (logprobs,) = await self.turn.logprobs(engine, jobs, answers, task)
+        if logprobs is not None:
+            items.logprobs = logprobs["content"]
             for event in items.add(joined(parts)):
                 yield event
         cut = answer.finished.finish_reason == "length"
@@ -277,16 +267,9 @@ class Responses:
             "incomplete_details": {"reason": "max_output_tokens"} if cut else None,
             "output": items.output,
             "usage": _usage(answer),
-            "vt": common.own_facts([answer.finished]),
+            "vt": envelope.own_facts([answer.finished]),
         }
         yield {"type": f"response.{status}", "response": response}
-
-    async def _prepare(self, engine: Engine, task: str | None) -> tuple[Job, Answer]:
-        model, markup = engine.model, engine.markup
-        prompt = await asyncio.to_thread(self.conversation.prompt, model, markup)
-        limit = common.check_prompt(model, len(prompt.ids), self.limit, "max_output_tokens", self.settings)
-        (job,) = self.common.jobs([prompt.ids], 1, limit, task, **prompt.options)
-        return job, Answer(prompt.reader(), one_call=self.one_call)
 
     def _head(self, name: str) -> dict[str, Any]:
         return {
@@ -308,8 +291,14 @@ class Responses:
         }
 
 
+def _echoed_format(text: Mapping[str, Any]) -> dict[str, Any]:
+    """The format of the answer as a response repeats it."""
+    asked = text.get("format") or {"type": "text"}
+    return {"name": "", "description": None, "strict": False, **asked} if "schema" in asked else asked
+
+
 def _usage(answer: Answer) -> dict[str, Any]:
-    usage = common.usage([answer.finished])
+    usage = envelope.usage([answer.finished])
     return {
         "input_tokens": usage["prompt_tokens"],
         "input_tokens_details": {**usage["prompt_tokens_details"], "cache_write_tokens": 0},
@@ -317,8 +306,3 @@ def _usage(answer: Answer) -> dict[str, Any]:
         "output_tokens_details": {"reasoning_tokens": answer.reasoning_tokens},
         "total_tokens": usage["total_tokens"],
     }
-
-
-def _sse(event: Event) -> str:
-    content = json.dumps(event, ensure_ascii=False, separators=(",", ":"))
-    return f"event: {event['type']}\ndata: {content}\n\n"
