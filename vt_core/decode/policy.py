@@ -44,11 +44,12 @@ class Course(Protocol):
     def start_block(self) -> None:
         """The next token begins a block."""
 
-    def push(self, confidences: Sequence[float], read: int) -> None:
+    def push(self, confidences: Sequence[float | None], read: int) -> None:
         """Tokens join the block.
 
         Args:
-            confidences: their probabilities among the active rows.
+            confidences: their probabilities among the active rows; None for a token that the full head need
+                not confirm.
             read: tokens of the read that gave them, drafted ones included.
         """
 
@@ -61,7 +62,9 @@ class Course(Protocol):
         """
 
     def learn(self, accepted: int) -> None:
-        """The block was verified: its first ``accepted`` tokens were right, the next one, if any, wrong."""
+        """The block was verified: of the tokens that the full head had to confirm, the first ``accepted``
+        were right, and the next one, if any, wrong.
+        """
 
 
 class Policy(Protocol):
@@ -107,6 +110,9 @@ class BlockCourse:
         self._right = 1.0  #: probability that every token of the block so far is right
         self._misses_at: list[float] = []  #: probability that each token is the first wrong one
         self._expected = 0.0  #: expected tokens of the block if it ends here, the rescue included
+        #: Expected seconds of the reads, since the last token that the full head has to confirm, that a wrong
+        #: token wastes.
+        self._risked_s = 0.0
         self._confidences: list[float] = []
         self._reads: list[int] = []
 
@@ -118,12 +124,18 @@ class BlockCourse:
         here = (self._misses + _EVENNESS) / (self._misses_expected + _EVENNESS)
         return min(1.0, here * self._policy.missed[at] / self._policy.seen[at])
 
-    def push(self, confidences: Sequence[float], read: int) -> None:
+    def push(self, confidences: Sequence[float | None], read: int) -> None:
+        costs = self._policy.costs
+        if any(confidence is not None for confidence in confidences):
+            self._risked_s = 0.0
+        elif costs.known:
+            self._risked_s += (1 - self._right) * costs.reads.seconds(read)
         for confidence in confidences:
             self._expected += self._right
-            self._misses_at.append(self._right * self.miss_rate(confidence))
+            self._misses_at.append(0.0 if confidence is None else self._right * self.miss_rate(confidence))
             self._right -= self._misses_at[-1]
-            self._confidences.append(confidence)
+            if confidence is not None:
+                self._confidences.append(confidence)
         self._reads.append(read)
 
     def is_full(self, company: int, rereads: bool = False) -> bool:
@@ -132,6 +144,10 @@ class BlockCourse:
             return True
         if not costs.known:
             return False
+        if self._risked_s:
+            # Nobody knows how many tokens come before the next one that shares the verification. Waiting
+            # until the expected waste is worth one costs at most twice what foresight would.
+            return self._risked_s > costs.verify_s(count * company) / company
         # All requests take part in a round and in a check. The others read a token a round.
         seconds = costs.reads.seconds
         spent = sum(seconds(read + company - 1) for read in self._reads) + costs.verify_s(count * company)

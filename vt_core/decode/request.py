@@ -340,7 +340,7 @@ class _Loop:
             # Queue the next step before this token is known, so that the device does not wait for the host.
             self._ahead = decoder.follow(self._slot, steps)
         plain = self._sampler.settings.plain_greedy and (self._own is None or self._own.is_all)
-        confidences: list[float] = []
+        confidences: list[float | None] = []
         choices: Iterable[int]
         if self._guide is not None:
             plain, choices = False, self._guided(steps, self._guide, confidences)
@@ -361,7 +361,7 @@ class _Loop:
         if self._course is not None:
             if self._guide is None:
                 self._hidden.append(steps.hidden[:count] if wrong else steps.hidden)
-                confidences = decoder.confidence(steps)[:count]
+                confidences = [*decoder.confidence(steps)[:count]]
             self._course.push(confidences, read)
         if wrong:
             decoder.rewind(self._slot, wrong)
@@ -378,10 +378,11 @@ class _Loop:
             self._drafts.append(Draft(position, pending, adjusted, self._sampler.magnitude(own)))
             yield self._sampler.pick(adjusted, own_ids, position)
 
-    def _guided(self, steps: Steps[Any], guide: Guide, confidences: list[float]) -> Iterator[int]:
+    def _guided(self, steps: Steps[Any], guide: Guide, confidences: list[float | None]) -> Iterator[int]:
         """As :meth:`_choices`, among the tokens that the grammar allows. Only positions that the full head
         has to confirm are drafts, with their hidden states and ``confidences``.
         """
+        guide.prepare()  # while the device computes the logits
         logits = self._decoder.logits(steps)
         ids = self._decoder.head.vocabulary.ids[: logits.shape[1]]
         # Rows that are gathered on the way join the head only for later reads.
@@ -392,7 +393,7 @@ class _Loop:
             if choice.draft is not None:
                 self._drafts.append(choice.draft)
                 self._hidden.append(hidden)
-                confidences.append(choice.confidence)
+            confidences.append(choice.confidence)
             yield choice.token
 
     def _may_follow(self, position: int) -> bool:

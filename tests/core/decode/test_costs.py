@@ -100,3 +100,25 @@ def test_reading_again_costs_what_was_measured():
     found.add_reread(3, 9 * found.reads.seconds(3))
     assert found.reread_s(5) == pytest.approx(9 * found.reads.seconds(5))
     assert length(1.0, 10.0, 0.3, True, found) < length(1.0, 10.0, 0.3, True)
+
+
+def test_certain_tokens_are_read_until_their_expected_waste_is_worth_a_verification():
+    policy = BlockPolicy(costs=costs(1.0, 3.1, 0.0))
+    course = BlockCourse(policy, limit=32)
+    course.push([0.6], 1)
+    assert not course.is_full(1)
+    wrong = course.miss_rate(0.6)
+    reads = 0
+    while not course.is_full(1):
+        course.push([None, None], 1)
+        reads += 1
+    assert (reads - 1) * wrong <= 3.1 < reads * wrong
+    course.learn(1)
+    assert sum(policy.seen) == sum(BlockPolicy().seen) + 1
+
+
+def test_certain_tokens_alone_never_fill_a_block():
+    course = BlockCourse(BlockPolicy(costs=costs(1.0, 0.1, 0.0)), limit=32)
+    for _ in range(100):
+        course.push([None], 1)
+        assert not course.is_full(1)

@@ -34,7 +34,7 @@ class Choice(NamedTuple):
 
     token: int  #: full id
     draft: Draft | None  #: what the full head has to confirm; None where the token is final
-    confidence: float  #: probability of the token among the allowed active rows
+    confidence: float | None  #: of a draft: its probability among the allowed active rows
 
 
 class Guide:
@@ -60,6 +60,10 @@ class Guide:
         self.counts = Counts()
         self._decoder, self._sampler, self._activate = decoder, sampler, activate
         self._exact = exact and decoder.head.name != "full"
+
+    def prepare(self) -> None:
+        """Compute the mask of the next position; raises as :meth:`choose`."""
+        _ = self.constraint.allowed
 
     def choose(
         self, position: int, pending: tuple[int, ...], logits: Floats, ids: Ids, hidden: Any
@@ -100,11 +104,11 @@ class Guide:
             self.counts.certain += not len(found.missing)
         draft = Draft(draft.position, draft.pending, None, magnitude, allowed)
         if self._exact and found.certain:
-            return Choice(self._decoder.choose_certain(hidden, logits, ids, draft, sampler), None, 1.0)
+            return Choice(self._decoder.choose_certain(hidden, logits, ids, draft, sampler), None, None)
         adjusted = sampler.adjust(logits, ids, draft.pending)
         token = sampler.pick(adjusted, ids, draft.position)
         if not self._exact:
-            return Choice(token, None, 1.0)
+            return Choice(token, None, None)
         self.counts.scanned += 1
         weights = np.exp(adjusted - adjusted.max())
         confidence = float(weights[ids == token][0] / weights.sum())
