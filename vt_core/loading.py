@@ -12,11 +12,11 @@ from vt_core.files.adapters import LowRank, layers_digest, read_adapter
 from vt_core.files.model_dir import ModelDirectory
 from vt_core.host import memory_bytes, trim_heap
 from vt_core.model import Model
-from vt_core.vocab.collection import find_task
+from vt_core.vocab.collection import open_task
 from vt_core.vocab.learning import LearnedFile, learned_path
 from vt_core.vocab.ngrams import NgramTable, open_tables
 from vt_core.vocab.static import static_ids
-from vt_core.vocab.task import PublishedTask, TaskVocabulary, read_task
+from vt_core.vocab.task import TaskVocabulary, read_task
 from vt_core.vocab.tokenizer import Tokenizer
 
 
@@ -24,9 +24,11 @@ def load_model(options: LoadOptions) -> Model:
     """See :func:`vt_core.load`."""
     # Damaged files fail before anything is downloaded or converted.
     adapter = [] if options.adapter is None else read_adapter(options.adapter)
-    early = [_read_early(task) for task in options.tasks]
+    for task in options.tasks:
+        if not isinstance(task, TaskVocabulary) and Path(task).exists():
+            read_task(task)
     directory = _open_directory(options)
-    tasks, files = _read_tasks(options, early, directory)
+    tasks, files = _read_tasks(options, directory)
     drafts = _open_drafts(options, files, directory)
     # Before the framework and the weights: reading a large tokenizer takes a few hundred megabytes, which
     # must not add to the peak.
@@ -41,13 +43,6 @@ def load_model(options: LoadOptions) -> Model:
     model.decoder.release()  # a framework keeps freed buffers, which the next line returns to the system
     trim_heap()
     return model
-
-
-def _read_early(task: str | Path | TaskVocabulary) -> TaskVocabulary | PublishedTask | None:
-    """What can be read of a task before the model is known; None for a name in the collection."""
-    if isinstance(task, TaskVocabulary):
-        return task
-    return read_task(task) if Path(task).exists() else None
 
 
 def _open_directory(options: LoadOptions) -> ModelDirectory:
@@ -65,20 +60,15 @@ def _open_directory(options: LoadOptions) -> ModelDirectory:
     return ModelDirectory.open(path)
 
 
-def _read_tasks(
-    options: LoadOptions, early: Sequence[TaskVocabulary | PublishedTask | None], directory: ModelDirectory
-) -> tuple[list[TaskVocabulary], list[Path]]:
+def _read_tasks(options: LoadOptions, directory: ModelDirectory) -> tuple[list[TaskVocabulary], list[Path]]:
     """The task vocabularies for this model, and the files of those that are files, each once."""
     tasks: list[TaskVocabulary] = []
     files: list[Path] = []
-    for task, read in zip(options.tasks, early, strict=True):
+    for task in options.tasks:
         if not isinstance(task, TaskVocabulary):
-            files.append(find_task(task, directory.manifest.tokenizer_digest))
-            read = read_task(files[-1]) if read is None else read
-        if isinstance(read, PublishedTask):
-            read = read.of_tokenizer(directory.tokenizer_path)
-        assert read is not None, "a task that is not a file is read early"
-        tasks.append(read)
+            task, file = open_task(task, directory)
+            files.append(file)
+        tasks.append(task)
     return tasks, list(dict.fromkeys(files))
 
 

@@ -49,7 +49,11 @@ def running(
     def loader(model):
         return load_model or (lambda: model)
 
-    served = [Served(name, loader(model), tasks or {}) for name, model in models.items()]
+    def source(task):
+        return task if callable(task) else lambda directory: task
+
+    sources = {name: source(task) for name, task in (tasks or {}).items()}
+    served = [Served(name, loader(model), sources) for name, model in models.items()]
 
     def run():
         try:

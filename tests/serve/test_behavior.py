@@ -8,6 +8,7 @@ import signal
 import socket
 import threading
 import time
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -16,8 +17,10 @@ import pytest
 from tests.commands import error_of, run_cli, start_cli
 from tests.serve.running import running, tiny_model
 from vt_core import TaskVocabulary
+from vt_core.errors import VocabularyError
 from vt_core.serve.engine import Task
 from vt_core.serve.log import JsonLines
+from vt_core.serve.registry import named_tasks
 
 BODY = {"messages": [{"role": "user", "content": "the cat sat"}], "max_tokens": 4}
 #: More than any test waits for.
@@ -229,6 +232,28 @@ def test_tasks_are_chosen_by_name(tiny):
         assert texts == [text] * 8
 
 
+def test_tasks_of_the_collection_and_of_published_files(tiny, tmp_path, monkeypatch):
+    model = tiny_model(tiny)
+    vocabulary = task(model, "math", range(300, 320)).vocabulary
+    folder = tmp_path / f"tiny-{vocabulary.tokenizer_digest[:12]}"
+    folder.mkdir()
+    vocabulary.save(folder / "math.vt.json")
+    published = tmp_path / "old.json"
+    published.write_text(json.dumps(list(range(900, 950))))
+    monkeypatch.setenv("VT_VOCABULARIES", str(tmp_path))
+    with running({"m": model}, named_tasks([Path("math"), published])) as server:
+        names = [each["id"] for each in httpx.get(f"{server.api}/models").json()["data"]]
+        assert names == ["m", "m:math", "m:old"]
+        body = {**BODY, "model": "m:math"}
+        assert httpx.post(f"{server.api}/chat/completions", json=body).status_code == 200
+        math = model.decoder.head.vocabulary.static_size
+        body = {**BODY, "vt": {"task": "old"}}
+        assert httpx.post(f"{server.api}/chat/completions", json=body).status_code == 200
+        assert model.decoder.head.vocabulary.static_size == math + 30
+    with pytest.raises(VocabularyError, match="which has math"):
+        named_tasks([Path("maths")])
+
+
 def test_lazy_models_are_loaded_and_unloaded(tiny):
     loaded = []
 
@@ -313,7 +338,7 @@ def test_wrong_starts_are_told_in_a_line(tiny, tmp_path):
     assert "cannot listen" in error_of(
         run_cli("torch", "serve", "--model", directory, "--host", "no.such.host")
     )
-    assert "cannot be read" in error_of(run_cli("torch", "serve", "--task", tmp_path / "x.vt.json"))
+    assert "no such task" in error_of(run_cli("torch", "serve", "--task", tmp_path / "x.vt.json"))
     twice = run_cli("torch", "serve", "--model", f"a={directory}", "--model", f"a={directory}", "--port", 0)
     assert "two models have one name" in error_of(twice)
     assert "temperature" in error_of(run_cli("torch", "serve", "--temperature", "-1"))

@@ -16,8 +16,7 @@ from vt_core.errors import OptionError
 
 if TYPE_CHECKING:
     from vt_core.model import Model
-    from vt_core.serve.engine import Task
-    from vt_core.serve.registry import Served
+    from vt_core.serve.registry import Served, TaskSource
 
 #: Name of the model that is served where none is given.
 DEFAULT_NAME = "SmolLM2-135M-Instruct"
@@ -111,7 +110,7 @@ def serve(backend: str, models: tuple[str, ...], **options: Any) -> None:
     Examples:
       vt-torch serve
       vt-torch serve --model small=Qwen/Qwen2.5-0.5B-Instruct --model coder=./coder.gguf --lazy
-      vt-torch serve --task math.vt.json --task sql.vt.json --batch 16
+      vt-torch serve --task math --task sql.vt.json --batch 16
       curl http://127.0.0.1:8080/v1/chat/completions -d '{"messages": [{"role": "user", "content": "Hi"}]}'
     """
     try:
@@ -168,7 +167,7 @@ _DEFAULTS = (
 def _served(
     backend: str,
     given: str,
-    tasks: Mapping[str, Task],
+    tasks: Mapping[str, TaskSource],
     files: Sequence[Path],
     slots: int,
     options: dict[str, Any],

@@ -31,9 +31,6 @@ from vt_core.serve.streams import ClientLeft, EventStream, json_error, while_con
 
 _LOG = logging.getLogger("vt.serve")
 
-#: Seconds that a client has to send its body.
-BODY_SECONDS = 30.0
-
 
 class Asked(Protocol):
     """A checked request of an endpoint."""
@@ -177,7 +174,7 @@ class Server:
             return bytes(content)
 
         try:
-            content = await asyncio.wait_for(read(), BODY_SECONDS)
+            content = await asyncio.wait_for(read(), self._settings.client_seconds)
         except asyncio.TimeoutError:
             raise ApiError("the body did not arrive in time", status=408, code="body_timeout") from None
         return parse_object(content, "the body", "request", PromptError)

@@ -8,18 +8,25 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from vt_core.errors import OptionError, VocabularyError, shorten
+from vt_core.files.model_dir import ModelDirectory
 from vt_core.model import Model
 from vt_core.serve.engine import Engine, Task
 from vt_core.serve.errors import ApiError
 from vt_core.serve.metrics import Metrics
 from vt_core.serve.settings import Settings
-from vt_core.vocab.ngrams import NgramTable, table_path
-from vt_core.vocab.task import TaskVocabulary
+from vt_core.vocab.collection import check_task, open_task
+from vt_core.vocab.ngrams import open_tables
+from vt_core.vocab.task import read_task
 
 _LOG = logging.getLogger("vt.serve")
+
+
+#: Opens a task for the model of a directory.
+TaskSource = Callable[[ModelDirectory], Task]
 
 
 @dataclass
@@ -28,7 +35,7 @@ class Served:
 
     name: str  #: as clients write it
     load: Callable[[], Model]  #: loads it, with the rows of all tasks
-    tasks: Mapping[str, Task] = field(default_factory=dict)  #: by name
+    tasks: Mapping[str, TaskSource] = field(default_factory=dict)  #: by name
     created: int = field(default_factory=lambda: int(time.time()))  #: Unix time
     engine: Engine | None = None  #: while it is loaded
     users: int = 0  #: requests that use it now
@@ -152,7 +159,7 @@ class Registry:
         _LOG.info("loaded", extra={"fields": {"model": model.name, "seconds": seconds}})
         return Engine(
             loaded,
-            model.tasks,
+            {name: source(loaded.directory) for name, source in model.tasks.items()},
             places=self._settings.batch,
             queue=self._settings.queue,
             cache_bytes=self._settings.cache_bytes,
@@ -167,16 +174,25 @@ class Registry:
         return sum(getattr(engine.turnstile, attribute) for engine in self._engines())
 
 
-def named_tasks(files: Iterable[Path]) -> dict[str, Task]:
+def named_tasks(tasks: Iterable[Path]) -> dict[str, TaskSource]:
     """Tasks by their names, with the n-gram tables next to their files.
 
+    Args:
+        tasks: files, or names in the collection of task vocabularies.
+
     Raises:
-        VocabularyError: a file cannot be read, or two tasks have one name.
+        VocabularyError: a file cannot be read, there is no such task, or two tasks have one name.
     """
-    tasks: dict[str, Task] = {}
-    for file in files:
-        vocabulary, table = TaskVocabulary.load(file), table_path(file)
-        if vocabulary.name in tasks:
-            raise VocabularyError(f"{file}: two tasks are named {shorten(vocabulary.name)}; rename one")
-        tasks[vocabulary.name] = Task(vocabulary, (NgramTable.open(table),) if table.exists() else ())
-    return tasks
+    sources: dict[str, TaskSource] = {}
+    for task in tasks:
+        check_task(task)
+        name = read_task(task).name if task.exists() else str(task)
+        if name in sources:
+            raise VocabularyError(f"{task}: two tasks are named {shorten(name)}; rename one")
+        sources[name] = partial(_open_task, task)
+    return sources
+
+
+def _open_task(task: Path, directory: ModelDirectory) -> Task:
+    vocabulary, file = open_task(task, directory)
+    return Task(vocabulary, tuple(open_tables([file], directory.manifest.tokenizer_digest)))

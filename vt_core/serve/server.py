@@ -11,6 +11,7 @@ import uvicorn
 
 from vt_core.errors import OptionError
 from vt_core.serve.app import Server
+from vt_core.serve.connections import limited
 from vt_core.serve.guard import is_loopback
 from vt_core.serve.metrics import Metrics
 from vt_core.serve.registry import Registry, Served
@@ -51,10 +52,12 @@ def serve(
             # Proxies' headers are not used, and nobody is believed who sends them.
             proxy_headers=False,
             timeout_graceful_shutdown=max(1, round(settings.drain)),
+            http=limited(settings.client_seconds),
             ws="none",
         )
         server = uvicorn.Server(config)
         url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        listener.listen(config.backlog)  # clients that come before the loop runs wait
         _LOG.info("listening", extra={"fields": {"url": url}})
         started(server, url)
         server.run(sockets=[listener])

@@ -18,6 +18,7 @@ class Settings:
     max_tokens: int = 1024  #: most tokens of a chat answer whose request gives no limit
     max_prompt: int | None = None  #: most tokens of a prompt; None: the model's context
     max_body: int = 4 << 20  #: most bytes of a request's body
+    client_seconds: float = 30.0  #: most seconds to send a request's headers, then its body, or to read on
     timeout: float = 600.0  #: most seconds of a request, waiting included
     drain: float = 30.0  #: seconds that running requests have to end after SIGTERM
     keep_alive: float = 15.0  #: seconds without data after which a stream sends a comment

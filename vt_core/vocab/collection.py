@@ -11,6 +11,8 @@ import os
 from pathlib import Path
 
 from vt_core.errors import VocabularyError
+from vt_core.files.model_dir import ModelDirectory
+from vt_core.vocab.task import PublishedTask, TaskVocabulary, read_task
 
 _LOG = logging.getLogger("vt")
 
@@ -51,6 +53,20 @@ def find_task(task: str | Path, tokenizer_digest: str) -> Path:
         VocabularyError: there is no such file, and the collection has no such task for this tokenizer.
     """
     return Path(task) if Path(task).exists() else _find(task, tokenizer_digest)
+
+
+def open_task(task: str | Path, directory: ModelDirectory) -> tuple[TaskVocabulary, Path]:
+    """The task vocabulary of a file, or of a name in the collection, for a model; and its file.
+
+    Raises:
+        VocabularyError: there is none, it is damaged, or it belongs to another tokenizer.
+        TokenizerError: the model's tokenizer cannot be read.
+    """
+    file = find_task(task, directory.manifest.tokenizer_digest)
+    read = read_task(file)
+    if isinstance(read, PublishedTask):
+        read = read.of_tokenizer(directory.tokenizer_path)
+    return read, file
 
 
 def _find(task: str | Path, tokenizer_digest: str) -> Path:

@@ -157,6 +157,11 @@ class PublishedTask:
     #: `{token string: id}` or `[id, ...]`.
     data: Mapping[str, int] | list[int]
 
+    @property
+    def name(self) -> str:
+        """The name of the task: the file's, without its suffixes."""
+        return Path(self.path).name.removesuffix(".json").removesuffix(".vt")
+
     def of_tokenizer(self, tokenizer_json: str | Path) -> TaskVocabulary:
         """The task vocabulary for the model with a tokenizer.
 
@@ -164,7 +169,9 @@ class PublishedTask:
             VocabularyError: the file belongs to another tokenizer.
             TokenizerError: `tokenizer_json` cannot be read.
         """
-        return _parse_published(self.data, TokenTable.load(tokenizer_json), self.path)
+        table = TokenTable.load(tokenizer_json)
+        ids = _published_ids(self.data, table, self.path)
+        return TaskVocabulary(self.name, table.digest(), table.size, ids, np.zeros(len(ids), np.int64))
 
 
 def read_task(path: str | Path) -> TaskVocabulary | PublishedTask:
@@ -270,9 +277,8 @@ def _held_out(fields: Fields) -> HeldOut | None:
     return value
 
 
-def _parse_published(
-    data: Mapping[str, int] | list[int], table: TokenTable, path: str | Path
-) -> TaskVocabulary:
+def _published_ids(data: Mapping[str, int] | list[int], table: TokenTable, path: str | Path) -> Ids:
+    """The sorted ids of a file of the published code."""
     values = data if isinstance(data, list) else data.values()
     for value in values:
         if value >= table.size or table.tokens[value] is None:
@@ -286,6 +292,4 @@ def _parse_published(
                     f"{path}: id {id} is {shorten(token)}, but {shorten(table.tokens[id])} in the model's "
                     "tokenizer; the vocabulary was made for another one."
                 )
-    ids = np.unique(np.array(list(values), np.int64))
-    name = Path(path).name.removesuffix(".json").removesuffix(".vt")
-    return TaskVocabulary(name, table.digest(), table.size, ids, np.zeros(len(ids), np.int64))
+    return np.unique(np.array(list(values), np.int64))
