@@ -14,7 +14,7 @@ import numpy.typing as npt
 from mlx_lm.models.cache import make_prompt_cache
 
 from vt_core.decode.decoder import Decoder
-from vt_core.decode.types import Read, Slot
+from vt_core.decode.types import Slot
 from vt_core.errors import BackendError, ModelError
 from vt_core.files.adapters import LowRank
 from vt_core.files.model_dir import ModelDirectory
@@ -25,13 +25,8 @@ from vt_mlx.body import LayerRows, RowEmbedding, RowHead, load_body
 from vt_mlx.caches import CacheLog, cache_bytes, copy_caches, export_caches, restore_caches
 from vt_mlx.device import on_device, peak_memory, pick_device, pick_dtype, reset_peak
 from vt_mlx.rows import Inputs, MlxRows, Rows, greedy
-from vt_mlx.together import batch_caches, fits, padded_rows, prepare
+from vt_mlx.together import batch_caches, divides, padded_rows, prepare
 from vt_mlx.verification import HeadScan, logit_transform
-
-#: Exceptions of models that use caches or masks in a way that works for one slot only.
-_PROBE_ERRORS = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
-#: Largest relative L2 distance of hidden states that slots have together from those that they have alone.
-_TOLERANCE = {"float32": 1e-4, "bfloat16": 0.02, "float16": 0.02}
 
 
 @dataclass(slots=True, eq=False)
@@ -46,6 +41,7 @@ class MlxDecoder(Decoder[mx.array, MlxSlot]):
     """See :class:`vt_core.decode.decoder.Decoder`."""
 
     last_token_alone = True  # as in mlx-lm
+    together_tolerance = {"float32": 1e-4, "bfloat16": 0.02, "float16": 0.02}  # noqa: RUF012
 
     def __init__(
         self,
@@ -80,7 +76,6 @@ class MlxDecoder(Decoder[mx.array, MlxSlot]):
         self._output = output
         output.set_head(head)
         prepare(model)
-        self._runs_together: bool | None = None  #: None: not known yet
         self._tile_bytes = tile_bytes
 
     def _cache_bytes(self, slot: MlxSlot) -> int:
@@ -156,12 +151,8 @@ class MlxDecoder(Decoder[mx.array, MlxSlot]):
         slot.log.record(index.shape[1])
         return self._run(slot, inputs, index, positions)
 
-    def _fits_together(self, reads: Sequence[Read[MlxSlot]]) -> bool:
-        if not fits([read.slot.caches for read in reads]):
-            return False
-        if self._runs_together is None:
-            self._runs_together = self._probe_together(_PROBE_ERRORS, _TOLERANCE[self.dtype])
-        return self._runs_together
+    def _divides(self, slots: Sequence[MlxSlot]) -> bool:
+        return divides([slot.caches for slot in slots])
 
     def _run_together(
         self, slots: list[MlxSlot], inputs: Inputs, index: mx.array, counts: list[int]

@@ -94,7 +94,7 @@ def prepare(model: nn.Module) -> None:
             setattr(module, _NAME, attention(ordinary))
 
 
-def fits(caches: Sequence[Sequence[Any]]) -> bool:
+def divides(caches: Sequence[Sequence[Any]]) -> bool:
     """Whether these caches of slots depend on a slot's own tokens only, and are divided by slot here."""
     return all(type(cache) in (KVCache, RotatingKVCache) for slot in caches for cache in slot)
 

@@ -17,11 +17,10 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DummyLayer, DynamicLayer, LinearAttentionCacheLayerMixin
 
-from vt_core.decode.decoder import PREFILL_TOKENS, Decoder
-from vt_core.decode.types import Read, Slot, Steps
+from vt_core.decode.decoder import Decoder
+from vt_core.decode.types import Slot, Steps
 from vt_core.errors import ModelError
 from vt_core.files.adapters import LowRank
-from vt_core.files.architectures import architecture
 from vt_core.files.model_dir import ModelDirectory
 from vt_core.files.tables import open_tables
 from vt_core.types import Ids
@@ -29,8 +28,6 @@ from vt_core.vocab.heads import Head, head_class
 from vt_torch.adapters import adapt
 from vt_torch.body import layer_table, load_body
 from vt_torch.caches import (
-    Rotary,
-    RotaryLog,
     Snapshot,
     cache_bytes,
     can_take_back,
@@ -46,6 +43,7 @@ from vt_torch.device import peak_memory, pick_device, pick_dtype, reset_peak
 from vt_torch.growing import GrowingLayer, new_cache
 from vt_torch.prequantized import find_layout
 from vt_torch.quantized import pick_bits
+from vt_torch.rotary import Rotary, RotaryLog, cache_threshold, scaling_start
 from vt_torch.rows import Inputs, Rows, TorchRows, greedy
 from vt_torch.together import Together
 from vt_torch.verification import HeadScan, logit_transform
@@ -72,6 +70,11 @@ class TorchSlot(Slot[torch.Tensor]):
 class TorchDecoder(Decoder[torch.Tensor, TorchSlot]):
     """See :class:`vt_core.decode.decoder.Decoder`."""
 
+    # SmolLM2 135M, Gemma 3 270M and Qwen2.5 0.5B differ by up to 3e-6 in float32 and 0.019 in bfloat16; with
+    # one slot's positions off by one, by 0.07 or more.
+    together_tolerance = {"float32": 1e-4, "bfloat16": 0.04, "float16": 0.04}  # noqa: RUF012
+    out_of_memory = (MemoryError, torch.OutOfMemoryError)
+
     def __init__(
         self,
         model: PreTrainedModel,
@@ -86,8 +89,8 @@ class TorchDecoder(Decoder[torch.Tensor, TorchSlot]):
         # A decoded token of a tied model is embedded by its head row, except where that row is quantized
         # (embeddings stay floats) or where the layers need rows that no head holds.
         tied = tied and not rows.quantized and rows.per_layer is None
-        self._threshold = _cache_threshold(model)
-        self._scaled_beyond = _scaling_start(model)
+        self._threshold = cache_threshold(model)
+        self._scaled_beyond = scaling_start(model)
         # Following indexes one matrix before the choice is known. A CPU has nothing to overlap.
         can_follow = tied and head.name != "split" and device.type != "cpu" and self._threshold is None
         super().__init__(
@@ -105,7 +108,7 @@ class TorchDecoder(Decoder[torch.Tensor, TorchSlot]):
         self._output = model.get_output_embeddings()
         self._output.head = head
         self._rotary = Rotary(model)
-        self._together = Together(model, rows)
+        self._together = Together(model)
         self._cache_argument = _cache_argument(model)
         self._tile_bytes = tile_bytes
 
@@ -203,12 +206,12 @@ class TorchDecoder(Decoder[torch.Tensor, TorchSlot]):
         return self._threshold is not None and length > self._threshold
 
     def _piece_tokens(self, slot: TorchSlot, length: int) -> int:
-        if self._has_states and (slot.text or length > PREFILL_TOKENS) and not self._continues:
+        if self._has_states and (slot.text or length > self.prefill_tokens) and not self._continues:
             return 1 if slot.text else length
         # Scaling that depends on the length rotates all keys of a prompt alike only if they are read
         # together.
         scaled = self._scaled_beyond is not None and length > self._scaled_beyond
-        return length if scaled else PREFILL_TOKENS
+        return length if scaled else self.prefill_tokens
 
     # Running the body.
 
@@ -234,8 +237,8 @@ class TorchDecoder(Decoder[torch.Tensor, TorchSlot]):
             slot.tentative += index.shape[1]
         return self._run(slot, inputs, index, positions, recorded=index.shape[1])
 
-    def _fits_together(self, reads: Sequence[Read[TorchSlot]]) -> bool:
-        return self._together.fits([read.slot.cache for read in reads])
+    def _divides(self, slots: Sequence[TorchSlot]) -> bool:
+        return self._together.divides([slot.cache for slot in slots])
 
     def _run_together(
         self, slots: list[TorchSlot], inputs: Inputs, index: torch.Tensor, counts: list[int]
@@ -323,28 +326,6 @@ class TorchDecoder(Decoder[torch.Tensor, TorchSlot]):
 
     def _equal(self, first: torch.Tensor, second: torch.Tensor) -> bool:
         return torch.equal(first, second)
-
-
-def _cache_threshold(model: PreTrainedModel) -> int | None:
-    """Length at which longrope switches its factors, for models whose caches are invalid on the other side
-    (Phi 3). None for others, also those whose caches transformers keeps across the border.
-    """
-    return _scaling_start(model) if architecture(model.config.model_type).rebuilds_cache else None
-
-
-def _scaling_start(model: PreTrainedModel) -> int | None:
-    """Length after which the rotation of keys depends on the length of the text (longrope, dynamic NTK); None
-    where it never does.
-    """
-    rope = getattr(model.config, "rope_parameters", None) or {}
-    # One for the model, or one for each kind of layer.
-    settings = [rope] if "rope_type" in rope else [part for part in rope.values() if isinstance(part, dict)]
-    starts = [
-        part.get("original_max_position_embeddings") or model.config.max_position_embeddings
-        for part in settings
-        if part.get("rope_type") in ("longrope", "dynamic")
-    ]
-    return min(starts, default=None)
 
 
 def _cache_argument(model: PreTrainedModel) -> str:

@@ -16,7 +16,6 @@ import inspect
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -34,20 +33,11 @@ from transformers.cache_utils import (
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from vt_torch.body import layer_table
-from vt_torch.growing import GrowingLayer, new_cache
-from vt_torch.rows import TorchRows
+from vt_torch.growing import GrowingLayer
+from vt_torch.rotary import rotates_by_length
 
 #: Cache layers that depend on a slot's own tokens only. Recurrent layers run over the whole sequence.
 _LAYERS = (DynamicLayer, GrowingLayer, DynamicSlidingWindowLayer, DummyLayer)
-#: Largest relative L2 distance of hidden states of a packed read from those of reads alone. SmolLM2 135M,
-#: Gemma 3 270M and Qwen2.5 0.5B differ by up to 3e-6 in float32 and 0.019 in bfloat16; with one slot's
-#: positions off by one, by 0.07 or more.
-_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.04, torch.float16: 0.04}
-#: Tokens of the probe's two texts, and of the reads after them.
-_PROBE_TEXTS, _PROBE_READS = (5, 9), ((1, 3), (3, 1))
-#: Exceptions of models that use caches, masks or positions in a way that works for one slot only.
-_PROBE_ERRORS = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
 class _PackedLayer(CacheLayerMixin):
@@ -197,28 +187,20 @@ for _name, _function in ("sdpa", _sdpa_attention), ("eager", _eager_attention):
 class Together:
     """Packed reads of one model's body."""
 
-    def __init__(self, model: PreTrainedModel, rows: TorchRows) -> None:
+    def __init__(self, model: PreTrainedModel) -> None:
         """
         Args:
             model: a body as :func:`vt_torch.body.load_body` loads it.
-            rows: of the model, for the tokens of the probe.
         """
-        self._model, self._rows = model, rows
+        self._model = model
         configs = (module.config for module in model.modules() if hasattr(module, "config"))
         self._configs = [*{id(config): config for config in configs}.values()]
         can_switch = all(config._attn_implementation in _PACKED for config in self._configs)
-        may_probe = can_switch and not any(map(_rotates_by_length, model.modules()))
-        self._passes_probe: bool | None = None if may_probe else False
+        self._knows_model = can_switch and not any(map(rotates_by_length, model.modules()))
 
-    def fits(self, caches: Sequence[DynamicCache]) -> bool:
-        """Whether slots with these caches may be read together: this gives the hidden states of reads alone,
-        up to rounding. The first call reads a few tokens to find out.
-        """
-        if any(type(layer) not in _LAYERS for cache in caches for layer in cache.layers):
-            return False
-        if self._passes_probe is None:
-            self._passes_probe = _Probe(self._model, self._rows, self._read).passes()
-        return self._passes_probe
+    def divides(self, caches: Sequence[DynamicCache]) -> bool:
+        """Whether attention runs slot by slot in this model, and these caches are divided by slot."""
+        return self._knows_model and all(type(layer) in _LAYERS for cache in caches for layer in cache.layers)
 
     def run(
         self,
@@ -238,26 +220,16 @@ class Together:
         Returns:
             The logits that the model gives.
         """
-        return self._read(self._model, caches, lengths, index, counts).logits[0]
-
-    def _read(
-        self,
-        body: nn.Module,
-        caches: Sequence[DynamicCache],
-        lengths: Sequence[int],
-        index: torch.Tensor,
-        counts: Sequence[int],
-    ) -> Any:
         ranges = zip(lengths, counts, strict=True)
         positions = np.concatenate([np.arange(length, length + count) for length, count in ranges])
         with self._packed_attention():
-            return body(
+            return self._model(
                 input_ids=index,
                 position_ids=torch.from_numpy(positions)[None].to(index.device),
                 past_key_values=PackedCache(caches, counts),
                 use_cache=True,
-                **_all_positions(type(body).forward),
-            )
+                **_all_positions(type(self._model).forward),
+            ).logits[0]
 
     @contextmanager
     def _packed_attention(self) -> Iterator[None]:
@@ -279,67 +251,3 @@ def _all_positions(forward: Callable) -> dict[str, Any]:
     """
     is_known = "logits_to_keep" in inspect.signature(forward).parameters
     return {"logits_to_keep": slice(None)} if is_known else {}
-
-
-class _Probe:
-    """Reads two short texts of different length, each alone and both together, and compares."""
-
-    def __init__(self, model: PreTrainedModel, rows: TorchRows, read_together: Callable) -> None:
-        self._body, self._config = model.base_model, model.config
-        self._embedding, self._layers = model.get_input_embeddings(), layer_table(model)
-        self._read_together = read_together
-        longest = max(_PROBE_TEXTS) + max(map(sum, zip(*_PROBE_READS, strict=True)))
-        size = len(_PROBE_TEXTS), longest
-        # Spread over the tokens in use: special tokens come first, padding rows last.
-        last = rows.embedding.spec.rows // 2
-        self._inputs = rows.inputs(np.linspace(last // 4, last, size[0] * size[1]).astype(np.int64))
-        self._texts = torch.arange(size[0] * size[1], device=self._inputs.embedding.device).view(size)
-
-    def passes(self) -> bool:
-        table, rows = self._embedding.table, None if self._layers is None else self._layers.rows
-        try:
-            with torch.inference_mode():
-                return all(distance <= _TOLERANCE[dtype] for distance, dtype in self._distances())
-        except torch.OutOfMemoryError:
-            raise
-        except _PROBE_ERRORS:
-            return False
-        finally:
-            self._embedding.table = table
-            if self._layers is not None:
-                self._layers.rows = rows
-
-    def _distances(self) -> Iterator[tuple[float, torch.dtype]]:
-        """Relative distance of the hidden states of each packed read, and their dtype."""
-        done = list(_PROBE_TEXTS)
-        alone = [new_cache(self._config) for _ in done]
-        for text, cache, length in zip(self._texts, alone, done, strict=True):
-            self._read(text[:length], cache)
-        packed = deepcopy(alone)
-        for counts in _PROBE_READS:
-            texts = zip(self._texts, done, counts, strict=True)
-            pieces = [text[length : length + count] for text, length, count in texts]
-            expected = torch.cat([self._read(*pair) for pair in zip(pieces, alone, strict=True)])
-            index = self._look_up(torch.cat(pieces))
-            states = self._read_together(self._body, packed, done, index, counts).last_hidden_state[0]
-            yield float((states - expected).float().norm() / expected.float().norm()), states.dtype
-            done = [length + count for length, count in zip(done, counts, strict=True)]
-
-    def _read(self, ids: torch.Tensor, cache: DynamicCache) -> torch.Tensor:
-        """Hidden states ``[n, hidden]`` of tokens of one text."""
-        output = self._body(input_ids=self._look_up(ids), past_key_values=cache, use_cache=True)
-        return output.last_hidden_state[0]
-
-    def _look_up(self, ids: torch.Tensor) -> torch.Tensor:
-        """Prepare the modules that look tokens up. Returns the input of a call."""
-        self._embedding.table = self._inputs.embedding
-        if self._inputs.per_layer is not None:
-            self._layers.rows = self._inputs.per_layer[ids[None]]
-        return ids[None]
-
-
-def _rotates_by_length(module: nn.Module) -> bool:
-    """Whether a rotary embedding depends on the longest text of a call (dynamic NTK scaling, longrope)."""
-    kinds = getattr(module, "rope_type", None)
-    each = kinds.values() if isinstance(kinds, dict) else [kinds]
-    return any(isinstance(kind, str) and ("dynamic" in kind or kind == "longrope") for kind in each)

@@ -188,7 +188,7 @@ def test_each_feature_changes_the_text(cell, kind):
 
 
 def test_a_long_prompt_may_run_in_pieces(cell, monkeypatch):
-    monkeypatch.setattr("vt_core.decode.decoder.PREFILL_TOKENS", 13)
+    monkeypatch.setattr("vt_core.decode.framework.Framework.prefill_tokens", 13)
     assert list(cell.model("prealloc").generate(PROMPTS[0], max_tokens=4).token_ids) == cell.expected[0][:4]
 
 
@@ -196,7 +196,7 @@ def test_a_long_prompt_may_run_in_pieces(cell, monkeypatch):
 def test_scores_match_stock_log_softmax(cell, piece, monkeypatch):
     model = cell.model("prealloc")
     model.decoder.head.set_static(STATIC)
-    monkeypatch.setattr("vt_core.decode.decoder.PREFILL_TOKENS", piece)
+    monkeypatch.setattr("vt_core.decode.framework.Framework.prefill_tokens", piece)
     monkeypatch.setattr("vt_core.decode.decoder.POSITIONS", 8)
     prompt, written = PROMPTS[0], cell.expected[0][:6]
     texts = [(prompt[:5], prompt[5:]), (prompt, written), ([9], [3])]

@@ -45,7 +45,7 @@ def directories(request, tmp_path_factory):
 def test_stock_ids_and_scores_across_the_threshold(backend, directories, monkeypatch):
     source, directory = directories
     if backend == "torch":  # mlx-lm reads long prompts in pieces too, of another size
-        monkeypatch.setattr("vt_core.decode.decoder.PREFILL_TOKENS", 13)
+        monkeypatch.setattr("vt_core.decode.framework.Framework.prefill_tokens", 13)
     model = load(directory, backend=backend, device="cpu", dtype="float32")
     # The longest first: its state must not leak into the others.
     for length in (len(TEXT), THRESHOLD - 6, 20):

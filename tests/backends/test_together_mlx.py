@@ -11,6 +11,8 @@ from vt_core.decode.types import Read
 
 pytest.importorskip("mlx_lm")
 
+from vt_mlx.together import BatchLayer
+
 RNG = np.random.default_rng(3)
 #: Kinds whose layers depend on a slot's own tokens only.
 TOGETHER = {"llama", "qwen2", "gemma3"}
@@ -57,3 +59,15 @@ def test_recurrent_layers_are_not_read_together(tiny):
     decoder = load(tiny("lfm2")[1], backend="mlx", device="cpu").decoder
     slots = [decoder.open(), decoder.open()]
     assert not decoder._fits_together([Read(slot, [5]) for slot in slots])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_probe_passes_and_refuses_a_body_that_ignores_positions(tiny, dtype, monkeypatch):
+    decoder = load(tiny("llama")[1], backend="mlx", device="cpu", dtype=dtype).decoder
+    reads = [Read(decoder.open(), [5]) for _ in range(2)]
+    with decoder._context():
+        assert decoder._fits_together(reads)
+    monkeypatch.setattr(BatchLayer, "offset", property(lambda _: 3, lambda _, value: None), raising=False)
+    decoder._runs_alike = None
+    with decoder._context():
+        assert not decoder._fits_together(reads)

@@ -47,11 +47,11 @@ class Body:
             tile_bytes=None,
             quantize=quantize,
         )
-        decoder.head.set_static(range(4))
-        self.model, self.rows = decoder._model, decoder._rows
-        self.inputs = self.rows.inputs(np.arange(IDS))
+        decoder.head.set_static(range(IDS))
+        self.decoder, self.model = decoder, decoder._model
+        self.inputs = decoder._rows.inputs(np.arange(IDS))
         self.model.get_output_embeddings().register_forward_pre_hook(self._keep)
-        self.together = Together(self.model, self.rows)
+        self.together = Together(self.model)
 
     def _keep(self, _module, arguments):
         self.states = arguments[0][0].clone()
@@ -83,6 +83,15 @@ class Body:
         for slot, ids in zip(slots, texts, strict=True):
             slot.ids.extend(ids)
         return self.states.split(counts)
+
+    def passes_probe(self):
+        """Whether two slots may be read together, tried out anew."""
+        self.decoder._runs_alike = None
+        return self.may_run_together()
+
+    def may_run_together(self):
+        with torch.inference_mode():
+            return self.decoder._fits_together([])
 
     def crop(self, slot, count):
         slot.cache.crop(-count)
@@ -120,10 +129,11 @@ def _must_run_alone(body):
 def test_reads_together_equal_reads_alone(body, kind):
     body, rng = body(kind), np.random.default_rng(0)
     if _must_run_alone(body):
-        assert not body.together.fits([body.slot().cache])
+        assert not body.together.divides([body.slot().cache])
         return
     slots = [body.slot(_text(rng, length)) for length in LENGTHS]
-    assert body.together.fits([slot.cache for slot in slots])
+    assert body.together.divides([slot.cache for slot in slots])
+    assert body.passes_probe()
     alone = deepcopy(slots)
     for counts in ((1, 1, 1, 1), (2, 1, 5, 3), (1, 7, 1, 1)):
         texts = [_text(rng, count) for count in counts]
@@ -177,15 +187,6 @@ def test_reads_alone_stay_the_same_after_reads_together(body):
     assert torch.equal(body.read(slot, [9]), before[1])
 
 
-def test_probe_restores_tables(body):
-    body = body("gemma3n")
-    body.slot([5, 6])
-    embedding, layers = body.model.get_input_embeddings(), body.model.base_model.embed_tokens_per_layer
-    table, rows = embedding.table, layers.rows
-    assert Together(body.model, body.rows).fits([])
-    assert embedding.table is table and layers.rows is rows
-
-
 def _ignore_positions(body, monkeypatch):
     """The model counts positions itself."""
     forward = body.model.base_model.rotary_emb.forward
@@ -224,19 +225,32 @@ def _compute_nothing(body, monkeypatch):
 @pytest.mark.parametrize("change", [_ignore_positions, _attend_by_itself, _mix_tokens, _compute_nothing])
 def test_probe_refuses(body, monkeypatch, change):
     body = body("llama")
-    assert Together(body.model, body.rows).fits([])
+    assert body.passes_probe()
     change(body, monkeypatch)
-    assert not Together(body.model, body.rows).fits([])
+    assert not body.passes_probe()
 
 
 def test_probe_runs_once(body, monkeypatch):
     body = body("llama")
-    together = Together(body.model, body.rows)
-    assert together.fits([])
+    assert body.passes_probe()
     _mix_tokens(body, monkeypatch)
-    assert together.fits([])
+    assert body.may_run_together()
+
+
+def test_a_full_device_ends_the_probe_and_the_next_read_tries_again(body, monkeypatch):
+    body = body("llama")
+
+    def full(*_):
+        raise torch.OutOfMemoryError("the device is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(body.together, "run", full)
+        patch.setattr(body.decoder, "_together", body.together)
+        with pytest.raises(torch.OutOfMemoryError):
+            body.passes_probe()
+    assert body.may_run_together()
 
 
 @pytest.mark.parametrize(("dtype", "quantize"), [("bfloat16", None), ("float16", None), ("float32", "int8")])
 def test_other_types_pass_the_probe(body, dtype, quantize):
-    assert body("gemma3", dtype, quantize).together.fits([])
+    assert body("gemma3", dtype, quantize).passes_probe()

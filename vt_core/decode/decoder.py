@@ -1,49 +1,41 @@
 """A model body with its caches and a head: what every backend's decoder does alike.
 
-A backend subclasses :class:`Decoder` and fills in the hooks: how arrays are made and run, and how its
-framework's caches are made, cut and dropped. The loop (:mod:`vt_core.decode.request`) calls the public
-methods.
+A backend subclasses :class:`Decoder` and fills in the hooks of :class:`vt_core.decode.framework.Framework`.
+The loop (:mod:`vt_core.decode.request`) calls the public methods.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Generic
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from vt_core.decode.blocks import Block, Draft, Verified
+from vt_core.decode.framework import Framework
 from vt_core.decode.probabilities import log_probabilities
 from vt_core.decode.sampling import Sampler
 from vt_core.decode.tiles import HeadScan
+from vt_core.decode.together import runs_alike
 from vt_core.decode.types import NOT_A_NUMBER, AnySlot, Array, Read, Scored, Steps
 from vt_core.decode.verification import choose_certain, verify
 from vt_core.errors import ModelError
 from vt_core.types import Ids
 from vt_core.vocab.heads import Head
 
-#: Tokens of a prompt that run at once. Bounds the memory of attention scores.
-PREFILL_TOKENS = 2048
-
 #: Hidden states in one piece of :meth:`Decoder.states`. It bounds the logits of a tile; with so many
 #: positions the product takes far longer than reading the head.
 POSITIONS = 256
 
 
-class Decoder(ABC, Generic[Array, AnySlot]):
+class Decoder(Framework[Array, AnySlot]):
     """A model body and a head, for texts in slots: :meth:`open`, :meth:`prefill`, reads, :meth:`close`.
 
     Laws, tested on every backend: ``prefill(a + b)`` leaves the state of ``prefill(a)`` followed by reads of
     ``b``, in whatever pieces; reduced logits are the gathered columns of the full ones; what happens in one
     slot never changes another.
     """
-
-    #: Whether the last token of a prompt runs alone, as the stock framework runs it. Products of other sizes
-    #: round differently.
-    last_token_alone = False
 
     head: Head[Any, Array]
     device: str  #: as the framework names it
@@ -82,6 +74,7 @@ class Decoder(ABC, Generic[Array, AnySlot]):
         self._framework_name = framework_name
         self._scan: HeadScan | None = None
         self._transform_is_known = True
+        self._runs_alike: bool | None = None  #: whether slots may be read together; None: not known yet
 
     # The protocol.
 
@@ -130,7 +123,7 @@ class Decoder(ABC, Generic[Array, AnySlot]):
         with self._context():
             if together and len(reads) > 1 and self._fits_together(reads):
                 return self._read_together(reads)
-            return [self._read_alone(read.slot, read.ids) for read in reads]
+            return self._read_each(reads)
 
     def step(self, slot: AnySlot, token: int) -> Steps[Array]:
         """Read one more token, a full id that is active."""
@@ -293,20 +286,19 @@ class Decoder(ABC, Generic[Array, AnySlot]):
         with self._context():
             self._release()
 
-    @abstractmethod
-    def peak_memory(self) -> int | None:
-        """Peak bytes of the device's allocator, or None where the process's own memory is the measure."""
-
     # Shared parts.
 
     def _empty(self, slot: AnySlot) -> None:
         slot.text = []
         self._empty_caches(slot)
 
+    def _read_each(self, reads: Sequence[Read[AnySlot]]) -> list[Steps[Array]]:
+        return [self._read_alone(read.slot, read.ids) for read in reads]
+
     def _read_alone(self, slot: AnySlot, ids: list[int]) -> Steps[Array]:
         if self._caches_are_stale(slot, len(slot.text) + len(ids)):
             steps = [self.prefill(slot, np.array([token])) for token in ids]
-            return steps[0] if len(steps) == 1 else self._joined(steps)
+            return Steps.joined(steps, self._concatenate)
         if slot.takes_back_steps or len(ids) > 1:
             self._prepare_rewind(slot)
         slot.text.extend(ids)
@@ -316,7 +308,7 @@ class Decoder(ABC, Generic[Array, AnySlot]):
         for piece in pieces:
             logits = self._run_steps(slot, *self._active_inputs(piece), len(piece))
             steps.append(self._steps(self._hidden(), logits, slot.wants_confidence))
-        return steps[0] if len(steps) == 1 else self._joined(steps)
+        return Steps.joined(steps, self._concatenate)
 
     def _read_together(self, reads: Sequence[Read[AnySlot]]) -> list[Steps[Array]]:
         """Run the body once for several slots."""
@@ -327,33 +319,19 @@ class Decoder(ABC, Generic[Array, AnySlot]):
         logits = self._run_together([read.slot for read in reads], inputs, index, counts)
         every = self._steps(self._hidden(), logits, any(read.slot.wants_confidence for read in reads))
         ends = np.cumsum(counts).tolist()
-        return [_part(every, end - count, end) for count, end in zip(counts, ends, strict=True)]
+        return [every.part(end - count, end) for count, end in zip(counts, ends, strict=True)]
 
-    def _probe_together(self, errors: tuple[type[Exception], ...], tolerance: float) -> bool:
-        """Read two short texts of different length, alone and together. Returns whether the hidden states are
-        the same up to a relative ``tolerance``, and none of some ``errors`` was raised.
-        """
-        ids = np.resize(self.head.vocabulary.ids, 24).tolist()
-        alone, together = [], []
-        for text in (ids[:4], ids[4:13]):
-            slot = self.open()
-            self.prefill(slot, np.array(text))
-            alone.append(slot)
-            together.append(self.copy(slot))
-        at = 13
-        for counts in ((1, 1), (3, 1), (1, 4)):
-            pieces = [ids[at : at + counts[0]], ids[at + counts[0] : at + sum(counts)]]
-            at = (at + sum(counts)) % 12
-            expected = [self._read_alone(*pair).hidden for pair in zip(alone, pieces, strict=True)]
-            reads = [Read(*pair) for pair in zip(together, pieces, strict=True)]
-            try:
-                found = [steps.hidden for steps in self._read_together(reads)]
-                first, second = (self._to_host(self._concatenate(list(part))) for part in (expected, found))
-            except errors:
-                return False
-            if not np.linalg.norm(first - second) <= tolerance * np.linalg.norm(first):
-                return False
-        return True
+    def _fits_together(self, reads: Sequence[Read[AnySlot]]) -> bool:
+        """Whether the body can run these reads at once. The first call reads a few tokens to find out."""
+        if not self._divides([read.slot for read in reads]):
+            return False
+        if self._runs_alike is None:
+            self._runs_alike = runs_alike(self, self._read_each, self._read_together, self._host_states)
+        return self._runs_alike
+
+    def _host_states(self, parts: Sequence[Steps[Array]]) -> npt.NDArray[np.float32]:
+        """Hidden states ``[n, hidden]`` of several reads."""
+        return self._to_host(self._concatenate([steps.hidden for steps in parts]))
 
     def _steps(self, hidden: Array, logits: Array, wants_confidence: bool) -> Steps[Array]:
         token, local = self._greedy(logits)
@@ -362,13 +340,6 @@ class Decoder(ABC, Generic[Array, AnySlot]):
         # Start now: if the value is asked for later, the next step may be queued before it.
         self._start([token, local] if confidence is None else [token, local, confidence])
         return Steps(hidden, logits, token, local, confidence)
-
-    def _joined(self, parts: list[Steps[Array]]) -> Steps[Array]:
-        def joined(name: str) -> Array:
-            return self._concatenate([getattr(part, name) for part in parts])
-
-        confidence = None if parts[0].confidence is None else joined("confidence")
-        return Steps(joined("hidden"), joined("logits"), joined("token"), joined("local"), confidence)
 
     def _active_inputs(self, ids: list[int]) -> tuple[Any, Array]:
         """As :meth:`_inputs` for active tokens: those of a tied model have their rows on the device."""
@@ -419,175 +390,8 @@ class Decoder(ABC, Generic[Array, AnySlot]):
             "use --dtype bfloat16 or --dtype float32"
         )
 
-    # Hooks: the framework.
-
-    def _context(self) -> AbstractContextManager[object]:
-        """What every call of the framework runs in, such as a device or a mode. Entered several times a step,
-        also while it is entered already.
-        """
-        return nullcontext()
-
-    # Hooks: the framework's caches.
-
-    @abstractmethod
-    def _new_slot(self) -> AnySlot:
-        """A slot with empty caches."""
-
-    @abstractmethod
-    def _copy_slot(self, slot: AnySlot) -> AnySlot:
-        """See :meth:`copy`."""
-
-    @abstractmethod
-    def _cache_bytes(self, slot: AnySlot) -> int:
-        """See :meth:`slot_bytes`."""
-
-    @abstractmethod
-    def _export_caches(self, slot: AnySlot) -> tuple[dict[str, np.ndarray], Any]:
-        """See :meth:`export`."""
-
-    @abstractmethod
-    def _restore_caches(self, slot: AnySlot, arrays: Mapping[str, np.ndarray], state: Any) -> None:
-        """See :meth:`restore`."""
-
-    @abstractmethod
-    def _empty_caches(self, slot: AnySlot) -> None:
-        """Give a slot empty caches."""
-
-    @abstractmethod
-    def _rewind_caches(self, slot: AnySlot, count: int) -> int:
-        """Take back ``count`` tokens, at least one; see :meth:`rewind`.
-
-        Returns:
-            How many of the tokens before them the caches lost with them, which must be read again.
-        """
-
-    @abstractmethod
-    def _settle_caches(self, slot: AnySlot) -> None:
-        """Let tokens from now on be taken back, and forget what it takes for those before."""
-
-    def _prepare_rewind(self, slot: AnySlot) -> None:
-        """The tokens that are read next may be taken back."""
-
-    @abstractmethod
-    def _cut_caches(self, slot: AnySlot, count: int) -> bool:
-        """Take back ``count`` tokens, maybe none, whenever they were read. Returns False, and does nothing,
-        where another prompt cannot go on from these caches.
-        """
-
-    def _caches_are_stale(self, slot: AnySlot, length: int) -> bool:
-        """Whether a text of ``length`` tokens needs caches that are computed anew."""
-        return False
-
-    def _piece_tokens(self, slot: AnySlot, length: int) -> int:
-        """Tokens that run at once when a slot is to hold ``length`` tokens."""
-        return PREFILL_TOKENS
-
-    def _read_tokens(self, slot: AnySlot, count: int) -> int:
-        """How many of ``count`` tokens after a prompt run at once; a slot's text holds them already."""
-        return count
-
-    def _fits_together(self, reads: Sequence[Read[AnySlot]]) -> bool:
-        """Whether the body can run these reads at once."""
-        return False
-
-    # Hooks: running the body.
-
-    @abstractmethod
-    def _run(self, slot: AnySlot, inputs: Any, index: Array, positions: int = 1) -> Array:
-        """Run some tokens, ``index [1, n]`` into the rows of ``inputs``.
-
-        Returns:
-            Logits ``[positions, size]`` of the last ``positions`` tokens.
-        """
-
-    def _run_steps(self, slot: AnySlot, inputs: Any, index: Array, positions: int) -> Array:
-        """:meth:`_run` for tokens that may be taken back."""
-        return self._run(slot, inputs, index, positions)
-
-    def _run_together(self, slots: list[AnySlot], inputs: Any, index: Array, counts: list[int]) -> Array:
-        """Run ``counts[i]`` tokens of each slot at once, where :meth:`_fits_together`. They can be undone.
-
-        Args:
-            slots: different ones.
-            inputs: rows of all tokens.
-            index: ``[1, n]`` into the rows of ``inputs``, slot after slot.
-            counts: tokens of each slot; their sum is ``n``.
-
-        Returns:
-            Logits ``[n, size]``.
-        """
-        raise NotImplementedError
-
-    def _finish_piece(self, slot: AnySlot) -> None:
-        """A piece of a text was read and another follows."""
-
-    def _release(self) -> None:
-        """Drop what the last call looked up and left on the device."""
-
-    @abstractmethod
-    def _every_state(self) -> Array:
-        """Hidden states ``[n, hidden]`` of all positions of the last :meth:`_run`."""
-
-    @abstractmethod
-    def _hidden(self) -> Array:
-        """Hidden states ``[positions, hidden]`` of the last :meth:`_run`, see there."""
-
-    @abstractmethod
-    def _head_logits(self) -> Array:
-        """Logits of the last :meth:`_run` as they left the head, before what the model does to them."""
-
-    @abstractmethod
-    def _scan_head(self, hidden: Array) -> HeadScan:
-        """The full head as it is read from the store, for hidden states of the float type of ``hidden``."""
-
-    # Hooks: arrays.
-
-    @abstractmethod
-    def _greedy(self, logits: Array) -> tuple[Array, Array]:
-        """Full and local ids ``[k]`` of the largest of ``logits [k, size]``; of equals the lowest full id.
-
-        The full id is :data:`NOT_A_NUMBER` where a logit is NaN.
-        """
-
-    @abstractmethod
-    def _top_probability(self, logits: Array) -> Array:
-        """Largest softmax probability of each of ``logits [k, size]``, in float32."""
-
-    def _start(self, arrays: list[Array]) -> None:
-        """Begin to compute lazy arrays without waiting for them."""
-
-    @abstractmethod
-    def _index(self, index: npt.NDArray[np.int64]) -> Array:
-        """Indices ``[n]`` on the device, as ``[1, n]``."""
-
-    @abstractmethod
-    def _to_host(self, array: Array) -> npt.NDArray[np.float32]:
-        """An array in host memory, as float32."""
-
-    @abstractmethod
-    def _concatenate(self, arrays: list[Array]) -> Array:
-        """Arrays one after the other, along their first axis."""
-
-    @abstractmethod
-    def _all_finite(self, array: Array) -> bool: ...
-
-    @abstractmethod
-    def _equal(self, first: Array, second: Array) -> bool: ...
-
 
 def _pieces(start: int, end: int, size: int) -> Iterator[tuple[int, int]]:
     """Begin and end of pieces of at most ``size`` tokens that cover ``start … end - 1``."""
     for at in range(start, end, size):
         yield at, min(at + size, end)
-
-
-def _part(steps: Steps[Array], start: int, end: int) -> Steps[Array]:
-    """Positions ``start … end - 1`` of some steps."""
-    confidence = steps.confidence
-    return Steps(
-        steps.hidden[start:end],
-        steps.logits[start:end],
-        steps.token[start:end],
-        steps.local[start:end],
-        None if confidence is None else confidence[start:end],
-    )

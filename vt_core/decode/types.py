@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
@@ -35,6 +36,23 @@ class Steps(Generic[Array]):
     token: Array  #: greedy choices, full ids ``[k]``; :data:`NOT_A_NUMBER` where a logit is NaN
     local: Array  #: the same as local ids ``[k]``
     confidence: Array | None  #: their probabilities among the active rows ``[k]``, if asked for
+
+    def part(self, start: int, end: int) -> Steps[Array]:
+        """Positions ``start … end - 1``."""
+        arrays = (self.hidden, self.logits, self.token, self.local, self.confidence)
+        return Steps(*(None if array is None else array[start:end] for array in arrays))
+
+    @staticmethod
+    def joined(parts: Sequence[Steps[Array]], concatenate: Callable[[list[Array]], Array]) -> Steps[Array]:
+        """The positions of several reads one after the other."""
+        if len(parts) == 1:
+            return parts[0]
+
+        def join(name: str) -> Array:
+            return concatenate([getattr(part, name) for part in parts])
+
+        confidence = None if parts[0].confidence is None else join("confidence")
+        return Steps(join("hidden"), join("logits"), join("token"), join("local"), confidence)
 
 
 @dataclass(slots=True, eq=False)
