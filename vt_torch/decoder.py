@@ -42,6 +42,7 @@ from vt_torch.continuing import PROBE_TOKENS, continues, limits_steps
 from vt_torch.device import peak_memory, pick_device, pick_dtype, reset_peak
 from vt_torch.growing import GrowingLayer, new_cache
 from vt_torch.prequantized import find_layout
+from vt_torch.products import kernels_of
 from vt_torch.quantized import pick_bits
 from vt_torch.rotary import Rotary, RotaryLog, cache_threshold, scaling_start
 from vt_torch.rows import Inputs, Rows, TorchRows, greedy
@@ -378,6 +379,9 @@ def load_decoder(
             f"{directory.path} has one; vt cannot run this model with PyTorch"
         )
     adapt(model, adapter, target)
+    if target.type == "cpu" and bits is None and head != "full":
+        # Timed now, not when the first token waits to be verified.
+        kernels_of(rows.head_table.spec, run_dtype)
     return TorchDecoder(
         model,
         rows,

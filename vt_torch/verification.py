@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -15,19 +16,14 @@ from vt_core.decode.rounding import Rounding
 from vt_core.files import architectures
 from vt_core.files.architectures import architecture
 from vt_core.types import Ids
-from vt_torch.device import DTYPES, multiplies
+from vt_torch.products import Buffers, at_least, kernels_of
 from vt_torch.quantized import quantize_rows
 from vt_torch.rows import TorchRows, as_tensor
 
-#: Size of the buffer into which a tile is converted, or from which it is sent to the device. On a CPU it
-#: stays in the processor's cache: 2, 4 and 8 MiB took equally long, 1 and 16 MiB longer. Rows that need no
-#: conversion are multiplied in place, where fewer products are better: 16 MiB took four fifths of the time of
-#: 4 MiB.
+#: Size of a tile where no kernel is chosen by measurement: on accelerators, and for rows that are quantized.
 TILE_BYTES = {"cpu": 4 << 20, "cuda": 32 << 20, "mps": 32 << 20}
-UNCONVERTED_TILE_BYTES = 16 << 20
-
-#: A CPU multiplies up to this many positions as they are; more are padded to a multiple.
-_ANY_COUNT, _GOOD_COUNT = 8, 16
+#: Stored rows that are mapped at once, at least.
+_MAPPED_BYTES = 8 << 20
 
 #: Rows that MKL multiplies in one way, and the size of a product (rows times columns) that PyTorch hands on
 #: to oneDNN. Measured: with both, none of 25,000 logits differed from the whole head's, in any float type,
@@ -117,30 +113,44 @@ class HeadScan:
         self._transform = transform
         self._device, self._dtype = device, dtype
         self._on_cpu = device.type == "cpu"
-        # A CPU without instructions for this type multiplies many positions one by one.
-        self._widens = self._on_cpu and not multiplies(dtype) and not self._quantized
-        # On a CPU quantized rows are whole numbers in float32.
-        widened = self._widens or (self._quantized and self._on_cpu)
-        row_bytes = self._table.spec.columns * (torch.float32 if widened else dtype).itemsize
-        converts = not self._on_cpu or widened or DTYPES[self._table.spec.dtype] != dtype
-        best = TILE_BYTES.get(device.type, 32 << 20) if converts else UNCONVERTED_TILE_BYTES
-        self._rows = max(1, (tile_bytes or best) // row_bytes)
-        self.tile_bytes = self._rows * row_bytes
+        self._tile_bytes = tile_bytes
+        self._converted = Buffers()
         self._buffers: list[torch.Tensor] = []
         self.rounding = self._rounding()
 
     def tiles(self, hidden: torch.Tensor) -> Iterator[TorchTile]:
-        load = self._load_cuda if self._device.type == "cuda" else self._load
-        for start, rows in load(torch.float32 if self._widens and len(hidden) > 1 else self._dtype):
-            bias = None if self._bias is None else self._bias[start : start + len(rows)]
-            if self._quantized:
-                logits = _quantized_product(rows, hidden, bias)
-            elif self._on_cpu:
-                bias = None if bias is None else bias.to(rows.dtype)
-                logits = _product(rows, hidden.to(rows.dtype), bias).to(self._dtype)
-            else:
-                logits = F.linear(hidden, rows, bias)
+        products = self._timed if self._on_cpu and not self._quantized else self._sent
+        for start, logits in products(hidden):
             yield TorchTile(start, self._transformed(logits))
+
+    def _timed(self, hidden: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
+        """Logits of each tile by the kernel that is fastest on this CPU."""
+        spec = self._table.spec
+        kernel = at_least(kernels_of(spec, self._dtype), len(hidden))
+        if self._tile_bytes is not None:
+            kernel = replace(kernel, tile_bytes=self._tile_bytes)
+        count = kernel.tile_rows(spec.columns)
+        # Several pieces that are converted one by one make a tile: each tile has a cost of its own.
+        most = count if self._tile_bytes is not None else max(count, _MAPPED_BYTES // spec.stride)
+        for start, rows in self._stored(most):
+            bias, pieces = self._tile_bias(start, rows), []
+            for at in range(0, len(rows), count):
+                piece = slice(at, at + count)
+                offset = None if bias is None else bias[piece]
+                pieces.append(kernel.logits(rows[piece], hidden, offset, self._converted))
+            yield start, pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1)
+
+    def _sent(self, hidden: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
+        """Logits of each tile on the device, in the run's float type."""
+        for start, rows in self._load_cuda() if self._device.type == "cuda" else self._load():
+            bias = self._tile_bias(start, rows)
+            if self._quantized:
+                yield start, _quantized_product(rows, hidden, bias)
+            else:
+                yield start, F.linear(hidden, rows, bias)
+
+    def _tile_bias(self, start: int, rows: torch.Tensor) -> torch.Tensor | None:
+        return None if self._bias is None else self._bias[start : start + len(rows)]
 
     def row_logits(self, hidden: torch.Tensor, ids: Ids) -> npt.NDArray[np.float32]:
         alike, places = ids, np.arange(len(ids))
@@ -162,27 +172,32 @@ class HeadScan:
     def _transformed(self, logits: torch.Tensor) -> torch.Tensor:
         return logits if self._transform is None else self._transform(logits)
 
-    def _stored(self) -> Iterator[tuple[int, torch.Tensor]]:
-        """Views of the stored rows, one tile at a time."""
+    def _stored(self, count: int) -> Iterator[tuple[int, torch.Tensor]]:
+        """Views of the stored rows, ``count`` at a time."""
         spec = self._table.spec
-        for tile in self._table.tiles(max(8 << 20, self._rows * spec.stride)):
+        for tile in self._table.tiles(max(_MAPPED_BYTES, count * spec.stride)):
             # The views are read-only and only read.
             rows = as_tensor(tile.rows, spec.dtype)
-            for start in range(0, len(rows), self._rows):
-                yield tile.start + start, rows[start : start + self._rows]
+            for start in range(0, len(rows), count):
+                yield tile.start + start, rows[start : start + count]
 
-    def _load(self, dtype: torch.dtype) -> Iterator[tuple[int, torch.Tensor]]:
-        for start, rows in self._stored():
-            if dtype != self._dtype != rows.dtype:
-                # The whole head holds them in the run's float type, and a wider one must not hold more
-                # digits.
-                rows = self._buffer(1, self._dtype)[: len(rows)].copy_(rows)
-            if rows.dtype == dtype and self._on_cpu:
+    @cached_property
+    def _rows(self) -> int:
+        """Rows of a tile that is sent to the device."""
+        # On a CPU quantized rows are whole numbers in float32.
+        itemsize = 4 if self._on_cpu else self._dtype.itemsize
+        tile_bytes = self._tile_bytes or TILE_BYTES.get(self._device.type, 32 << 20)
+        return max(1, tile_bytes // (self._table.spec.columns * itemsize))
+
+    def _load(self) -> Iterator[tuple[int, torch.Tensor]]:
+        """Tiles in the run's float type on the device."""
+        for start, rows in self._stored(self._rows):
+            if rows.dtype == self._dtype and self._on_cpu:
                 yield start, rows
             else:
-                yield start, self._buffer(0, dtype)[: len(rows)].copy_(rows)
+                yield start, self._buffer(0)[: len(rows)].copy_(rows)
 
-    def _load_cuda(self, dtype: torch.dtype) -> Iterator[tuple[int, torch.Tensor]]:
+    def _load_cuda(self) -> Iterator[tuple[int, torch.Tensor]]:
         """As :meth:`_load`. The next tile is copied from pinned memory on a stream of its own, while this one
         is multiplied.
         """
@@ -192,9 +207,9 @@ class HeadScan:
         free = [torch.cuda.Event() for _ in range(2)]  # set once the product that used a buffer is done
         ready: tuple[int, torch.Tensor, torch.cuda.Event] | None = None
         try:
-            for index, (start, rows) in enumerate(self._stored()):
+            for index, (start, rows) in enumerate(self._stored(self._rows)):
                 slot = index % 2
-                pinned, target = self._buffer(2 + slot, dtype, True), self._buffer(slot, dtype)
+                pinned, target = self._buffer(2 + slot, True), self._buffer(slot)
                 free[slot].synchronize()
                 pinned[: len(rows)].copy_(rows)
                 with torch.cuda.stream(copying):
@@ -219,29 +234,14 @@ class HeadScan:
         computing.wait_event(sent)
         return start, rows
 
-    def _buffer(self, index: int, dtype: torch.dtype, pinned: bool = False) -> torch.Tensor:
+    def _buffer(self, index: int, pinned: bool = False) -> torch.Tensor:
         while len(self._buffers) <= index:
             self._buffers.append(torch.empty(0))
         shape = (self._rows, self._table.spec.columns)
-        if self._buffers[index].shape != shape or self._buffers[index].dtype != dtype:
+        if self._buffers[index].shape != shape:
             device = torch.device("cpu") if pinned else self._device
-            self._buffers[index] = torch.empty(shape, dtype=dtype, device=device, pin_memory=pinned)
+            self._buffers[index] = torch.empty(shape, dtype=self._dtype, device=device, pin_memory=pinned)
         return self._buffers[index]
-
-
-def _product(rows: torch.Tensor, hidden: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """``F.linear(hidden, rows, bias)``; on a CPU it takes half to two thirds of the time for 2 to 32
-    positions in float32.
-    """
-    count = len(hidden)
-    if count == 1 or rows.dtype != torch.float32:
-        return F.linear(hidden, rows, bias)
-    if count > _ANY_COUNT:
-        # With Gemma's head MKL takes 132 ms for 15 positions and 54 for 16, 164 for 31 and 88 for 32.
-        hidden = F.pad(hidden, (0, 0, 0, -count % _GOOD_COUNT))
-    columns = hidden.T
-    logits = rows @ columns if bias is None else torch.addmm(bias[:, None], rows, columns)
-    return logits.T[:count]
 
 
 def _quantized_product(rows: torch.Tensor, hidden: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -250,7 +250,7 @@ def _quantized_product(rows: torch.Tensor, hidden: torch.Tensor, bias: torch.Ten
     """
     numbers, scales = quantize_rows(rows)
     if hidden.device.type == "cpu":
-        logits = _product(numbers, hidden.float(), None).mul_(scales.float()).to(hidden.dtype)
+        logits = F.linear(hidden.float(), numbers).mul_(scales.float()).to(hidden.dtype)
     else:
         logits = F.linear(hidden, numbers.to(hidden.dtype).mul_(scales[:, None]))
     return logits if bias is None else logits + bias

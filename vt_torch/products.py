@@ -1,0 +1,177 @@
+"""Products of the rows of a tile with hidden states on a CPU, and which kernel is fastest on this one.
+
+A CPU has several kernels for the same product: oneDNN's, MKL's and PyTorch's own, for 16-bit rows or for rows
+that are widened to float32 first. Which one is fastest depends on the processor, its instructions, the number
+of threads and the number of positions. So the kernels are timed on a few megabytes once per process. Their
+logits differ in the last place at most; verification settles the near ties that this makes
+(:mod:`vt_core.decode.rounding`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+
+from vt_core.store.layout import TableSpec
+from vt_torch.device import DTYPES, multiplies
+
+#: Logits ``[k, n]`` of rows ``[n, columns]`` for hidden states ``[k, columns]`` and a bias ``[n]`` or None,
+#: all of one float type.
+Multiply = Callable[[torch.Tensor, torch.Tensor, "torch.Tensor | None"], torch.Tensor]
+
+#: Numbers of positions for which kernels are timed.
+POSITIONS = (1, 2, 4, 8, 16, 32)
+#: Bytes of stored rows on which they are timed: more than a core's own cache holds.
+_SAMPLE_BYTES = 2 << 20
+#: Sizes of the buffer into which rows are widened. It should stay in a cache, and hold enough rows for one
+#: product to be efficient.
+_WIDE_BYTES = (1 << 20, 2 << 20, 4 << 20)
+#: Rows that are not converted are multiplied where they are mapped. Smaller tiles take longer (4 MiB: 6 %),
+#: and larger ones stay in memory.
+_TILE_BYTES = 16 << 20
+#: Timings of a kernel, unless its first one is this many times the best so far.
+_REPEATS, _HOPELESS = 3, 1.5
+#: A multiple of positions for which MKL's product is faster than for a few positions less.
+_GOOD_COUNT = 16
+
+
+class Buffers:
+    """Memory into which tiles are converted, one buffer for each float type, used again for every tile."""
+
+    def __init__(self) -> None:
+        self._kept: dict[torch.dtype, torch.Tensor] = {}
+
+    def convert(self, rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """Rows in another float type, valid until the next call; the rows themselves if they have it."""
+        if rows.dtype == dtype:
+            return rows
+        kept = self._kept.get(dtype)
+        if kept is None or len(kept) < len(rows):
+            kept = self._kept[dtype] = torch.empty(rows.shape, dtype=dtype)
+        return kept[: len(rows)].copy_(rows)
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A way to multiply a tile."""
+
+    multiply: Multiply
+    dtype: torch.dtype  #: float type of the rows, the hidden states and the bias
+    tile_bytes: int  #: size of a tile in this type
+
+    def tile_rows(self, columns: int) -> int:
+        """Rows of a tile."""
+        return max(1, self.tile_bytes // (columns * self.dtype.itemsize))
+
+    def logits(
+        self, rows: torch.Tensor, hidden: torch.Tensor, bias: torch.Tensor | None, buffers: Buffers
+    ) -> torch.Tensor:
+        """Logits ``[k, n]`` of stored rows ``[n, columns]``, in the float type of ``hidden``: the run's."""
+        # The whole head holds rows in the run's float type, and a wider one must not hold more digits.
+        converted = buffers.convert(buffers.convert(rows, hidden.dtype), self.dtype)
+        offset = None if bias is None else bias.to(self.dtype)
+        return self.multiply(converted, hidden.to(self.dtype), offset).to(hidden.dtype)
+
+
+def linear(rows: torch.Tensor, hidden: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """The product that a linear layer computes."""
+    return F.linear(hidden, rows, bias)
+
+
+def rows_first(rows: torch.Tensor, hidden: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """The same, transposed."""
+    columns = hidden.T
+    return (rows @ columns if bias is None else torch.addmm(bias[:, None], rows, columns)).T
+
+
+def padded(rows: torch.Tensor, hidden: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """:func:`rows_first` for a round number of positions: with Gemma's head MKL took 132 ms for 15 positions
+    and 54 for 16.
+    """
+    more = F.pad(hidden, (0, 0, 0, -len(hidden) % _GOOD_COUNT))
+    return rows_first(rows, more, bias)[: len(hidden)]
+
+
+def without_onednn(rows: torch.Tensor, hidden: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """:func:`linear` by PyTorch's own kernel. For one position in bfloat16 it takes half of oneDNN's time."""
+    enabled = torch.backends.mkldnn.enabled
+    torch.backends.mkldnn.enabled = False
+    try:
+        return F.linear(hidden, rows, bias)
+    finally:
+        torch.backends.mkldnn.enabled = enabled
+
+
+def candidates(positions: int, dtype: torch.dtype) -> list[tuple[Multiply, torch.dtype]]:
+    """Kernels for so many positions in a run of some float type, and the float type of their products."""
+    wide = torch.float32
+    kernels: list[tuple[Multiply, torch.dtype]] = []
+    if dtype != wide:
+        # Without instructions for the type, many positions are multiplied one by one.
+        if positions <= 2:
+            kernels.append((without_onednn, dtype))
+        if positions <= 2 or multiplies(dtype):
+            kernels.append((linear, dtype))
+        if positions > 2 and multiplies(dtype):
+            kernels.append((rows_first, dtype))
+    kernels.append((linear, wide))
+    if positions > 1:
+        kernels.append((rows_first, wide))
+    if positions % _GOOD_COUNT == 0:
+        kernels[-1] = (padded, wide)
+    return kernels
+
+
+def kernels_of(spec: TableSpec, dtype: torch.dtype) -> dict[int, Kernel]:
+    """The fastest kernels for the rows of a table in a run of some float type, by number of positions.
+
+    They are timed at the first call, which takes some 40 ms.
+    """
+    return _timed(spec.columns, DTYPES[spec.dtype], dtype, torch.get_num_threads())
+
+
+@lru_cache
+def _timed(columns: int, stored: torch.dtype, dtype: torch.dtype, threads: int) -> dict[int, Kernel]:
+    made = torch.Generator().manual_seed(0)
+    count = max(1, _SAMPLE_BYTES // (columns * stored.itemsize))
+    rows = torch.randn(count, columns, generator=made).to(stored)
+    with torch.inference_mode():
+        wide_bytes = _TILE_BYTES
+        if stored != torch.float32:
+            sizes = [Kernel(linear, torch.float32, size) for size in _WIDE_BYTES]
+            wide_bytes = _fastest(sizes, rows, dtype, 8).tile_bytes
+        found = {}
+        for positions in POSITIONS:
+            tried = [
+                Kernel(multiply, kind, _TILE_BYTES if kind == stored == dtype else wide_bytes)
+                for multiply, kind in candidates(positions, dtype)
+            ]
+            found[positions] = _fastest(tried, rows, dtype, positions)
+    return found
+
+
+def at_least(kernels: dict[int, Kernel], positions: int) -> Kernel:
+    """The kernel for so many positions."""
+    return next((kernel for count, kernel in kernels.items() if count >= positions), kernels[POSITIONS[-1]])
+
+
+def _fastest(kernels: list[Kernel], rows: torch.Tensor, dtype: torch.dtype, positions: int) -> Kernel:
+    hidden, buffers = torch.ones(positions, rows.shape[1], dtype=dtype), Buffers()
+    best, fastest = float("inf"), kernels[0]
+    for kernel in kernels:
+        seconds, size = float("inf"), kernel.tile_rows(rows.shape[1])
+        for _ in range(1 + _REPEATS):  # the first time, memory is allocated and kernels are compiled
+            started = time.perf_counter()
+            for start in range(0, len(rows), size):
+                kernel.logits(rows[start : start + size], hidden, None, buffers).amax(dim=1)
+            seconds = min(seconds, time.perf_counter() - started)
+            if seconds > _HOPELESS * best:
+                break
+        if seconds < best:
+            best, fastest = seconds, kernel
+    return fastest
