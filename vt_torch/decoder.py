@@ -40,7 +40,7 @@ from vt_torch.caches import (
 )
 from vt_torch.continuing import PROBE_TOKENS, continues, limits_steps
 from vt_torch.device import peak_memory, pick_device, pick_dtype, reset_peak
-from vt_torch.growing import GrowingLayer, new_cache
+from vt_torch.growing import GrowingLayer, make_room, new_cache
 from vt_torch.prequantized import find_layout
 from vt_torch.products import kernels_of
 from vt_torch.quantized import pick_bits
@@ -115,6 +115,7 @@ class TorchDecoder(Decoder[torch.Tensor, TorchSlot]):
 
     def prefill(self, slot: TorchSlot, ids: Ids) -> Steps[torch.Tensor]:
         stop_recording(slot.cache)
+        make_room(slot.cache, len(slot.text) + len(ids))
         steps = super().prefill(slot, ids)
         slot.prefilled, slot.beyond_threshold = len(slot.text), self._is_beyond_threshold(len(slot.text))
         return steps

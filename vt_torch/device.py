@@ -53,9 +53,11 @@ def pick_dtype(
 
 
 def empty_cache() -> None:
-    """Return unused memory of CUDA's allocator to the system."""
+    """Return unused memory of the devices' allocators to the system."""
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+    if torch.backends.mps.is_available():
+        torch.mps.empty_cache()
 
 
 def reset_peak(device: torch.device) -> None:

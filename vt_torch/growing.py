@@ -18,6 +18,7 @@ class _Grown:
     def __init__(self) -> None:
         self._buffer: Any = None
         self._tensor: Any = None
+        self.least = 0  #: length for which a new buffer has room at least
 
     def append(self, tensor: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
         """``tensor`` with ``new`` after it. Written into the buffer if ``tensor`` is the last result or its
@@ -26,7 +27,7 @@ class _Grown:
         start = 0 if tensor.dim() < new.dim() else tensor.shape[-2]
         end = start + new.shape[-2]
         if not self._holds(tensor) or end > self._buffer.shape[-2]:
-            capacity = -(-end // _ROOM) * _ROOM
+            capacity = -(-max(end, self.least) // _ROOM) * _ROOM
             buffer = new.new_empty(*new.shape[:-2], capacity, new.shape[-1])
             if start:
                 buffer.narrow(-2, 0, start).copy_(tensor)
@@ -63,6 +64,16 @@ class GrowingLayer(DynamicLayer):
         self.keys = self._grown[0].append(self.keys, key_states)
         self.values = self._grown[1].append(self.values, value_states)
         return self.keys, self.values
+
+
+def make_room(cache: DynamicCache, length: int) -> None:
+    """Let the layers of a cache that grow make room for a text of ``length`` tokens at once. A prompt that is
+    read in pieces would be copied with each piece otherwise.
+    """
+    for layer in cache.layers:
+        if isinstance(layer, GrowingLayer):
+            for grown in layer._grown:
+                grown.least = length
 
 
 def new_cache(config: PretrainedConfig) -> DynamicCache:

@@ -14,7 +14,7 @@ from transformers import DynamicCache, LlamaConfig  # noqa: E402
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer  # noqa: E402
 
 from vt_torch.caches import cache_bytes, can_take_back, export_cache, restore_cache, take_back  # noqa: E402
-from vt_torch.growing import GrowingLayer, new_cache  # noqa: E402
+from vt_torch.growing import GrowingLayer, make_room, new_cache  # noqa: E402
 
 CONFIG = LlamaConfig(num_hidden_layers=2)
 
@@ -100,3 +100,12 @@ def test_cache_bytes_count_room():
     cache = new_cache(CONFIG)
     _update([cache], 60, seed=0)
     assert cache_bytes(cache) == 2 * 64 * 2 * (8 + 4) * 4
+
+
+def test_prompt_in_pieces_is_not_copied_where_room_was_made():
+    cache, places = new_cache(CONFIG), set()
+    make_room(cache, 300)
+    for piece in range(3):
+        _update([cache], 100, seed=piece)
+        places.add(cache.layers[0].keys.data_ptr())
+    assert len(places) == 1 and cache.layers[0].keys.shape[-2] == 300

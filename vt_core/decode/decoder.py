@@ -38,7 +38,6 @@ class Decoder(Framework[Array, AnySlot]):
     """
 
     head: Head[Any, Array]
-    device: str  #: as the framework names it
     dtype: str  #: float type of the run
     can_follow: bool  #: whether the next step can be queued before the host knows this one's token
 

@@ -14,11 +14,17 @@ from vt_core.decode.tiles import HeadScan
 from vt_core.decode.types import AnySlot, Array
 
 
+#: Tokens of a prompt that run at once. This bounds the memory of attention scores and of what layers compute.
+PREFILL_TOKENS = 2048
+#: The same on a CPU, which more tokens do not make faster. For 2000 tokens in bfloat16, Gemma 3 270M needs
+#: 60 MB beyond what it held before instead of 120, and 0.8 times the time; SmolLM2 82 instead of 109.
+CPU_PREFILL_TOKENS = 512
+
+
 class Framework(ABC, Generic[Array, AnySlot]):
     """The hooks of :class:`vt_core.decode.decoder.Decoder`. Only the decoder calls them."""
 
-    #: Tokens of a prompt that run at once. Bounds the memory of attention scores.
-    prefill_tokens = 2048
+    device: str  #: as the framework names it
 
     #: Whether the last token of a prompt runs alone, as the stock framework runs it. Products of other sizes
     #: round differently.
@@ -30,6 +36,11 @@ class Framework(ABC, Generic[Array, AnySlot]):
 
     #: Exceptions that say that the device's memory is full.
     out_of_memory: tuple[type[Exception], ...] = (MemoryError,)
+
+    @property
+    def prefill_tokens(self) -> int:
+        """Tokens of a prompt that run at once."""
+        return CPU_PREFILL_TOKENS if self.device == "cpu" else PREFILL_TOKENS
 
     @abstractmethod
     def peak_memory(self) -> int | None:

@@ -19,7 +19,8 @@ from vt_core.errors import PromptError
 if TYPE_CHECKING:
     from jinja2 import Environment, Template
 
-#: Seconds that a template may run. Real ones take milliseconds.
+#: Seconds of processor time that a template may take, which do not grow on a busy machine. Real ones take
+#: milliseconds.
 MAX_SECONDS = 5.0
 #: Largest size of one value, and of all values of a rendering, in characters; see `_size`.
 MAX_VALUE = 1 << 24
@@ -46,12 +47,12 @@ class _Meter:
     """Counts what a template computes, and stops it at the limits."""
 
     def __init__(self) -> None:
-        self._deadline = time.monotonic() + MAX_SECONDS
+        self._deadline = time.thread_time() + MAX_SECONDS
         self._left = MAX_TOTAL
 
     def tick(self) -> None:
         """Stop a template that has run too long."""
-        if time.monotonic() > self._deadline:
+        if time.thread_time() > self._deadline:
             raise PromptError(f"the chat template runs for more than {MAX_SECONDS:g} seconds")
 
     def add(self, value: Any) -> Any:
