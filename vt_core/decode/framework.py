@@ -13,7 +13,6 @@ import numpy.typing as npt
 from vt_core.decode.tiles import HeadScan
 from vt_core.decode.types import AnySlot, Array
 
-
 #: Tokens of a prompt that run at once. This bounds the memory of attention scores and of what layers compute.
 PREFILL_TOKENS = 2048
 #: The same on a CPU, which more tokens do not make faster. For 2000 tokens in bfloat16, Gemma 3 270M needs
