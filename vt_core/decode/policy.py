@@ -128,6 +128,9 @@ class BlockCourse:
         costs = self._policy.costs
         if any(confidence is not None for confidence in confidences):
             self._risked_s = 0.0
+        elif not self._confidences:
+            # These tokens stream at once. So the answer has begun, and later ones may wait.
+            self._limit = max(self._limit, _GROWTH)
         elif costs.known:
             self._risked_s += (1 - self._right) * costs.reads.seconds(read)
         for confidence in confidences:

@@ -189,6 +189,10 @@ def _matcher(tokenizer: Any, compiled: str, option: str) -> Any:
     if warnings := matcher.get_grammar_warnings():
         raise ConstraintError(f"{option} cannot be enforced in full ({first_line(warnings[0])})")
     matcher.compute_bitmask()
-    if matcher.is_error() or (matcher.is_stopped() and not matcher.is_accepting()):
+    error = matcher.get_error() if matcher.is_error() else ""
+    if "NoExtension" in error or (not error and matcher.is_stopped() and not matcher.is_accepting()):
         raise ConstraintError(f"{option} allows no text at all, so no answer can follow it")
+    matcher.compute_ff_tokens()  # fails where the grammar forces a text without end
+    if matcher.is_error():
+        raise ConstraintError(f"{option} cannot be enforced ({first_line(matcher.get_error())})")
     return matcher

@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from vt_core.decode.constraints import engine
+from vt_core.decode.constraints.lark import check_ends, with_enforced_schemas
 from vt_core.decode.constraints.schema import enforceable, literals
 from vt_core.errors import ConstraintError, OptionError, VtError, shorten
 from vt_core.files.json_files import parse_json
@@ -44,8 +45,8 @@ class Grammar:
         if self.option == "regex":
             return str(matcher.grammar_from_regex(self.source))
         if self.option == "grammar":
-            _check_schemas(self.source)
-            return str(matcher.grammar_from_lark(self.source))
+            check_ends(self.source)
+            return str(matcher.grammar_from_lark(with_enforced_schemas(self.source, _LAYOUT)))
         schema = enforceable(json.loads(self.source), self.option)
         try:
             return str(matcher.grammar_from_json_schema(json.dumps(schema), overrides=_LAYOUT))
@@ -116,25 +117,3 @@ def _schema_text(given: Any) -> str:
     except (TypeError, ValueError, RecursionError) as error:
         raise ConstraintError(f"json_schema cannot be written as JSON ({error})") from error
     return text
-
-
-def _check_schemas(lark: str) -> None:
-    """Check the JSON schemas inside a Lark grammar, ``%json {…}``."""
-    decoder = json.JSONDecoder()
-    at = lark.find("%json")
-    while at >= 0:
-        start = at + len("%json")
-        text = lark[start:].lstrip()
-        at = lark.find("%json", start)
-        try:
-            schema, _ = decoder.raw_decode(text)
-        except (ValueError, RecursionError):
-            continue  # llguidance reports it, unless it is part of a string
-        if isinstance(schema, dict):
-            layout = schema.pop("x-guidance", {})
-            if not isinstance(layout, dict) or {"lenient", "coerce_one_of"} & set(layout):
-                raise ConstraintError(
-                    "grammar: x-guidance in %json must not say lenient or coerce_one_of, which leave parts "
-                    "of a schema unenforced"
-                )
-            enforceable(schema, "grammar: %json")
