@@ -23,7 +23,7 @@ from mlx_lm.tuner.trainer import TrainingArgs, evaluate, iterate_batches, train
 from mlx_lm.tuner.utils import linear_to_lora_layers
 from mlx_lm.utils import load_model
 
-from vt_core.enrich.training import Example, Floats, LossPoint, Trained, TrainingPlan
+from vt_core.enrich.training import Example, Floats, LossPoint, Settings, Trained, TrainingPlan
 from vt_core.errors import BackendError
 from vt_core.files.adapters import CONFIG_NAME, MLX_NAME, LowRank
 from vt_core.files.architectures import architecture_of
@@ -173,8 +173,7 @@ class _Run(TrainingCallback):
         self._on_step, self._on_point = on_step, on_point
         settings = plan.settings
         self._total = settings.epochs * settings.steps(len(plan.train))
-        schedule = optimizers.linear_schedule(settings.learning_rate, 0.0, self._total)
-        self._optimizer = optimizers.AdamW(learning_rate=schedule, weight_decay=0.0)
+        self._optimizer = _optimizer(settings, self._total)
         self._optimizer.init(model.trainable_parameters())
         self._micro = min(settings.micro_batch, len(plan.train))
         self._step = 0
@@ -310,6 +309,15 @@ class _Run(TrainingCallback):
     def _load_weights(self, path: Path) -> None:
         self._model.load_weights(str(path / "weights.safetensors"), strict=False)
         mx.eval(self._model.parameters())
+
+
+def _optimizer(settings: Settings, steps: int) -> optimizers.Optimizer:
+    """AdamW whose learning rates fall to 0 in a line: that of merged tokens' rows, and that of the rest."""
+    rows, rest = (
+        optimizers.AdamW(optimizers.linear_schedule(rate, 0.0, steps), weight_decay=0.0)
+        for rate in (settings.rows_rate, settings.learning_rate)
+    )
+    return optimizers.MultiOptimizer([rows, rest], [lambda name, value: name.endswith(".rows")])
 
 
 def _in_order(batches: Any, *args: Any, **options: Any) -> Any:

@@ -34,6 +34,7 @@ except ImportError as error:
     ) from error
 
 _ADAPTER = "default"  #: PEFT's name of the only adapter
+_ROWS = "trainable_tokens_delta"  #: part of PEFT's name of the rows of merged tokens
 _IGNORED = -100  #: label of positions without a loss
 
 
@@ -56,6 +57,7 @@ def _finetune(
     model = _model(plan, device)
     listener = _Listener(on_step, on_point)
     trainer = _Trainer(
+        rows_rate=plan.settings.rows_rate,
         model=model,
         args=_arguments(plan, device),
         train_dataset=_dataset(plan.train),
@@ -169,11 +171,25 @@ def _arguments(plan: TrainingPlan, device: torch.device) -> SFTConfig:
 
 
 class _Trainer(SFTTrainer):
-    """TRL's trainer with the loss of the outputs only.
+    """TRL's trainer with the loss of the outputs only, and a learning rate for the rows of merged tokens.
 
     TRL's own loss reads the head's weight and so misses rows that PEFT trains beside it, and on a CPU it
     multiplies the positions of prompts with the head as well.
     """
+
+    def __init__(self, *, rows_rate: float, **options: Any) -> None:
+        super().__init__(**options)
+        self._rows_rate = rows_rate
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        optimizer = super().create_optimizer(model)
+        rows = {id(value) for name, value in self.model.named_parameters() if _ROWS in name}
+        for group in list(optimizer.param_groups):
+            own = [value for value in group["params"] if id(value) in rows]
+            if own and group["lr"] != self._rows_rate:
+                group["params"] = [value for value in group["params"] if id(value) not in rows]
+                optimizer.add_param_group({**group, "params": own, "lr": self._rows_rate})
+        return optimizer
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -254,9 +270,7 @@ def _rows(model: PeftModel, plan: TrainingPlan) -> dict[str, Floats]:
     tables = {"embedding": model.get_input_embeddings()}
     if not plan.tied:
         tables["head"] = model.get_output_embeddings()
-    return {
-        name: _floats(table.token_adapter.trainable_tokens_delta[_ADAPTER]) for name, table in tables.items()
-    }
+    return {name: _floats(getattr(table.token_adapter, _ROWS)[_ADAPTER]) for name, table in tables.items()}
 
 
 def _floats(tensor: torch.Tensor) -> Floats:

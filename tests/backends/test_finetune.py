@@ -98,6 +98,22 @@ def test_only_linear_layers_and_new_rows_change(backend, kind, tiny, tmp_path):
             assert not changed, name
 
 
+@pytest.mark.parametrize("kind", ["llama", "qwen2"])
+@pytest.mark.parametrize("backend", backend_params())
+def test_rows_of_merged_tokens_have_their_own_learning_rate(backend, kind, tiny, tmp_path):
+    model = plain_model(tiny(kind)[0])
+    before = load_file(model.path / "model.safetensors")["model.embed_tokens.weight"].astype(np.float32)
+    changes = {"epochs": 1, "dropout": 0.0, "patience": 0}
+    for rate, rows_rate, moved in ((1e-2, 1e-7, False), (1e-7, 1e-2, True)):
+        work = tmp_path / f"{rate}"
+        trained, _, _ = run(
+            backend, model, work, (40, 60), learning_rate=rate, rows_learning_rate=rows_rate, **changes
+        )
+        difference = np.abs(trained.rows["embedding"] - before[[40, 60]]).max()
+        layers = max(np.abs(layer.b).max() for layer in trained.layers)
+        assert (difference > 5e-3, layers > 5e-3) == (moved, not moved)
+
+
 @pytest.mark.parametrize("backend", backend_params())
 def test_the_adapter_alone_gives_the_same_model_without_new_rows(backend, tiny, tmp_path):
     from vt_core import load

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -17,9 +17,14 @@ from vt_core.cli.options import (
     output_field_option,
     preset_option,
     revision_option,
+    row_format,
     template_option,
 )
 from vt_core.errors import OptionError
+
+if TYPE_CHECKING:
+    from vt_core.enrich import MergeableTokenizer, Outputs, Selection
+    from vt_core.profile import RowFormat
 
 #: Symbols of 16 bits are left for the tokens of the corpus.
 MOST_ROWS = 20_000
@@ -68,21 +73,27 @@ def enrich(**options: Any) -> None:
     """
     from converters.output import refuse_existing
     from converters.plain import plain_model
-    from vt_core.enrich import (
-        MergeableTokenizer,
-        make_report,
-        plot_curve,
-        read_outputs,
-        report_text,
-        select_ngrams,
-    )
-    from vt_core.enrich.report import SIZES
-    from vt_core.files.json_files import write_json
-    from vt_core.profile import make_row_format
-    from vt_core.profile.plot import figure_class
+    from vt_core.enrich import MergeableTokenizer, make_report
 
     out: Path = options["out"].expanduser().resolve()
     refuse_existing(out, force=False)
+    _check(options)
+    rows = row_format(options)
+    model = plain_model(options["model"], revision=options["revision"])
+    model.check_growth()
+    tokenizer = MergeableTokenizer(model.path / "tokenizer.json")
+    outputs = _read(options, tokenizer, rows)
+    selection = _select(options, tokenizer, outputs)
+    report = make_report(outputs, selection, tokenizer, options["rows"]) | {"out": str(options["out"])}
+    new = {ngram.id: ngram.parts for ngram in selection.ngrams}
+    model.write_with_rows(out, new, lambda directory: tokenizer.write(directory, outputs.samples))
+    _give_report(options, report)
+
+
+def _check(options: dict[str, Any]) -> None:
+    """Refuse options that cannot be followed, before any work."""
+    from vt_core.profile.plot import figure_class
+
     if not 1 <= options["rows"] <= MOST_ROWS:
         raise OptionError(f"--rows is {options['rows']}; give a number from 1 to {MOST_ROWS}.")
     if options["plot"] is not None:
@@ -90,21 +101,27 @@ def enrich(**options: Any) -> None:
     for key in ("report", "plot"):
         if options[key] is not None and not options[key].resolve().parent.is_dir():
             raise OptionError(f"{options[key]}: the directory does not exist.")
-    row_format = make_row_format(
-        options["preset"], options["input_field"], options["output_field"], options["template"]
-    )
-    model = plain_model(options["model"], revision=options["revision"])
-    model.check_growth()
-    tokenizer = MergeableTokenizer(model.path / "tokenizer.json")
+
+
+def _read(options: dict[str, Any], tokenizer: MergeableTokenizer, rows: RowFormat) -> Outputs:
+    from vt_core.enrich import read_outputs
+
     with streams.progress("encoded", " rows") as on_rows:
-        outputs = read_outputs(
+        return read_outputs(
             options["data"],
             tokenizer.library,
-            row_format,
+            rows,
             merges=tokenizer.known,
             skip_bad=options["skip_bad"],
             on_rows=on_rows,
         )
+
+
+def _select(options: dict[str, Any], tokenizer: MergeableTokenizer, outputs: Outputs) -> Selection:
+    """Choose the n-grams and add them to the tokenizer. Raises OptionError where there are none."""
+    from vt_core.enrich import select_ngrams
+    from vt_core.enrich.report import SIZES
+
     with streams.progress("merged", " tokens", options["rows"]) as on_ngram:
         selection = select_ngrams(
             outputs.ids,
@@ -120,9 +137,13 @@ def enrich(**options: Any) -> None:
             f"No n-gram of the outputs can become a token ({selection.collided} collide with longer tokens); "
             "give more data, or a higher --max-collision."
         )
-    report = make_report(outputs, selection, tokenizer, options["rows"]) | {"out": str(options["out"])}
-    new = {ngram.id: ngram.parts for ngram in selection.ngrams}
-    model.write_with_rows(out, new, lambda partial: tokenizer.write(partial, outputs.samples))
+    return selection
+
+
+def _give_report(options: dict[str, Any], report: dict[str, Any]) -> None:
+    from vt_core.enrich import plot_curve, report_text
+    from vt_core.files.json_files import write_json
+
     if options["report"] is not None:
         write_json(options["report"], report)
     if options["plot"] is not None:

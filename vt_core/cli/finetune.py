@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -27,6 +28,7 @@ from vt_core.cli.options import (
     preset_option,
     raw_option,
     revision_option,
+    row_format,
     system_option,
     template_option,
 )
@@ -34,7 +36,8 @@ from vt_core.errors import BackendError, OptionError, OutputError, shorten
 
 if TYPE_CHECKING:
     from converters.plain import PlainModel
-    from vt_core.enrich.training import Example, FinetuneBackend, Settings, Trained
+    from vt_core.enrich.training import FinetuneBackend, Settings, Trained, TrainingPlan
+    from vt_core.profile import RowFormat
 
 WHOLE = click.IntRange(1)
 #: Free bytes below which a failed write is blamed on the disk. Frameworks do not always say why one failed.
@@ -66,6 +69,11 @@ SMALL_DISK = 64 << 20
     default=2e-4,
     show_default=True,
     help="Learning rate at the start; it falls to 0.",
+)
+@click.option(
+    "--rows-learning-rate",
+    type=click.FloatRange(0, 1, min_open=True),
+    help="Learning rate of the rows of merged tokens at the start.  [default: --learning-rate]",
 )
 @click.option("--rank", type=WHOLE, default=16, show_default=True, help="Rank of the low-rank layers.")
 @click.option("--alpha", type=WHOLE, help="Low-rank layers are scaled by alpha / rank.  [default: the rank]")
@@ -121,66 +129,46 @@ def finetune(backend: str, **options: Any) -> None:
     """
     from converters.output import refuse_existing
     from converters.plain import plain_model
-    from vt_core.enrich.training import TrainingPlan
-    from vt_core.profile import make_row_format
-    from vt_core.vocab.tokenizer import Tokenizer
 
     started = time.monotonic()
     out: Path = options["out"].expanduser().resolve()
     refuse_existing(out, force=False)
-    settings = _settings(options)
-    if options["eval_data"] and options["eval_share"] is not None:
-        raise OptionError(
-            "--eval-share takes examples from --data, and --eval-data gives others; leave out one."
-        )
-    row_format = make_row_format(
-        options["preset"], options["input_field"], options["output_field"], options["template"]
-    )
+    _check_evaluation(options)
+    settings, rows = _settings(options), row_format(options)
     trainer = _backend(backend)
     model = plain_model(options["model"], revision=options["revision"])
-    tokenizer = Tokenizer(model.path)
-    raw = options["raw"] or tokenizer.chat_template is None
-    train, evaluation, too_long = _examples(options, tokenizer, row_format, raw)
-    work = out.parent / f".{out.name}.training"
-    plan = TrainingPlan(
-        model=model.path,
-        tied=model.tied,
-        new_ids=tuple(tokenizer.merges),
-        train=train,
-        evaluation=evaluation,
-        settings=settings,
-        work=work,
-    )
-    _prepare(work, model, options, train, evaluation)
-    total = settings.epochs * settings.steps(len(train))
-    with _one_sentence(work), streams.progress("trained", " updates", total) as advance:
-        done = [0]
-
-        def on_step(step: int) -> None:
-            advance(step - done[0])
-            done[0] = step
-
-        trained = trainer.finetune(plan, on_step, lambda point: click.echo(_point_text(point), err=True))
-    report = {
-        "examples": len(train),
-        "evaluation_examples": len(evaluation),
-        "too_long": too_long,
-        "merged_tokens": len(plan.new_ids),
-        "output_tokens": sum(len(example.ids) - example.prompt for example in train),
-        "raw": raw,
-        "settings": asdict(settings),
-        "steps": trained.steps,
-        "stopped_early": trained.stopped_early,
-        "seconds": round(time.monotonic() - started, 1),
-        "curve": [asdict(point) for point in trained.curve],
-    }
-    model.write_trained(out, trained, plan.new_ids, lambda partial: _write_more(partial, trained, report))
-    shutil.rmtree(work, ignore_errors=True)
+    plan, counts = _plan(model, options, settings, rows, out.parent / f".{out.name}.training")
+    _prepare(plan, model, options)
+    trained = _train(trainer, plan)
+    report = counts | _training_report(plan, trained, time.monotonic() - started)
+    model.write_trained(out, trained, plan.new_ids, lambda new: _write_more(new, trained, report))
+    shutil.rmtree(plan.work, ignore_errors=True)
     report["out"] = str(options["out"])
     if options["as_json"]:
         streams.write_json(report)
     else:
         click.echo(_report_text(report))
+
+
+def _check_evaluation(options: dict[str, Any]) -> None:
+    if options["eval_data"] and options["eval_share"] is not None:
+        raise OptionError(
+            "--eval-share takes examples from --data, and --eval-data gives others; leave out one."
+        )
+
+
+def _train(trainer: FinetuneBackend, plan: TrainingPlan) -> Trained:
+    """Train with a progress bar, the points of the loss curve above it."""
+    total = plan.settings.epochs * plan.settings.steps(len(plan.train))
+    with _one_sentence(plan.work), streams.progress("trained", " updates", total) as advance:
+        done = 0
+
+        def on_step(step: int) -> None:
+            nonlocal done
+            advance(step - done)
+            done = step
+
+        return trainer.finetune(plan, on_step, lambda point: click.echo(_point_text(point), err=True))
 
 
 @contextmanager
@@ -220,34 +208,37 @@ def _backend(name: str) -> FinetuneBackend:
     return cast("FinetuneBackend", module)
 
 
-def _examples(
-    options: dict[str, Any], tokenizer: Any, row_format: Any, raw: bool
-) -> tuple[list[Example], list[Example], int]:
-    """Training and evaluation examples, and how many were too long."""
-    from vt_core.enrich.training import choose, read_examples, split
+def _plan(
+    model: PlainModel, options: dict[str, Any], settings: Settings, rows: RowFormat, work: Path
+) -> tuple[TrainingPlan, dict[str, Any]]:
+    """The training run, and what the report says about its examples."""
+    from vt_core.enrich.training import TrainingPlan, choose, read_examples, split
+    from vt_core.vocab.tokenizer import Tokenizer
 
-    def read(files: list[Path]) -> Any:
-        return read_examples(
-            files,
-            tokenizer,
-            row_format,
-            raw=raw,
-            system=options["system"],
-            max_length=options["max_length"],
-        )
-
-    found = read(list(options["data"]))
-    examples = choose(found.kept, options["limit"], options["seed"])
+    tokenizer = Tokenizer(model.path)
+    raw = options["raw"] or tokenizer.chat_template is None
+    read = partial(
+        read_examples,
+        tokenizer=tokenizer,
+        row_format=rows,
+        raw=raw,
+        system=options["system"],
+        max_length=options["max_length"],
+    )
+    found = read(options["data"])
+    too_long = found.too_long
+    train = choose(found.kept, options["limit"], options["seed"])
     if options["eval_data"]:
-        others = read(list(options["eval_data"]))
-        return examples, others.kept, found.too_long + others.too_long
-    share = 0.05 if options["eval_share"] is None else options["eval_share"]
-    return (*split(examples, share, options["seed"]), found.too_long)
+        others = read(options["eval_data"])
+        evaluation, too_long = others.kept, too_long + others.too_long
+    else:
+        share = 0.05 if options["eval_share"] is None else options["eval_share"]
+        train, evaluation = split(train, share, options["seed"])
+    plan = TrainingPlan(model.path, model.tied, tuple(tokenizer.merges), train, evaluation, settings, work)
+    return plan, {"too_long": too_long, "raw": raw}
 
 
-def _prepare(
-    work: Path, model: PlainModel, options: dict[str, Any], train: list[Example], evaluation: list[Example]
-) -> None:
+def _prepare(plan: TrainingPlan, model: PlainModel, options: dict[str, Any]) -> None:
     """Make the directory of checkpoints. Those of another run are removed."""
     import hashlib
     import json
@@ -256,8 +247,9 @@ def _prepare(
 
     ignored = ("out", "as_json", "data", "eval_data", "model", "revision")
     asked = {name: str(value) for name, value in options.items() if name not in ignored}
-    content = [model.fingerprint(), asked, [example.ids for example in (*train, *evaluation)]]
+    content = [model.fingerprint(), asked, [example.ids for example in (*plan.train, *plan.evaluation)]]
     signature = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    work = plan.work
     note = work / "run"
     if note.is_file() and read_text(note, "checkpoint", OptionError) == signature:
         if any(work.glob("checkpoint*")):
@@ -271,20 +263,34 @@ def _prepare(
     write_atomically(note, signature)
 
 
-def _write_more(partial: Path, trained: Trained, report: dict[str, Any]) -> None:
+def _write_more(directory: Path, trained: Trained, report: dict[str, Any]) -> None:
     """Write the adapter, the report and, where matplotlib is installed, the plot of the loss."""
     from vt_core.enrich.report import plot_loss
     from vt_core.files.json_files import write_json
     from vt_core.profile.plot import figure_class
 
     if trained.adapter is not None:
-        shutil.copytree(trained.adapter, partial / "adapter")
-    write_json(partial / "training.json", report)
+        shutil.copytree(trained.adapter, directory / "adapter")
+    write_json(directory / "training.json", report)
     try:
         figure_class()
     except OptionError:
         return
-    plot_loss(trained.curve, partial / "training.png")
+    plot_loss(trained.curve, directory / "training.png")
+
+
+def _training_report(plan: TrainingPlan, trained: Trained, seconds: float) -> dict[str, Any]:
+    return {
+        "examples": len(plan.train),
+        "evaluation_examples": len(plan.evaluation),
+        "merged_tokens": len(plan.new_ids),
+        "output_tokens": sum(len(example.ids) - example.prompt for example in plan.train),
+        "settings": asdict(plan.settings),
+        "steps": trained.steps,
+        "stopped_early": trained.stopped_early,
+        "seconds": round(seconds, 1),
+        "curve": [asdict(point) for point in trained.curve],
+    }
 
 
 def _point_text(point: Any) -> str:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -13,6 +13,9 @@ from vt_core.decode.options import DRAFT
 from vt_core.errors import DataError
 from vt_core.files.dtypes import FLOATS
 from vt_core.files.json_files import read_text
+
+if TYPE_CHECKING:
+    from vt_core.profile.row_format import RowFormat
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Option = Callable[[Command], Command]
@@ -213,3 +216,10 @@ def max_tokens_option(default: int = 256, least: int = 1, text: str = "Most toke
     return click.option(
         "--max-tokens", type=click.IntRange(least), default=default, show_default=True, help=text
     )
+
+
+def row_format(options: Mapping[str, Any]) -> RowFormat:
+    """How rows of a corpus become texts: the preset, with the given parts replaced. Raises OptionError."""
+    from vt_core.profile.row_format import make_row_format
+
+    return make_row_format(*(options[name] for name in ("preset", "input_field", "output_field", "template")))

@@ -20,6 +20,7 @@ from vt_core.cli.options import (
     output_field_option,
     preset_option,
     revision_option,
+    row_format,
     template_option,
 )
 from vt_core.errors import DataError, OptionError
@@ -157,7 +158,7 @@ def profile(backend: str, **options: Any) -> None:
     from vt_core.cli.counting import checkpoints, count
     from vt_core.cli.tokenizer_source import find_tokenizer
     from vt_core.files.json_files import write_json
-    from vt_core.profile import Profiler, make_row_format
+    from vt_core.profile import Profiler
     from vt_core.profile.languages import code_points
     from vt_core.profile.plot import plot_coverage
     from vt_core.profile.shards import missing_shards
@@ -167,13 +168,9 @@ def profile(backend: str, **options: Any) -> None:
     ngrams = _ngrams(options)
     stages = _stages(options)
     code_points(options["languages"])
-    row_format = make_row_format(
-        options["preset"], options["input_field"], options["output_field"], options["template"]
-    )
+    rows = row_format(options)
     found = find_tokenizer(options["model"], options["revision"], options["vocab_rows"])
-    profiler = Profiler(
-        found.tokenizer_json, found.vocab_rows, found.name, row_format, options["skip_bad"], ngrams
-    )
+    profiler = Profiler(found.tokenizer_json, found.vocab_rows, found.name, rows, options["skip_bad"], ngrams)
     out: Path = options["out"] or options["save_counts"]
     with checkpoints(out) as checkpoint:
         counts = count(profiler, options, checkpoint, backend)

@@ -34,6 +34,7 @@ class Settings:
 
     epochs: int = 3
     learning_rate: float = 2e-4  #: at the start; it falls to 0 in a line
+    rows_learning_rate: float | None = None  #: that of merged tokens' rows; None: `learning_rate`
     rank: int = 16  #: of the low-rank layers
     alpha: int = 16  #: the low-rank layers are multiplied by `alpha / rank`
     dropout: float = 0.05  #: of the low-rank layers' input
@@ -53,6 +54,11 @@ class Settings:
                 f"a batch of {self.batch_size} examples cannot be computed {self.micro_batch} at a time; "
                 "give numbers of which the second divides the first"
             )
+
+    @property
+    def rows_rate(self) -> float:
+        """Learning rate of merged tokens' rows at the start."""
+        return self.learning_rate if self.rows_learning_rate is None else self.rows_learning_rate
 
     def steps(self, examples: int) -> int:
         """Updates of an epoch."""
