@@ -161,3 +161,77 @@ def test_user_errors_are_one_line(backend, tiny, tmp_path, more, message):
     done = run(backend, arguments, *more, "--out", tmp_path / "out")
     assert done.exit_code == 2 and message in done.stderr and done.stderr.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture(scope="module", params=[BACKEND])
+def compared(request, tiny, tmp_path_factory):
+    """Backend, arguments, folder and output: a model beside another, and beside itself with drafts."""
+    folder = tmp_path_factory.mktemp("models")
+    model = tiny("llama")[1]
+    data = write_rows(folder / "data.jsonl", ROWS)
+    table = ["--model", model, "--data", data, "--ngrams", 3, "--out", folder / "math.vt.json"]
+    assert CliRunner().invoke(build(request.param), ["profile", *map(str, table)]).exit_code == 0
+    arguments = ["--model", model, "--preset", "math", "--max-tokens", 6, "--device", "cpu", "--data", data]
+    arguments += ["--compare", f"other={tiny('qwen2')[1]}", "--compare", f"drafted={model}"]
+    arguments += ["--draft-file", f"drafted={folder / 'math.ngrams'}", "--out", folder / "out"]
+    done = run(request.param, arguments)
+    assert done.exit_code == 0, done.stderr
+    return request.param, arguments, folder / "out", done.stdout
+
+
+def test_models_answer_the_same_rows(compared):
+    _, _, out, stdout = compared
+    results = json.loads((out / "results.json").read_text())
+    assert (results["n"], results["left_out"]) == (3, 1)
+    assert [(entry["name"], entry["drafts"]) for entry in results["models"]] == [
+        *(("base", False), ("other", False), ("drafted", True))
+    ]
+    answers = predictions(out)
+    for entry in results["models"]:
+        own = [answers[entry["name"], row] for row in range(3)]
+        characters = sum(len(answer["text"]) for answer in own)
+        seconds = sum(answer["e2e_s"] for answer in own)
+        assert entry["characters_per_s"]["value"] == pytest.approx(characters / seconds)
+        assert entry["tokens"]["value"] == pytest.approx(
+            sum(len(answer["token_ids"]) for answer in own) / len(own)
+        )
+        assert set(entry["metrics"]) == {"accuracy"}
+    base, other, _ = results["models"]
+    assert base["speed"] == 1 and base["metrics"]["accuracy"]["difference"] is None
+    assert other["speed"] == pytest.approx(
+        other["characters_per_s"]["value"] / base["characters_per_s"]["value"]
+    )
+    for row in range(3):
+        assert answers["base", row]["token_ids"] == answers["drafted", row]["token_ids"]
+    assert (out / "report.md").read_text().strip() == stdout.strip()
+    assert "| drafted | yes |" in stdout and "characters/s" in stdout
+
+
+def test_a_comparison_resumes(compared, tmp_path):
+    backend, arguments, out, _ = compared
+    copy = shutil.copytree(out, tmp_path / "copy")
+    lines = (copy / "predictions.jsonl").read_bytes().splitlines(keepends=True)
+    (copy / "predictions.jsonl").write_bytes(b"".join(lines[:-1]))
+    done = run(backend, arguments, "--out", copy)
+    assert done.exit_code == 0, done.stderr
+    assert (copy / "predictions.jsonl").read_bytes().splitlines(keepends=True)[:-1] == lines[:-1]
+    assert predictions(copy).keys() == predictions(out).keys()
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        (["--compare", "twice"], "give NAME=VALUE"),
+        (["--compare", "base=x"], "base is the name of --model"),
+        (["--compare", "a=x", "--compare", "a=y"], "gives 'a' twice"),
+        (["--compare", "a=x", "--variants", "exact"], "leave out --compare or --variants"),
+        (["--compare", "a=x", "--draft-file", "b=y"], "names 'b', which is not a model"),
+        (["--draft-file", "a=y"], "--draft-file goes with --compare"),
+    ],
+)
+@pytest.mark.parametrize("backend", [BACKEND])
+def test_models_that_cannot_be_compared_are_refused(backend, more, expected, tmp_path):
+    data = write_rows(tmp_path / "data.jsonl", ROWS[:1])
+    done = run(backend, ["--preset", "math", "--data", data, "--out", tmp_path / "out", *more])
+    assert done.exit_code == 2 and expected in done.stderr, done.stderr
+    assert not (tmp_path / "out").exists()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
@@ -24,17 +23,15 @@ from vt_core.measure.quality.examples import Example
 from vt_core.measure.quality.predictions import Predictions, Record
 from vt_core.measure.quality.sandbox import PROTECTIONS
 from vt_core.measure.quality.scores import Metric, metrics_of
+from vt_core.measure.questions import LIBRARIES, Questions, digest
 from vt_core.measure.variants import Variant
 from vt_core.measure.vocabularies import Pruned, of_ids, profiled
 from vt_core.measure.worker import Worker
-from vt_core.profile.row_format import RowFormat
 from vt_core.vocab.collection import find_task
 from vt_core.vocab.task import TaskVocabulary
 
 #: File of the pruned tokenizer, beside the results.
 PRUNED_TOKENIZER = "pruned-tokenizer.json"
-#: Libraries that the metrics depend on.
-LIBRARIES = ("tokenizers", "sacrebleu", "rouge-score")
 #: Fields of a generation that the predictions keep.
 KEPT = (
     *("text", "token_ids", "finish_reason", "prompt_tokens", "generated_tokens"),
@@ -42,40 +39,15 @@ KEPT = (
 )
 
 
-@dataclass(frozen=True)
-class Evaluation:
+@dataclass(frozen=True, kw_only=True)
+class Evaluation(Questions):
     """What is evaluated, and how."""
 
-    backend: str
     directory: ModelDirectory
-    preset: str
-    layout: RowFormat
-    data: Sequence[Path]
     variants: Sequence[Variant]
-    out: Path
-    #: Of the bootstrap.
-    seed: int
-    #: Number of rows below which the report warns.
-    minimum: int
     #: Files of task vocabularies; empty: profiled from ``profile_data``, or the rank prior.
     tasks: Sequence[Path] = ()
     profile_data: Sequence[Path] = ()
-    max_tokens: int = 256
-    stop: Sequence[str] = ()
-    raw: bool = False
-    system: str | None = None
-    #: Tokenizer of sacreBLEU.
-    tokenize: str | None = None
-    device: str | None = None
-    dtype: str | None = None
-    quantize: str | None = None
-    command: str = ""
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """Arguments of :meth:`vt_core.Model.stream`."""
-        found: dict[str, Any] = {"max_tokens": self.max_tokens, "stop": list(self.stop), "raw": self.raw}
-        return found if self.system is None else found | {"system": self.system}
 
     @cached_property
     def vocabularies(self) -> list[TaskVocabulary]:
@@ -185,18 +157,10 @@ def text_settings(plan: Evaluation, about: Mapping[str, Any]) -> dict[str, Any]:
     manifest["source"] = manifest["source"]["fingerprint"]  # not the name that the user gave
     union = TaskVocabulary.union(plan.vocabularies) if plan.vocabularies else None
     return {
-        "model": _digest(json.dumps(manifest, sort_keys=True).encode()),
-        "backend": plan.backend,
-        "device": about["device"],
-        "dtype": about["dtype"],
-        "quantize": plan.quantize,
-        "static": None if union is None else _digest(union.ids.tobytes()),
-        "corpus": None if plan.pruned is None else _digest(plan.pruned.task.ids.tobytes()),
-        "data": [[path.name, _digest(path.read_bytes())] for path in plan.data],
-        "inputs": list(plan.layout.inputs),
-        "outputs": list(plan.layout.outputs),
-        "prompt": plan.layout.prompt,
-        **plan.options,
+        "model": digest(json.dumps(manifest, sort_keys=True).encode()),
+        "static": None if union is None else digest(union.ids.tobytes()),
+        "corpus": None if plan.pruned is None else digest(plan.pruned.task.ids.tobytes()),
+        **plan.settings(about),
     }
 
 
@@ -236,7 +200,3 @@ def _results(
         # After the scores: sacreBLEU's definition counts the references.
         "metrics": {metric.name: metric.definition() for metric in metrics},
     }
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()

@@ -14,8 +14,9 @@ from vt_core.errors import DataError, OptionError, OutputError
 from vt_core.files.json_files import read_object
 from vt_core.measure.bench_report import bench_report
 from vt_core.measure.eval_report import eval_report
+from vt_core.measure.models_report import models_report
 from vt_core.measure.plots import draw
-from vt_core.measure.report import html, markdown
+from vt_core.measure.report import Report, html, markdown
 
 RESULTS, REPORT, PAGE = "results.json", "report.md", "report.html"
 #: Format of results.json of each command: the fields ``schema`` and ``format``.
@@ -90,9 +91,21 @@ def write_eval(results: Mapping[str, Any], out: Path, more: Mapping[str, bytes])
     Raises:
         OutputError: the files cannot be written.
     """
+    _write(results, eval_report([results]), out, more)
+
+
+def write_models(results: Mapping[str, Any], out: Path) -> None:
+    """Write the results of a comparison of models, and its report.
+
+    Raises:
+        OutputError: the files cannot be written.
+    """
+    _write(results, models_report(results), out, {})
+
+
+def _write(results: Mapping[str, Any], report: Report, out: Path, more: Mapping[str, bytes]) -> None:
     text = json.dumps(results, indent=1, ensure_ascii=False) + "\n"
-    report = markdown(eval_report([results]))
-    write_files(out, {RESULTS: text.encode(), REPORT: report.encode(), **more})
+    write_files(out, {RESULTS: text.encode(), REPORT: markdown(report).encode(), **more})
 
 
 def write_files(out: Path, files: Mapping[str, bytes]) -> None:
