@@ -54,7 +54,8 @@ def _model(plan: TrainingPlan, device: mx.Device) -> nn.Module:
             f"mlx-lm renames or changes the weights of a {config.get('model_type')} model, so vt cannot "
             "write them back; train it with vt-torch"
         )
-    model.set_dtype(pick_dtype(plan.settings.dtype, str(config.get("dtype") or "bfloat16"), device))
+    name = plan.settings.dtype or ("float32" if plan.settings.full else None)
+    model.set_dtype(pick_dtype(name, str(config.get("dtype") or "bfloat16"), device))
     if not plan.settings.full:
         model.freeze()
         linear_to_lora_layers(model, -1, _lora_config(plan))
@@ -80,7 +81,8 @@ class _Rows(nn.Module):
         super().__init__()
         self.table = table
         self.table.freeze()
-        self.rows = table.weight[mx.array(list(ids))]
+        # In float32, for updates are often smaller than bfloat16 can add.
+        self.rows = table.weight[mx.array(list(ids))].astype(mx.float32)
         self._runs = _runs(ids)
         place = np.full(table.weight.shape[0], -1, np.int32)
         place[list(ids)] = np.arange(len(ids))
@@ -88,12 +90,13 @@ class _Rows(nn.Module):
 
     def embed(self, ids: mx.array) -> mx.array:
         place = self._place[ids]
-        trained = self.rows[mx.maximum(place, 0)]
-        return mx.where((place >= 0)[..., None], trained, self.table(ids))
+        frozen = self.table(ids)
+        trained = self.rows[mx.maximum(place, 0)].astype(frozen.dtype)
+        return mx.where((place >= 0)[..., None], trained, frozen)
 
     def multiply(self, hidden: mx.array, logits: mx.array) -> mx.array:
         """`logits` of the frozen table, with those of the trained rows in their places."""
-        fresh = hidden @ self.rows.T
+        fresh = hidden @ self.rows.astype(hidden.dtype).T
         pieces, end = [], 0
         for start, first, count in self._runs:
             pieces += [logits[..., end:start], fresh[..., first : first + count]]

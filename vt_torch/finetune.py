@@ -18,7 +18,7 @@ from transformers.utils import logging
 from vt_core.enrich.training import Example, Floats, LossPoint, Trained, TrainingPlan
 from vt_core.errors import BackendError
 from vt_core.files.adapters import LowRank
-from vt_torch.device import DTYPES, pick_device
+from vt_torch.device import pick_device, pick_dtype
 
 try:
     from datasets import Dataset
@@ -104,10 +104,10 @@ def _quiet() -> Iterator[None]:
 
 def _model(plan: TrainingPlan, device: torch.device) -> Any:
     """The model with the parameters to train."""
-    name = plan.settings.dtype or ("float32" if device.type == "cpu" or plan.settings.full else "bfloat16")
-    if name not in DTYPES:
-        raise BackendError(f"unknown float type {name!r}: choose one of {', '.join(DTYPES)}")
-    model = AutoModelForCausalLM.from_pretrained(plan.model, dtype=DTYPES[name])
+    # All weights are trained in float32, for updates are often smaller than bfloat16 can add.
+    name = plan.settings.dtype or ("float32" if plan.settings.full else None)
+    dtype = pick_dtype(name, "bfloat16", device)
+    model = AutoModelForCausalLM.from_pretrained(plan.model, dtype=dtype)
     if plan.settings.full:
         return model
     rows: dict[str, list[int]] = {}

@@ -115,6 +115,18 @@ def test_rows_of_merged_tokens_have_their_own_learning_rate(backend, kind, tiny,
 
 
 @pytest.mark.parametrize("backend", backend_params())
+def test_updates_below_the_precision_of_bfloat16_are_kept(backend, tiny, tmp_path):
+    model = plain_model(tiny("llama")[0])
+    before = load_file(model.path / "model.safetensors")["model.embed_tokens.weight"].astype(np.float32)
+    changes = {"epochs": 1, "dtype": "bfloat16", "learning_rate": 1e-6, "patience": 0}
+    trained, _, _ = run(backend, model, tmp_path / "work", (40, 60), **changes)
+    rounded = (before[[40, 60]].view(np.uint32) + 0x7FFF + (before[[40, 60]].view(np.uint32) >> 16 & 1)) >> 16
+    start = (rounded << 16).astype(np.uint32).view(np.float32)
+    moved = np.abs(trained.rows["embedding"] - start)
+    assert 0 < np.median(moved) < 1e-5
+
+
+@pytest.mark.parametrize("backend", backend_params())
 def test_the_adapter_alone_gives_the_same_model_without_new_rows(backend, tiny, tmp_path):
     from vt_core import load
 

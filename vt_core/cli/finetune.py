@@ -109,7 +109,10 @@ SMALL_DISK = 64 << 20
 @click.option("--limit", type=WHOLE, help="Use so many examples of --data, chosen at random.")
 @click.option("--seed", default=0, show_default=True, help="Order of the examples and start of the layers.")
 @device_option
-@dtype_option("Float type of the weights while training. Default: float32 on a CPU, else bfloat16.")
+@dtype_option(
+    "Float type of the weights while training; what is trained stays in float32. Default: bfloat16 where the "
+    "device multiplies it well and --full is not given, else float32."
+)
 @json_option
 @click.option("--out", required=True, type=FILE, metavar="DIR", help="The trained model, a new directory.")
 @click.pass_obj
