@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from vt_core.vocab.learning import Learned, LearnedFile
 from vt_core.vocab.ngrams import NgramTable
 from vt_core.vocab.static import static_ids
 from vt_core.vocab.task import TaskVocabulary
-from vt_core.vocab.tokenizer import Tokenizer
+from vt_core.vocab.tokenizer import TextStream, Tokenizer
 
 
 class LoadedModel:
@@ -177,7 +177,11 @@ class LoadedModel:
             self.decoder.head.set_learned(())
 
     def run(
-        self, ids: Ids, options: RequestOptions, slot: Slot[Any] | None = None
+        self,
+        ids: Ids,
+        options: RequestOptions,
+        slot: Slot[Any] | None = None,
+        shown: Mapping[int, str] | None = None,
     ) -> Generator[Chunk, None, None]:
         """Run full ids with checked options; applications call :meth:`stream` or a session.
 
@@ -185,6 +189,7 @@ class LoadedModel:
             ids: the prompt, int64 ``[n]``.
             options: of the request, apart from the prompt.
             slot: caches to go on from, and to keep; None uses caches of its own.
+            shown: special tokens that the text shows, and how.
 
         Raises:
             PromptError: the prompt is empty or too long, or has ids without a row.
@@ -192,7 +197,7 @@ class LoadedModel:
         """
         prompts.check_prompt(ids, options.max_tokens, self.rows, self.context)
         request = self._request(options, slot)
-        return self._run(request, ids, StopMatcher(options.stop))
+        return self._run(request, ids, StopMatcher(options.stop), self.tokenizer.stream(shown))
 
     def copy_slot(self, slot: Slot[Any]) -> Slot[Any]:
         """A slot that holds the same as one that no request uses."""
@@ -206,8 +211,10 @@ class LoadedModel:
         with self._scheduler.hold():
             return np.array(slot.ids, dtype=np.int64), self.decoder.slot_bytes(slot)
 
-    def _run(self, request: Request, ids: Ids, stops: StopMatcher) -> Generator[Chunk, None, None]:
-        answer = Answer(request, self.tokenizer.stream(), stops, self._memory, self._scheduler)
+    def _run(
+        self, request: Request, ids: Ids, stops: StopMatcher, text: TextStream
+    ) -> Generator[Chunk, None, None]:
+        answer = Answer(request, text, stops, self._memory, self._scheduler)
         yield from answer.chunks(ids)
         result = answer.result(self.directory.manifest, self.backend, self.quantization)
         # Learned ids are saved before the last chunk: callers may stop there.

@@ -38,7 +38,7 @@ class Scripted:
     def encode(self, prompt, **options):
         return Model.encode(self, prompt, **options)
 
-    def run(self, ids, options, slot=None):
+    def run(self, ids, options, slot=None, shown=None):
         # Not decode(), which leaves special tokens out.
         content = b"".join(self.tokenizer.bytes_of(token) for token in ids.tolist())
         self.prompts.append(content.decode())

@@ -28,7 +28,7 @@ class Chatty:
     def __getattr__(self, name):
         return getattr(self._model, name)
 
-    def run(self, ids, options, slot=None):
+    def run(self, ids, options, slot=None, shown=None):
         time.sleep(self.seconds)
         yield Chunk(self.text, 5)
         yield Chunk("", None, replace(self._model.generate([5], max_tokens=1), text=self.text))

@@ -26,9 +26,8 @@ class Answer:
 
     def add(self, chunk: Chunk) -> list[Part]:
         """The parts that a chunk completes."""
-        hidden = self.reader.markup.hidden.get(chunk.token_id, "") if chunk.token_id is not None else ""
         self.reasoning_tokens += self.reader.reasoning and chunk.token_id is not None
-        parts = self.reader.push(chunk.text + hidden)
+        parts = self.reader.push(chunk.text)
         if chunk.result is not None:
             self.result = chunk.result
             parts += self.reader.finish()

@@ -145,14 +145,22 @@ class Common:
         return self.limit
 
     def jobs(
-        self, prompts: Sequence[Sequence[int]], max_tokens: int, task: str | None, **more: Any
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_tokens: int,
+        task: str | None,
+        shown: Mapping[int, str] | None = None,
+        **more: Any,
     ) -> list[Job]:
-        """The jobs of some prompts, prompt by prompt; ``more``: further options."""
+        """The jobs of some prompts, prompt by prompt; ``more``: further options; the rest as in
+        :class:`Job`.
+        """
         return [
             Job(
                 list(ids),
                 {**self.options, **more, "max_tokens": max_tokens, "seed": self.seed + at & _SEED_MASK},
                 task,
+                shown or {},
             )
             for ids in prompts
             for at in range(self.n)

@@ -42,6 +42,7 @@ class Job:
     ids: list[int]  #: the prompt, full ids
     options: dict[str, Any]  #: of :meth:`vt_core.Model.stream`
     task: str | None = None  #: name of the task vocabulary; None: the union of all
+    shown: Mapping[int, str] = field(default_factory=dict)  #: special tokens that the text shows, and how
 
 
 @dataclass
@@ -180,7 +181,8 @@ class Engine:
             self._select(run.job.task)
             ids = np.array(run.job.ids, dtype=np.int64)
             slot = self.cache.take(ids)
-            with closing(self.model.run(ids, request_options(**run.job.options), slot)) as chunks:
+            options = request_options(**run.job.options)
+            with closing(self.model.run(ids, options, slot, run.job.shown)) as chunks:
                 for chunk in chunks:
                     run.emit(chunk)
                     if run.stopped.is_set():

@@ -84,7 +84,7 @@ class Markup:
     template: str | None  #: the chat template of a conversation with tools
     calls: CallFormat | None  #: how it writes tool calls, where the template shows a known way
     thinks: bool  #: whether it marks reasoning
-    hidden: Mapping[int, str]  #: markers that are special tokens, by id: an answer's text leaves them out
+    special: Mapping[int, str]  #: markers that are special tokens, by id: texts leave these out otherwise
 
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> Markup:
@@ -101,8 +101,8 @@ class Markup:
             markers += [calls.start, calls.end, calls.alternative, *calls.extra]
         found = {marker: tokenizer.id_of(marker) for marker in markers if marker}
         special = tokenizer.special_ids(found)
-        hidden = {token: marker for marker, token in found.items() if token is not None and token in special}
-        return cls(template, calls, thinks, hidden)
+        shown = {token: marker for marker, token in found.items() if token is not None and token in special}
+        return cls(template, calls, thinks, shown)
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,8 @@ class Turn:
         prompt = await asyncio.to_thread(self.conversation.prompt, model, engine.markup)
         limit = shared.room(model, len(prompt.ids))
         answers = [Answer(prompt.reader(), one_call=self.one_call) for _ in range(shared.n)]
-        return shared.jobs([prompt.ids], limit, task, **prompt.options), answers
+        jobs = shared.jobs([prompt.ids], limit, task, engine.markup.special, **prompt.options)
+        return jobs, answers
 
     async def logprobs(
         self, engine: Engine, jobs: Sequence[Job], answers: Sequence[Answer], task: str | None

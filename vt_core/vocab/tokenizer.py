@@ -130,9 +130,9 @@ class Tokenizer:
         with library_errors(f"{self.path} fails to decode these ids"):
             return self._fast.decode(list(ids), skip_special_tokens=True)
 
-    def stream(self) -> TextStream:
-        """A decoder that takes ids one at a time."""
-        return TextStream(self)
+    def stream(self, shown: Mapping[int, str] | None = None) -> TextStream:
+        """A decoder that takes ids one at a time; ``shown``: special tokens to write, and how."""
+        return TextStream(self, shown or {})
 
     def size(self, rows: int) -> int:
         """How many of a table's ``rows`` have a token; those after the last token are padding."""
@@ -185,8 +185,8 @@ class TextStream:
     a character whose bytes are split over several tokens. Such a character comes with its last token.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, tokenizer: Tokenizer, shown: Mapping[int, str]) -> None:
+        self._tokenizer, self._markers = tokenizer, shown
         self._ids: list[int] = []
         self._start = 0  # first id of the window
         self._shown = 0  # ids before this one have been returned as text
@@ -194,11 +194,13 @@ class TextStream:
     def push(self, token_id: int) -> str:
         """The text that this id completes; may be empty."""
         self._ids.append(token_id)
-        fresh = self._fresh()
-        if not fresh or fresh.endswith("\ufffd"):
+        fresh, marker = self._fresh(), self._markers.get(token_id, "")
+        if not marker and (not fresh or fresh.endswith("\ufffd")):
             return ""
-        self._start, self._shown = self._shown, len(self._ids)
-        return fresh
+        if fresh:  # else the window keeps what the next token's text depends on
+            self._start = self._shown
+        self._shown = len(self._ids)
+        return fresh + marker
 
     def finish(self) -> str:
         """The rest of the text. Bytes at the end that are not a whole character become U+FFFD."""

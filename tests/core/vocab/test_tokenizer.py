@@ -37,6 +37,17 @@ def streamed(tokenizer, ids):
     return pieces, stream.finish()
 
 
+def test_special_tokens_are_streamed_where_they_are_wanted(byte_fallback):
+    byte_fallback._fast.add_special_tokens(["<call>"])
+    call = byte_fallback.id_of("<call>")
+    stream = byte_fallback.stream({call: "<call>"})
+    ids = [1, call, 1, 4 + 0xC3, call, call, 3]
+    assert [stream.push(token) for token in ids] == [
+        "hello", "<call>", " hello", "", "\ufffd<call>", "<call>", "hi",
+    ]  # fmt: skip
+    assert stream.finish() == "" and streamed(byte_fallback, [1, call, 1]) == (["hello", "", " hello"], "")
+
+
 @pytest.mark.parametrize("text", ["plain words", "naïve 日本語 🙂🙃", " two  spaces\n\n", "ab" * 50])
 def test_streamed_pieces_join_to_the_text(byte_level, text):
     ids = byte_level.encode(text).tolist()
