@@ -1,7 +1,7 @@
 """A model body with its caches and a head: what every backend's decoder does alike.
 
 A backend subclasses :class:`Decoder` and fills in the hooks of :class:`vt_core.decode.framework.Framework`.
-The loop (:mod:`vt_core.decode.request`) calls the public methods.
+The loop (:mod:`vt_core.decode.loop`) calls the public methods.
 """
 
 from __future__ import annotations

@@ -16,10 +16,11 @@ from typing import Any
 
 import numpy as np
 
+from vt_core.decode.asks import Ask, Check, Follow, Prefill
 from vt_core.decode.costs import Costs
 from vt_core.decode.decoder import Decoder
 from vt_core.decode.metrics import Clock
-from vt_core.decode.request import Ask, Check, Follow, Prefill, Request
+from vt_core.decode.request import Request
 from vt_core.decode.types import Read
 from vt_core.errors import BackendError
 from vt_core.types import Ids
