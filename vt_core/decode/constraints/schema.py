@@ -58,6 +58,8 @@ _ESCAPE = re.compile(
 )
 _NAMED_ESCAPES = {"a": 7, "v": 11}
 
+#: Keywords whose value is a whole number.
+_COUNTS = ("minItems", "maxItems", "minLength", "maxLength", "minProperties", "maxProperties")
 #: Keywords whose value is a schema, a list of schemas, or schemas by name.
 _ONE = ("items", "additionalItems", "additionalProperties")
 _LIST = ("anyOf", "oneOf", "allOf", "prefixItems", "items")
@@ -79,6 +81,8 @@ def enforceable(schema: Mapping[str, Any], option: str) -> dict[str, Any]:
     walk = _Walk(copy, option)
     walk.check()
     for node in walk.nodes:
+        # JSON's 2.0 is the whole number 2.
+        node |= {name: int(node[name]) for name in _COUNTS if _is_whole_float(node.get(name))}
         if patterns := STRICTER.get(node.get("format", "")):
             node["allOf"] = [*node.get("allOf", []), *({"pattern": pattern} for pattern in patterns)]
     return copy
@@ -92,6 +96,10 @@ def literals(schema: Mapping[str, Any]) -> Iterator[Any]:
         yield from node.get("enum", [])
         if "const" in node:
             yield node["const"]
+
+
+def _is_whole_float(value: Any) -> bool:
+    return isinstance(value, float) and value.is_integer()
 
 
 def _copied(value: Any) -> Any:

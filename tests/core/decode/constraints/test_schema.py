@@ -119,6 +119,7 @@ def test_random_answers_are_valid(name):
         ({"type": "object", "required": ["a"]}, "{}"),
         ({"type": "object", "additionalProperties": False}, '{"a": 1}'),
         ({"type": "integer"}, "1 "),
+        ({"type": "array", "maxItems": 2.0}, "[1, 2, 3]"),
     ],
 )
 def test_invalid_texts_are_not_allowed(schema, text):
@@ -137,6 +138,9 @@ def test_invalid_texts_are_not_allowed(schema, text):
         ({"$ref": "#foo", "$defs": {"x": {"$anchor": "foo", "const": 1}}}, "1"),
         ({"properties": {"a/b~": {"const": 1}, "c": {"$ref": "#/properties/a~1b~0"}}}, '{"c": 1}'),
         ({"properties": {"a": True, "b": {"$ref": "#/properties/a"}}}, '{"b": "x"}'),
+        ({"type": "array", "maxItems": 2.0}, "[1, 2]"),
+        # Decimal: the quotient of the binary floats is not whole.
+        ({"type": "number", "multipleOf": 0.1}, "1.9"),
     ],
 )
 def test_valid_texts_are_allowed(schema, text):
