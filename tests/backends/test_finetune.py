@@ -29,7 +29,8 @@ def finetune_module(backend):
 
 def settings(**changes):
     values = {"epochs": 3, "learning_rate": 2e-2, "batch_size": 8, "micro_batch": 4, "rank": 4, "alpha": 4}
-    return Settings(**{**values, "device": "cpu", "dtype": "float32", **changes})
+    defaults = {"device": "cpu", "dtype": "float32", "rows_learning_rate": 2e-2}
+    return Settings(**{**values, **defaults, **changes})
 
 
 def run(backend, model, work, new_ids=(), examples=EXAMPLES, **changes):
@@ -118,7 +119,7 @@ def test_rows_of_merged_tokens_have_their_own_learning_rate(backend, kind, tiny,
 def test_updates_below_the_precision_of_bfloat16_are_kept(backend, tiny, tmp_path):
     model = plain_model(tiny("llama")[0])
     before = load_file(model.path / "model.safetensors")["model.embed_tokens.weight"].astype(np.float32)
-    changes = {"epochs": 1, "dtype": "bfloat16", "learning_rate": 1e-6, "patience": 0}
+    changes = {"epochs": 1, "dtype": "bfloat16", "rows_learning_rate": 1e-6, "patience": 0}
     trained, _, _ = run(backend, model, tmp_path / "work", (40, 60), **changes)
     rounded = (before[[40, 60]].view(np.uint32) + 0x7FFF + (before[[40, 60]].view(np.uint32) >> 16 & 1)) >> 16
     start = (rounded << 16).astype(np.uint32).view(np.float32)
@@ -201,6 +202,11 @@ def test_training_stops_early_and_keeps_the_best_weights(backend, tiny, tmp_path
         log = logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)
         total -= sum(log[at, id] for at, id in enumerate(example.ids[2:]))
     assert total / 12 == pytest.approx(min(evaluated), rel=2e-3)
+
+
+def test_rows_learn_faster_than_layers_unless_told_otherwise():
+    assert Settings(learning_rate=1e-3).rows_rate == pytest.approx(1e-2)
+    assert Settings(learning_rate=1e-3, rows_learning_rate=2e-3).rows_rate == 2e-3
 
 
 def test_a_batch_must_be_a_multiple_of_the_micro_batch():

@@ -85,6 +85,7 @@ def command(enriched, corpus):
     return (
         *("finetune", "--model", enriched, "--data", corpus, "--raw", "--eval-share", 0.2, "--epochs", 2),
         *("--batch-size", 4, "--learning-rate", 0.01, "--rank", 4),
+        *("--rows-learning-rate", 0.01),
     )
 
 
@@ -137,6 +138,7 @@ def test_bad_input_is_one_sentence(command, tmp_path, corpus):
     assert "10 examples cannot be computed 4 at a time" in error("--batch-size", 10)
     assert "leave out one" in error("--eval-data", corpus)
     assert "at most 3" in error("--max-length", 3)
+    assert "--full gives all weights one rate" in error("--full")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").write_text("")
     assert "exists" in error()

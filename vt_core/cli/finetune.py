@@ -73,7 +73,7 @@ SMALL_DISK = 64 << 20
 @click.option(
     "--rows-learning-rate",
     type=click.FloatRange(0, 1, min_open=True),
-    help="Learning rate of the rows of merged tokens at the start.  [default: --learning-rate]",
+    help="Learning rate of the rows of merged tokens at the start.  [default: 10 times --learning-rate]",
 )
 @click.option("--rank", type=WHOLE, default=16, show_default=True, help="Rank of the low-rank layers.")
 @click.option("--alpha", type=WHOLE, help="Low-rank layers are scaled by alpha / rank.  [default: the rank]")
@@ -160,6 +160,12 @@ def _check_evaluation(options: dict[str, Any]) -> None:
         )
 
 
+def _check_rows_rate(options: dict[str, Any], model: str, new_ids: tuple[int, ...]) -> None:
+    if options["rows_learning_rate"] is not None and (options["full"] or not new_ids):
+        why = "--full gives all weights one rate" if options["full"] else f"{model} has no merged tokens"
+        raise OptionError(f"--rows-learning-rate has nothing to set: {why}; leave it out.")
+
+
 def _train(trainer: FinetuneBackend, plan: TrainingPlan) -> Trained:
     """Train with a progress bar, the points of the loss curve above it."""
     total = plan.settings.epochs * plan.settings.steps(len(plan.train))
@@ -237,7 +243,9 @@ def _plan(
     else:
         share = 0.05 if options["eval_share"] is None else options["eval_share"]
         train, evaluation = split(train, share, options["seed"])
-    plan = TrainingPlan(model.path, model.tied, tuple(tokenizer.merges), train, evaluation, settings, work)
+    new_ids = tuple(tokenizer.merges)
+    _check_rows_rate(options, model.name, new_ids)
+    plan = TrainingPlan(model.path, model.tied, new_ids, train, evaluation, settings, work)
     return plan, {"too_long": too_long, "raw": raw}
 
 
