@@ -266,6 +266,14 @@ def test_closed_stream_leaves_another_one_alone(model):
     assert (*ids, *(chunk.token_id for chunk in first if chunk.token_id is not None)) == expected
 
 
+def test_sampled_requests_teach_greedy_ones_nothing_about_drafts(model):
+    model.set_drafts()
+    model.generate(PROMPT, max_tokens=8, temperature=0.9, seed=1, draft="ngram")
+    options = [request_options(draft="ngram", temperature=temperature) for temperature in (0.0, 0.5)]
+    greedy, sampled = [model._request(made, None).drafter.recent for made in options]
+    assert greedy == 0.5 != sampled
+
+
 def test_rows_are_not_replaced_during_a_request(model):
     stream = model.stream(PROMPT, max_tokens=8)
     next(stream)
@@ -345,7 +353,7 @@ def test_close_ends_the_requests_of_other_threads(directory):
 
     def request():
         try:
-            model.generate(PROMPT, max_tokens=20)
+            model.generate(PROMPT, max_tokens=300)
         except BackendError as error:
             failures.append(str(error))
 

@@ -85,7 +85,8 @@ class LoadedModel:
         self.slots = slots  #: requests that run at once; others wait
         self._scheduler = Scheduler(decoder, self._policy.costs, clock, slots, cache_bytes)
         self._tables: tuple[NgramTable, ...] = ()
-        self._acceptance = Acceptance()
+        #: Of greedy requests, and of sampled ones, whose drafts are right less often.
+        self._acceptance = Acceptance(), Acceptance()
         self._learned_file = learned_file
         self._learned = Learned(() if learned_file is None else learned_file.load())
 
@@ -164,7 +165,7 @@ class LoadedModel:
         opened = [table if isinstance(table, NgramTable) else NgramTable.open(table) for table in tables]
         for table in opened:
             table.check(self.directory.manifest.tokenizer_digest)
-        self._tables, self._acceptance = tuple(opened), Acceptance()
+        self._tables, self._acceptance = tuple(opened), (Acceptance(), Acceptance())
 
     def forget_learned(self) -> None:
         """Drop the rows that earlier requests had rescued. A file of learned ids is not changed.
@@ -229,6 +230,7 @@ class LoadedModel:
         # The first of the ids that end a text stands for its end in the tables.
         named = self.tokenizer.named_id("eos_token")
         ends = sorted(self.eos_ids, key=lambda token: (token != named, token))
+        acceptance = self._acceptance[options.sampling.temperature > 0]
         request = Request(
             self.decoder,
             Sampler(options.sampling, self.rows),
@@ -238,7 +240,7 @@ class LoadedModel:
             self._clock,
             options.dynamic,
             slot,
-            Drafter(self._acceptance, self._tables, rows=self.rows, eos_ids=ends) if drafts else None,
+            Drafter(acceptance, self._tables, rows=self.rows, eos_ids=ends) if drafts else None,
             self._policy.costs,
             options.batch == "together",
         )
