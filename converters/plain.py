@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from converters.cache import resolve
+from converters.cache import open_model
 from converters.config import written_config
 from converters.convert import TOKENIZER_BYTES, open_source
 from converters.export import WEIGHTS_NAME, stock_copy
@@ -19,7 +19,7 @@ from converters.tables import Tables, find_tables
 from vt_core.errors import ModelError
 from vt_core.files.json_files import write_json
 from vt_core.files.model_config import text_config
-from vt_core.files.model_dir import ModelDirectory, is_model_directory
+from vt_core.files.model_dir import is_model_directory
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,7 +44,7 @@ def plain_model(
     """
     path = None if model is None else Path(model).expanduser()
     if path is None or path.is_file() or is_model_directory(path):
-        directory = ModelDirectory.open(resolve(model, revision=revision, progress=progress))
+        directory = open_model(model, revision=revision, progress=progress)
         _refuse_quantized(directory.manifest.source.name, directory.config)
         return PlainModel(HuggingFaceSource(stock_copy(directory), name=directory.manifest.source.name))
     source = open_source(str(model), revision)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from converters.cache import cache_directory, resolve
+from converters.cache import cache_directory, open_model
 from vt_core.decode import backend as backends
 from vt_core.decode.options import LoadOptions
 from vt_core.files.adapters import LowRank, layers_digest, read_adapter
@@ -51,13 +51,12 @@ def _open_directory(options: LoadOptions) -> ModelDirectory:
             device=options.device, dtype=options.dtype, quantize=options.quantize
         )
 
-    path = resolve(
+    return open_model(
         options.path,
         revision=options.revision,
         progress=options.progress,
         before_conversion=check_backend_options,
     )
-    return ModelDirectory.open(path)
 
 
 def _read_tasks(options: LoadOptions, directory: ModelDirectory) -> tuple[list[TaskVocabulary], list[Path]]:

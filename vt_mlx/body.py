@@ -141,19 +141,19 @@ def load_body(directory: ModelDirectory, dtype: mx.Dtype) -> Body:
         ModelError: mlx-lm does not have this model, the weights do not fit it, or its tables are used in a
             way that cannot be replaced.
     """
-    path, head = directory.path, RowHead()
+    head = RowHead()
     embedding = RowEmbedding(head)
     factors: dict[str, float] = {}
     try:
         model, _ = load_model(
-            path,
+            directory.path,
             lazy=True,
             get_model_classes=lambda config: _tableless(config, directory, embedding, head, factors),
         )
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
         # Only the first line: tensors may be listed after it.
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise ModelError(f"mlx-lm cannot load {path} ({reason})") from error
+        raise ModelError(directory.renamed(f"mlx-lm cannot load {directory.path} ({reason})")) from error
     # Some models keep a few parameters in float32.
     castable = getattr(model, "cast_predicate", lambda path: True)
 
@@ -215,7 +215,7 @@ def _tableless(
             declared = {name for name, _ in tree_flatten(self.parameters())}
             stored = {name for name, _ in weights}
             check_tensor_names(
-                directory.path,
+                directory.name,
                 f"mlx-lm's {base.__module__}",
                 missing=declared - stored,
                 unused=stored - declared,

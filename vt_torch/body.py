@@ -169,7 +169,7 @@ def load_body(
             f"config.json asks for {list(declared)}; convert it again"
         )
     check_tensor_names(
-        path,
+        directory.name,
         f"transformers' {base.__name__}",
         missing=report["missing_keys"],
         unused=report["unexpected_keys"],

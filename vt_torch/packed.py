@@ -54,7 +54,7 @@ def dequantized(directory: ModelDirectory, tensors: dict[str, Any]) -> dict[str,
     kind = directory.manifest.model_type
     if not architecture(kind).same_weights_in_mlx:
         raise ModelError(
-            f"{directory.path} holds quantized weights of a {kind} model in a layout that only MLX reads; "
+            f"{directory.name} holds quantized weights of a {kind} model in a layout that only MLX reads; "
             "run it with vt-mlx, or convert the original weights"
         )
     weights = dict(tensors)
@@ -67,13 +67,13 @@ def dequantized(directory: ModelDirectory, tensors: dict[str, Any]) -> dict[str,
         own = own if isinstance(own, dict) else settings
         if (mode := own.get("mode") or "affine") != "affine":
             raise ModelError(
-                f"{directory.path}: {module} is quantized in the mode {mode!r}, which only MLX reads; run "
+                f"{directory.name}: {module} is quantized in the mode {mode!r}, which only MLX reads; run "
                 "the model with vt-mlx, or convert the original weights"
             )
         bits, group_size = own.get("bits", 0), own.get("group_size", 0)
         if None in parts or not _fits(parts, bits, group_size):
             raise ModelError(
-                f"{directory.path}: {module} is not packed as config.json says ({bits} bits in groups of "
+                f"{directory.name}: {module} is not packed as config.json says ({bits} bits in groups of "
                 f"{group_size}); convert the model again"
             )
         packed, scales, biases = parts

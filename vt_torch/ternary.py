@@ -43,12 +43,12 @@ def ternary_layout(directory: ModelDirectory) -> TernaryLayout:
     kept = settings.get("modules_to_not_convert")
     if kind not in ("bitlinear", "autobitlinear") or mode not in ("online", "offline"):
         raise ModelError(
-            f"{directory.path} holds BitNet layers of the kind {kind!r} ({mode!r}), which are unknown"
+            f"{directory.name} holds BitNet layers of the kind {kind!r} ({mode!r}), which are unknown"
         )
     online = mode == "online" and kind == "autobitlinear"
     if settings.get("use_rms_norm") or (online and kept):
         option = "modules_to_not_convert" if online and kept else "use_rms_norm"
-        raise ModelError(f"{directory.path} holds BitNet layers with {option}, which vt does not read")
+        raise ModelError(f"{directory.name} holds BitNet layers with {option}, which vt does not read")
     return TernaryLayout(online, kind == "bitlinear")
 
 

@@ -14,7 +14,7 @@ import pytest
 from filelock import FileLock
 
 from converters import convert, resolve
-from converters.cache import DEFAULT_HUB_ID, cache_directory, default_model
+from converters.cache import DEFAULT_HUB_ID, cache_directory, default_model, open_model
 from tests.converters import tiny
 from tests.converters.gguf_tiny import weights
 from vt_core.errors import ModelError, OptionError
@@ -60,6 +60,14 @@ def test_model_directory_is_used_as_it_is(tmp_path: Path, source: Path, conversi
     out = convert(source, tmp_path / "out", progress=False)
     assert resolve(out) == out and resolve(str(out)) == out
     assert conversions == []
+
+
+def test_a_model_is_called_what_the_user_gave(tmp_path: Path, source: Path) -> None:
+    cached = open_model(source, progress=False)
+    assert cached.name == str(source) != str(cached.path)
+    assert cached.renamed(f"{cached.path / 'config.json'} is odd") == f"{source / 'config.json'} is odd"
+    out = convert(source, tmp_path / "out", progress=False)
+    assert open_model(out).name == ModelDirectory.open(out).name == str(out)
 
 
 def test_directory_is_converted_once(source: Path, cache: Path, conversions: list[Path]) -> None:

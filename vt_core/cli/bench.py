@@ -170,13 +170,12 @@ def _limited(text: str, variants: list[Variant]) -> list[str]:
 
 
 def _model(options: dict[str, Any]) -> ModelDirectory:
-    from converters.cache import resolve
-    from vt_core.files.model_dir import ModelDirectory
+    from converters.cache import open_model
     from vt_core.measure.geometry import geometry_model
 
     progress = sys.stderr.isatty()
     if options["geometry"] is None:
-        return ModelDirectory.open(resolve(options["model"], revision=options["revision"], progress=progress))
+        return open_model(options["model"], revision=options["revision"], progress=progress)
     for name in (
         "model",
         "revision",

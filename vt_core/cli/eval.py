@@ -182,10 +182,9 @@ def _check(options: dict[str, Any]) -> tuple[Variant, ...]:
 
 
 def _open(model: str | None, revision: str | None = None) -> ModelDirectory:
-    from converters.cache import resolve
-    from vt_core.files.model_dir import ModelDirectory
+    from converters.cache import open_model
 
-    return ModelDirectory.open(resolve(model, revision=revision, progress=sys.stderr.isatty()))
+    return open_model(model, revision=revision, progress=sys.stderr.isatty())
 
 
 def _compare_variants(

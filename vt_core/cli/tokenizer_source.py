@@ -9,7 +9,7 @@ from typing import Any
 from vt_core.errors import ConfigError, OptionError
 from vt_core.files.json_files import read_object
 from vt_core.files.model_config import text_config
-from vt_core.files.model_dir import ModelDirectory, is_model_directory
+from vt_core.files.model_dir import is_model_directory
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,9 @@ def find_tokenizer(
         return TokenizerSource(path / "tokenizer.json", rows, path.resolve().name)
     if vocab_rows is not None:
         raise OptionError("--vocab-rows is for a tokenizer without a model; this model states its rows.")
-    from converters.cache import resolve
+    from converters.cache import open_model
 
-    directory = ModelDirectory.open(resolve(model, revision=revision, progress=progress))
+    directory = open_model(model, revision=revision, progress=progress)
     manifest = directory.manifest
     return TokenizerSource(directory.path / "tokenizer.json", manifest.vocab_rows, manifest.source.name)
 

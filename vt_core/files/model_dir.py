@@ -47,12 +47,17 @@ class ModelDirectory:
     path: Path
     manifest: Manifest
     config: dict[str, Any]
+    name: str  #: what messages call the model
 
     @classmethod
-    def open(cls, path: str | Path) -> ModelDirectory:
+    def open(cls, path: str | Path, *, name: str | None = None) -> ModelDirectory:
         """Open and check a model directory.
 
         Compares the size of every file, and the digest of tokenizer.json. `verify` compares all digests.
+
+        Args:
+            path: the directory.
+            name: what the user gave, if it was converted to this directory. None: the path.
 
         Raises:
             ModelError: it is not a directory, not a model directory, has an unknown format version, or a file
@@ -74,7 +79,11 @@ class ModelDirectory:
         config = read_object(path / "config.json", "model configuration", ConfigError, strict=False)
         check_config(config, path / "config.json")
         _compare_config(path, manifest, config)
-        return cls(path, manifest, config)
+        return cls(path, manifest, config, str(path) if name is None else name)
+
+    def renamed(self, text: str) -> str:
+        """A message of a library, with the name of the model in place of the path."""
+        return text.replace(str(self.path), self.name)
 
     @property
     def store_path(self) -> Path:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
-from pathlib import Path
 
 from vt_core.errors import ModelError
 
@@ -12,7 +11,7 @@ _log = logging.getLogger("vt")
 
 
 def check_tensor_names(
-    path: Path, model_class: str, *, missing: Iterable[str], unused: Iterable[str]
+    model: str, model_class: str, *, missing: Iterable[str], unused: Iterable[str]
 ) -> None:
     """Refuse missing tensors, and log tensors that the model does not use, as the stock frameworks do.
 
@@ -20,7 +19,7 @@ def check_tensor_names(
     that config.json counts.
 
     Args:
-        path: the model directory.
+        model: what messages call the model.
         model_class: the framework's class of the model, for messages.
         missing: tensors that the model declares and no file holds.
         unused: tensors that the files hold and the model does not declare.
@@ -30,13 +29,13 @@ def check_tensor_names(
     """
     if absent := sorted(missing):
         raise ModelError(
-            f"{path} lacks {len(absent)} tensors of {model_class}: {', '.join(absent)}; download the model "
+            f"{model} lacks {len(absent)} tensors of {model_class}: {', '.join(absent)}; download the model "
             "again, or convert it again"
         )
     if beside := sorted(unused):
         _log.info(
             "%s: %d tensors are not used, because %s does not have them: %s",
-            path,
+            model,
             len(beside),
             model_class,
             ", ".join(beside),
