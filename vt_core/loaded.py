@@ -226,7 +226,9 @@ class LoadedModel:
 
     def _request(self, options: RequestOptions, slot: Slot[Any] | None) -> Request:
         exact = not options.approximate and self.decoder.head.name != "full"
-        drafts = options.draft == "ngram" or (options.draft == "auto" and bool(self._tables))
+        # Answers that follow a grammar repeat their own parts, and often copy from the prompt.
+        likely = bool(self._tables) or options.grammar is not None
+        drafts = options.draft == "ngram" or (options.draft == "auto" and likely)
         # The first of the ids that end a text stands for its end in the tables.
         named = self.tokenizer.named_id("eos_token")
         ends = sorted(self.eos_ids, key=lambda token: (token != named, token))

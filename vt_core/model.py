@@ -144,7 +144,8 @@ class Model(LoadedModel):
             frequency_penalty: subtracted from a token's logit for each time it occurs; 0 is off.
             logit_bias: added to logits, by token id.
             draft: ``auto`` drafts tokens where the task has an n-gram table, ``ngram`` from the request's own
-                text too, ``none`` never. Drafts save time and do not change the text.
+                text too, ``none`` never. With a schema, expression or grammar, ``auto`` is ``ngram``. Drafts
+                save time and do not change the text.
             batch: how the model's body runs while there are other requests: ``together`` runs it once for
                 all; ``alone`` once for each, which gives this request bit for bit what it has alone.
             json_schema: the answer is JSON on one line that this schema allows: a dictionary, JSON text, or a

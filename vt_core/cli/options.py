@@ -85,7 +85,7 @@ draft_option = click.option(
     default="auto",
     show_default=True,
     help="Draft tokens, which saves time and does not change the text: where the task has an n-gram table "
-    "(auto), never, or from the text itself too (ngram).",
+    "or the answer follows a grammar (auto), never, or from the text itself too (ngram).",
 )
 
 

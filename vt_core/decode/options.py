@@ -107,7 +107,8 @@ def _task_file(item: object) -> str | Path:
     return path
 
 
-#: When to draft: where a task has an n-gram table; never; always, from the request's own text too.
+#: When to draft: where a task has an n-gram table or the answer follows a grammar; never; always. With a
+#: grammar and always, from the request's own text too.
 DRAFT = ("auto", "none", "ngram")
 
 #: How the body runs for several requests: once for all, or once for each.

@@ -48,9 +48,9 @@ class Proposals:
             return []
         started = request.clock()
         most = min(MAX_DRAFT, request.max_tokens - done - len(pending) - 1)
-        drafted = self._proposed(pending, most) if self._slot.can_rewind else None
+        drafted = self._proposed(pending, most) if self._slot.can_rewind else Drafted([], [])
         ids: list[int] = []
-        if drafted:
+        if drafted.ids:
             seconds, others = request.costs.reads.seconds, request.company() - 1
             undone = len(self._slot.text) - settled if self._slot.rereads else 0
             undo_s = request.costs.reread_s(undone) if undone else 0.0
@@ -63,13 +63,20 @@ class Proposals:
         request.drafts.draft_s += request.clock() - started
         return ids
 
-    def _proposed(self, pending: list[int], most: int) -> Drafted | None:
-        """Tokens that the grammar forces, or that the drafter proposes and the grammar can take."""
-        guide = self._guide
-        if guide is not None and self._request.drafts_forced and (forced := guide.constraint.forced()[:most]):
+    def _proposed(self, pending: list[int], most: int) -> Drafted:
+        """Tokens that the grammar forces, and then those that the drafter proposes, as far as the grammar can
+        take them.
+        """
+        guide, drafter = self._guide, self._drafter
+        forced: list[int] = []
+        if guide is not None and self._request.drafts_forced:
+            forced = guide.constraint.forced()[:most]
+        if drafter is None or len(forced) == most:
             return Drafted(forced, [1.0] * len(forced))
-        drafted = None if self._drafter is None else self._drafter.draft(most, pending)
-        if guide is None or drafted is None:
-            return drafted
-        ids = guide.constraint.prefix(drafted.ids)
-        return Drafted(ids, drafted.rates[: len(ids)])
+        guessed = drafter.draft(most - len(forced), [*pending, *forced])
+        if guide is None:
+            return guessed
+        ids = [*forced, *guessed.ids]
+        if guessed.ids:
+            ids = guide.constraint.prefix(ids)
+        return Drafted(ids, [*[1.0] * len(forced), *guessed.rates][: len(ids)])
