@@ -124,3 +124,8 @@ class Hyperparameters:
         if self.count("attention.value_length", width) != width or width % 2:
             raise self.fail("keys and values of different or odd widths are not supported.")
         return width
+
+    @property
+    def window(self) -> int | None:
+        """Width of the sliding window; None where the file has none, or 0."""
+        return self.count("attention.sliding_window") if self.get("attention.sliding_window", 0) else None

@@ -70,6 +70,16 @@ def rotated(hyper: Hyperparameters) -> int:
     return hyper.count("rope.dimension_count", hyper.head_dim)
 
 
+def check_full_rotation(hyper: Hyperparameters) -> None:
+    """Check that RoPE turns all dimensions of a head, for models whose configuration cannot say otherwise.
+
+    Raises:
+        ModelError: it turns a part of them.
+    """
+    if rotated(hyper) != hyper.head_dim:
+        raise hyper.fail(f"RoPE over {rotated(hyper)} of {hyper.head_dim} dimensions is not supported here.")
+
+
 def _llama3_scaling(hyper: Hyperparameters, divisors: np.ndarray) -> dict[str, Any]:
     """Llama 3's scaling out of what GGUF keeps of it: a divisor for each frequency.
 

@@ -184,30 +184,23 @@ def _tableless(
     class Tableless(base):  # type: ignore[misc, valid-type]
         def __init__(self, args: Any) -> None:
             super().__init__(args)
-            self._probes = {"embedding": _replace(self, nn.Embedding, EMBEDDING_MODULES, embedding)}
-            if any(name in HEAD_MODULES for _, name, _ in _modules(self, nn.Linear)):
-                self._probes["head"] = _replace(self, nn.Linear, HEAD_MODULES, head)
-            if any(name == PER_LAYER_MODULE for _, name, _ in _modules(self, nn.Embedding)):
-                self._probes["per_layer"] = _replace(self, nn.Embedding, (PER_LAYER_MODULE,), LayerRows())
-            for path in self._probes.values():
+            self._tables = _replace_tables(self, embedding, head)
+            for path in self._tables.values():
                 # The rows know how the table is packed; nothing is left here that mlx-lm could quantize.
                 (config.get("quantization") or {}).pop(path, None)
 
         def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
             # mlx-lm has read every model*.safetensors; only the files of the manifest count. Arrays are lazy.
-            weights = {
-                name: array
-                for file in directory.weight_paths
-                for name, array in cast(dict, mx.load(str(file))).items()
-            }
+            weights = {}
+            for file in directory.weight_paths:
+                weights |= cast(dict, mx.load(str(file)))
             if not hasattr(base, "sanitize"):
                 return weights
             # Two made-up rows in place of each table show what sanitize does to the real ones.
             rows = 1 + mx.arange(2 * _PROBE_COLUMNS, dtype=mx.float32).reshape(2, -1)
-            probes = {f"{path}.weight": mx.array(rows) for path in self._probes.values()}
+            probes = {f"{path}.weight": mx.array(rows) for path in self._tables.values()}
             weights = super().sanitize({**weights, **probes})
-            for table, path in self._probes.items():
-                factors[table] = _factor(weights, path, rows, base)
+            factors.update({name: _factor(weights, path, rows, base) for name, path in self._tables.items()})
             return weights
 
         def load_weights(self, weights: Any, strict: bool = True) -> Any:
@@ -257,6 +250,16 @@ def _factor(weights: dict[str, mx.array], path: str, rows: mx.array, base: type)
         f"{base.__module__} changes {path} while it loads in a way that cannot be done row by row, "
         "so vt cannot run this model with MLX"
     )
+
+
+def _replace_tables(model: nn.Module, embedding: RowEmbedding, head: RowHead) -> dict[str, str]:
+    """Replace the tables of a model; returns the path of each by its name in the store."""
+    paths = {"embedding": _replace(model, nn.Embedding, EMBEDDING_MODULES, embedding)}
+    if any(name in HEAD_MODULES for _, name, _ in _modules(model, nn.Linear)):
+        paths["head"] = _replace(model, nn.Linear, HEAD_MODULES, head)
+    if any(name == PER_LAYER_MODULE for _, name, _ in _modules(model, nn.Embedding)):
+        paths["per_layer"] = _replace(model, nn.Embedding, (PER_LAYER_MODULE,), LayerRows())
+    return paths
 
 
 def _replace(model: nn.Module, kind: type[nn.Module], names: tuple[str, ...], new: nn.Module) -> str:
