@@ -7,10 +7,13 @@ import os
 import re
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from converters import hub
 from converters.convert import check_dtype, open_source, write_model
+from converters.directory import DirectorySource
 from converters.huggingface import fingerprint, read_config
 from converters.output import discard, locked, sweep
 from converters.source import Source, fingerprint_files, reading
@@ -27,6 +30,7 @@ def resolve(
     *,
     revision: str | None = None,
     dtype: str | None = None,
+    quantize: str | None = None,
     progress: bool = True,
     before_conversion: Callable[[], object] = lambda: None,
 ) -> Path:
@@ -35,14 +39,16 @@ def resolve(
     A model directory is returned as it is. A Hugging Face directory, a hub id (`revision`: branch, tag or
     commit) or a GGUF file is converted the first time and found in the cache from then on, as long as it does
     not change; a hub id that has been converted needs no connection. None is the default model. `dtype` as in
-    `convert`. `before_conversion` is called before a model is downloaded and converted; an error that it
-    raises stops both.
+    `convert`. `quantize`, "int8" or "int4", asks for weights that are stored as integers; a model directory
+    of floats is then quantized once, into the cache too. `before_conversion` is called before a model is
+    downloaded and converted; an error that it raises stops both.
 
     Raises:
         ModelError: `model` is none of these or cannot be converted.
-        OptionError: a revision was given for a path.
+        OptionError: a revision was given for a path, or the model is quantized in another way than asked.
     """
     check_dtype(dtype)
+    wanted = _Wanted(dtype, quantize, progress, before_conversion)
     if model is None:
         model = default_model()
     path = Path(model).expanduser()
@@ -51,7 +57,7 @@ def resolve(
         if revision is not None and path.exists():
             raise OptionError(f"A revision ({revision}) goes with a hub id, and {model} is a path.")
         if is_model_directory(path):
-            return path
+            return path if quantize is None else _quantized(path, wanted)
         if path.is_dir():
             read_config(path)
             name, key = path.resolve().name, fingerprint(path)
@@ -60,16 +66,17 @@ def resolve(
         else:
             name = key = ""
     if key:
-        return _converted(name, key, dtype, lambda: open_source(path), progress, before_conversion)
+        return _converted(name, key, lambda: open_source(path), wanted)
     if not hub.is_hub_id(str(model)):
         raise ModelError(f"{model} does not exist, and it is not a hub id (owner/model) either.")
-    return _resolve_hub_id(str(model), revision, dtype, progress, before_conversion)
+    return _resolve_hub_id(str(model), revision, wanted)
 
 
 def open_model(
     model: str | Path | None,
     *,
     revision: str | None = None,
+    quantize: str | None = None,
     progress: bool = True,
     before_conversion: Callable[[], object] = lambda: None,
 ) -> ModelDirectory:
@@ -79,7 +86,13 @@ def open_model(
         VtError: as `resolve` and `ModelDirectory.open`.
     """
     given = default_model() if model is None else model
-    path = resolve(given, revision=revision, progress=progress, before_conversion=before_conversion)
+    path = resolve(
+        given,
+        revision=revision,
+        quantize=quantize,
+        progress=progress,
+        before_conversion=before_conversion,
+    )
     return ModelDirectory.open(path, name=str(given))
 
 
@@ -110,13 +123,35 @@ def cache_directory() -> Path:
     return Path(user_cache_dir("vt", appauthor=False))
 
 
-def _resolve_hub_id(
-    repo_id: str,
-    revision: str | None,
-    dtype: str | None,
-    progress: bool,
-    before_conversion: Callable[[], object],
-) -> Path:
+@dataclass(frozen=True)
+class _Wanted:
+    """How a model is to be converted; see :func:`resolve`."""
+
+    dtype: str | None
+    quantize: str | None
+    progress: bool
+    before_conversion: Callable[[], object]
+
+    def place(self, name: str, key: str) -> Path:
+        """Where a model of this name is kept whose source has the fingerprint `key`."""
+        parts = [str(FORMAT_VERSION), key, str(self.dtype), *([self.quantize] if self.quantize else [])]
+        digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+        return cache_directory() / "models" / f"{_file_name(name)}-{digest}"
+
+
+def _quantized(path: Path, wanted: _Wanted) -> Path:
+    """The quantized copy of a model directory, or that itself if it is quantized so."""
+    directory = ModelDirectory.open(path)
+    if (how := directory.quantization) is not None:
+        if how == wanted.quantize:
+            return path
+        raise OptionError(f"{path} is quantized already ({how}); leave --quantize out.")
+    return _converted(
+        path.resolve().name, directory.manifest.digest, lambda: DirectorySource(directory), wanted
+    )
+
+
+def _resolve_hub_id(repo_id: str, revision: str | None, wanted: _Wanted) -> Path:
     # What an id meant last time is kept here too: the hub's own cache may have been emptied to save room.
     note = cache_directory() / "refs" / _file_name(f"{repo_id}@{revision or 'main'}")
     try:
@@ -129,9 +164,7 @@ def _resolve_hub_id(
     def opened() -> Source:
         return open_source(repo_id, commit)
 
-    path = _converted(
-        repo_id.rpartition("/")[2], f"{repo_id}@{commit}", dtype, opened, progress, before_conversion
-    )
+    path = _converted(repo_id.rpartition("/")[2], f"{repo_id}@{commit}", opened, wanted)
     _remember(note, commit)
     return path
 
@@ -146,24 +179,19 @@ def _remember(note: Path, commit: str) -> None:
         fresh.replace(note)
 
 
-def _converted(
-    name: str,
-    key: str,
-    dtype: str | None,
-    source: Callable[[], Source],
-    progress: bool,
-    before_conversion: Callable[[], object],
-) -> Path:
-    digest = hashlib.sha256(f"{FORMAT_VERSION}\0{key}\0{dtype}".encode()).hexdigest()[:16]
-    out = cache_directory() / "models" / f"{_file_name(name)}-{digest}"
+def _converted(name: str, key: str, source: Callable[[], Source], wanted: _Wanted) -> Path:
+    out = wanted.place(name, key)
     if _is_whole(out):
         return out
     check_path(out)
-    before_conversion()
+    wanted.before_conversion()
     sweep(out.parent)
-    with locked(out, announce=progress):
+    with locked(out, announce=wanted.progress):
         if not _is_whole(out):
-            write_model(source(), out, dtype=dtype, progress=progress)
+            floats = replace(wanted, quantize=None).place(name, key)
+            if wanted.quantize is not None and _is_whole(floats):
+                source = partial(DirectorySource, ModelDirectory.open(floats))
+            write_model(source(), out, dtype=wanted.dtype, quantize=wanted.quantize, progress=wanted.progress)
     _discard_older(out.parent)
     return out
 

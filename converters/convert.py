@@ -11,7 +11,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from converters import integers
 from converters.config import written_config
+from converters.directory import DirectorySource
 from converters.output import check_free_space, locked, new_directory, refuse_existing
 from converters.packed import packed_rows, prequantized_method
 from converters.quantize import FLOAT_DTYPES, QuantizedSource, check_quantization
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
 SHARD_BYTES = 2_000_000_000
 #: Room for tokenizer files, whose size is known only once they are written; the largest in use take 35 MB.
 TOKENIZER_BYTES = 64 << 20
+#: Tables of a head that is stored as integers: the storage dtype, and where the rows come from.
+_HEAD_TABLES = {"head": ("int8", integers.head_rows), "head_scales": ("float32", integers.head_scales)}
 
 
 def convert(
@@ -39,7 +43,7 @@ def convert(
     out: str | Path,
     *,
     dtype: str | None = None,
-    quantize: int | None = None,
+    quantize: int | str | None = None,
     group_size: int = 64,
     revision: str | None = None,
     force: bool = False,
@@ -47,33 +51,44 @@ def convert(
 ) -> Path:
     """Convert a model into a model directory at `out`, and return its path.
 
-    `source` is a Hugging Face directory, a hub id (`revision`: branch, tag or commit) or a GGUF file. `dtype`
-    is the storage dtype of all floats, one of FLOAT_DTYPES; None keeps what a Hugging Face model has, tensor
-    by tensor, and takes a GGUF file's default. `quantize` packs matrices in MLX's affine format with so many
-    bits, in groups of `group_size`. `out` appears at once and whole, or not at all. With `force`
-    it replaces a model directory that stands there. Progress is shown on stderr where that is a terminal.
+    `source` is a Hugging Face directory, a hub id (`revision`: branch, tag or commit) or a GGUF file; where
+    weights are to be quantized, a model directory of floats too. `dtype` is the storage dtype of all floats,
+    one of FLOAT_DTYPES; None keeps what a Hugging Face model has, tensor by tensor, and takes a GGUF file's
+    default. `quantize` is "int8" or "int4", which stores layers and head as PyTorch's kernels take them, or a
+    number of bits, with which matrices are packed in MLX's affine format in groups of `group_size`. `out`
+    appears at once and whole, or not at all. With `force` it replaces a model directory that stands there.
+    Progress is shown on stderr where that is a terminal.
 
     Raises:
         ModelError: the source cannot be converted, `out` is taken, or the disk is full.
         OptionError: the dtype, bits or group size is none of those offered.
     """
     check_dtype(dtype)
-    if quantize is not None:
+    mode = quantize if isinstance(quantize, str) else None
+    if isinstance(quantize, int):
         check_quantization(quantize, group_size)
     out = Path(out).expanduser().resolve()
     for path in (source, out):
         check_path(path)
     refuse_existing(out, force=force)
-    opened = open_source(source, revision)
+    opened = _directory_source(source) if quantize is not None else None
+    opened = opened or open_source(source, revision)
     if (method := prequantized_method(opened.config)) and (dtype is not None or quantize is not None):
         option = "--dtype" if quantize is None else "--quantize"
         raise OptionError(f"{source} is quantized already ({method}) and stays as it is; leave {option} out.")
-    if quantize is not None:
+    if isinstance(quantize, int):
         opened = QuantizedSource(opened, quantize, group_size, dtype)
     with locked(out, announce=progress):
         refuse_existing(out, force=force)
-        write_model(opened, out, dtype=dtype, progress=progress)
+        write_model(opened, out, dtype=dtype, quantize=mode, progress=progress)
     return out
+
+
+def _directory_source(source: str | Path) -> Source | None:
+    """The source for a model directory of vt; None for other paths and for hub ids."""
+    path = Path(source).expanduser()
+    with reading(source):
+        return DirectorySource(ModelDirectory.open(path)) if is_model_directory(path) else None
 
 
 def check_dtype(dtype: str | None) -> None:
@@ -110,11 +125,16 @@ def open_source(source: str | Path, revision: str | None = None) -> Source:
         return HuggingFaceSource(files, name=str(source), fingerprint=commit)
 
 
-def write_model(source: Source, out: Path, *, dtype: str | None, progress: bool) -> None:
-    """Write the model directory of a source to `out`, which it replaces. Call it under `locked(out)`."""
+def write_model(
+    source: Source, out: Path, *, dtype: str | None, quantize: str | None = None, progress: bool
+) -> None:
+    """Write the model directory of a source to `out`, which it replaces. Call it under `locked(out)`.
+
+    `quantize`: "int8" or "int4" stores layers and head as integers.
+    """
     from tqdm import tqdm
 
-    plan = Plan(source, dtype)
+    plan = Plan(source if quantize is None else integers.IntegerSource(source, quantize), dtype, quantize)
     check_free_space(out.parent, plan.output_bytes + TOKENIZER_BYTES)
     bar = tqdm(
         total=plan.output_bytes,
@@ -144,6 +164,7 @@ class Plan:
 
     source: Source
     dtype: str | None
+    integers: str | None = None  #: how layers and head are stored as integers
 
     @cached_property
     def tables(self) -> Tables:
@@ -158,10 +179,10 @@ class Plan:
 
     @cached_property
     def table_infos(self) -> dict[str, TensorInfo]:
-        """What each table of the store holds, by the table's name: a tensor of values with its float type."""
+        """What each table of floats in the store holds, by the table's name: a tensor with its float type."""
         parts = {
             "embedding": self.tables.embedding,
-            "head": self.tables.head,
+            "head": None if self.integers else self.tables.head,
             "head_bias": self.tables.head_bias,
             "per_layer": self.tables.per_layer,
         }
@@ -186,15 +207,31 @@ class Plan:
             if info.name in self.tables.packed
         }
 
+    @property
+    def table_names(self) -> list[str]:
+        """Names of the tables in the store, in order."""
+        return [*self.table_infos, *(_HEAD_TABLES if self.integers else ())]
+
     def table_spec(self, name: str) -> TableSpec:
         """Rows, columns and storage dtype of a table as the store will hold it."""
         from vt_core.store import TableSpec
 
+        if self.integers and name in _HEAD_TABLES:
+            dtype, _ = _HEAD_TABLES[name]
+            rows, columns = self.tables.embedding.shape
+            return TableSpec(name, rows, columns if name == "head" else 1, dtype)
         info = self.table_infos[name]
         columns = math.prod(info.shape[1:])
         if name in self.quantization:
             return TableSpec(name, info.shape[0], self.quantization[name].stored_columns(columns), "uint32")
         return TableSpec(name, info.shape[0], columns, info.dtype)
+
+    def table_rows(self, name: str) -> Iterator[np.ndarray]:
+        """A table's rows as the store holds them: chunks of whole rows."""
+        if self.integers and name in _HEAD_TABLES:
+            head = self.tables.head or self.tables.embedding
+            return _HEAD_TABLES[name][1](self.source, head, self.target(head))
+        return _table_rows(self.source, self.tables, self.table_infos[name])
 
     @cached_property
     def body(self) -> list[TensorInfo]:
@@ -211,12 +248,14 @@ class Plan:
 
     @property
     def output_bytes(self) -> int:
-        specs = map(self.table_spec, self.table_infos)
+        specs = map(self.table_spec, self.table_names)
         return sum(spec.rows * spec.row_bytes for spec in specs) + sum(map(tensor_bytes, self.body))
 
     def target(self, info: TensorInfo) -> str:
         """The storage dtype in which a tensor will be written."""
         is_float = info.dtype in (*FLOAT_DTYPES, "float64")
+        if isinstance(self.source, integers.IntegerSource) and self.source.is_part(info.name):
+            return info.dtype
         return self.dtype if self.dtype is not None and is_float else info.dtype
 
 
@@ -238,9 +277,9 @@ def _write_tables(plan: Plan, path: Path, bar: tqdm) -> dict[str, TableInfo]:
 
     written = {}
     with StoreWriter(path) as writer:
-        for name, info in plan.table_infos.items():
+        for name in plan.table_names:
             spec = plan.table_spec(name)
-            rows = _watched(_table_rows(plan.source, plan.tables, info), bar)
+            rows = _watched(plan.table_rows(name), bar)
             checksum = writer.add_table(spec, (chunk.reshape(-1, spec.columns) for chunk in rows))
             written[name] = TableInfo(spec.rows, spec.columns, spec.dtype, checksum)
     return written
@@ -292,6 +331,7 @@ def _manifest(
         files=describe_files(path, digests),
         tokenizer_digest=tokenizer_digest,
         quantization=plan.quantization or None,
+        integers=plan.integers,
     )
 
 

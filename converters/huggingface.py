@@ -75,7 +75,7 @@ class HuggingFaceSource:
 
     def chunks(self, name: str, dtype: str) -> Iterator[np.ndarray]:
         file, entry = self._entries[name]
-        return _convert_chunks(file, entry, dtype)
+        return converted_chunks(file, entry, dtype)
 
     def write_tokenizer(self, out: Path) -> str:
         if not (self.path / "tokenizer.json").is_file():
@@ -224,7 +224,8 @@ def _optional_json(path: Path) -> dict[str, Any] | None:
     return read_object(path, "configuration", ConfigError, strict=False) if path.is_file() else None
 
 
-def _convert_chunks(file: Path, entry: Entry, dtype: str) -> Iterator[np.ndarray]:
+def converted_chunks(file: Path, entry: Entry, dtype: str) -> Iterator[np.ndarray]:
+    """A tensor of a file as :meth:`converters.source.Source.chunks` gives it."""
     from vt_core.files import dtypes
 
     info = entry.info

@@ -31,6 +31,14 @@ def backend_params() -> list:
     ]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory):
+    """What tests convert and quantize does not go into the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
     """``tiny(kind, dtype)``: (Hugging Face directory, model directory) of a random model, made once."""

@@ -74,8 +74,9 @@ def load(
         cache_bytes: most bytes that these caches may take; a request that would exceed it waits. None: a
             quarter of the machine's memory.
         draft_file: n-gram table (``NAME.ngrams``) to draft from, besides those next to the task files.
-        quantize: ``int8`` or ``int4`` quantizes while loading: linear layers to 8 or 4 bits, the head to 8
-            (PyTorch only). Exact then means the text of the quantized head. None: weights as they are.
+        quantize: ``int8`` or ``int4`` runs a quantized copy of the model, which is made once, in the user's
+            cache: linear layers of 8 or 4 bits, a head of 8 (PyTorch only). Exact then means the text of the
+            quantized head. None: weights as they are.
         adapter: directory of a LoRA adapter in the format of PEFT or mlx-lm. It must not change the
             vocabulary.
         revision: branch, tag or commit of a hub id.

@@ -50,7 +50,6 @@ class LoadedModel:
         tokenizer: Tokenizer,
         *,
         backend: str,
-        quantize: str | None = None,
         clock: Clock = time.perf_counter,
         learned_file: LearnedFile | None = None,
         adapter: str | None = None,
@@ -64,7 +63,6 @@ class LoadedModel:
             decoder: the model body and its head, without static rows yet.
             tokenizer: the directory's tokenizer.
             backend: name of the decoder's backend.
-            quantize: how weights were quantized while loading.
             clock: clock of the measurements.
             learned_file: where learned ids are kept; None keeps them as long as the model is loaded.
             adapter: digest of the adapter's layers, if there is one.
@@ -74,7 +72,7 @@ class LoadedModel:
         self.directory = directory  #: the model directory
         self.tokenizer = tokenizer  #: the full tokenizer
         self.backend = backend  #: name of the backend
-        self.quantization = quantize or directory.quantization  #: how the weights are quantized, or None
+        self.quantization = directory.quantization  #: how the weights are quantized, or None
         self.rows = decoder.head.vocabulary.rows  #: rows that have a token; padding rows are left out
         self.eos_ids = self.tokenizer.eos_ids(self.rows)  #: full ids that end an answer
         self._decoder: Decoder[Any, Any] | None = decoder

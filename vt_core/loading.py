@@ -54,6 +54,7 @@ def _open_directory(options: LoadOptions) -> ModelDirectory:
     return open_model(
         options.path,
         revision=options.revision,
+        quantize=options.quantize,
         progress=options.progress,
         before_conversion=check_backend_options,
     )
@@ -106,7 +107,6 @@ def _load_body(
         device=options.device,
         dtype=options.dtype,
         tile_bytes=options.tile_bytes,
-        quantize=options.quantize,
         tokens=tokenizer.size(directory.manifest.vocab_rows),
         adapter=adapter,
     )
@@ -115,7 +115,6 @@ def _load_body(
         decoder,
         tokenizer,
         backend=options.backend,
-        quantize=options.quantize,
         learned_file=learned,
         adapter=layers_digest(adapter),
         slots=options.slots,

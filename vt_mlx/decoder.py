@@ -222,12 +222,15 @@ class MlxDecoder(Decoder[mx.array, MlxSlot]):
 def check_options(*, device: str | None, dtype: str | None, quantize: str | None) -> None:
     """See :meth:`vt_core.decode.backend.Backend.check_options`."""
     if quantize is not None:
-        bits = quantize.removeprefix("int")
         raise BackendError(
-            f"MLX reads weights that are quantized already: make them with vt-mlx convert --quantize {bits}, "
-            "and leave --quantize out here"
+            "MLX reads weights that are quantized already: make them with vt-mlx convert --quantize "
+            f"{_bits(quantize)}, and leave --quantize out here"
         )
     pick_dtype(dtype, "float32", pick_device(device))
+
+
+def _bits(mode: str) -> str:
+    return mode.removeprefix("int")
 
 
 def load_decoder(
@@ -238,13 +241,16 @@ def load_decoder(
     device: str | None,
     dtype: str | None,
     tile_bytes: int | None,
-    quantize: str | None = None,
     tokens: int | None = None,
     adapter: Sequence[LowRank] = (),
 ) -> MlxDecoder:
     """See :meth:`vt_core.decode.backend.Backend.load_decoder`."""
-    check_options(device=device, dtype=dtype, quantize=quantize)
     manifest = directory.manifest
+    if manifest.integers:
+        raise BackendError(
+            f"{directory.name} is quantized ({manifest.integers}) for PyTorch; run it with vt-torch, or "
+            f"quantize the original weights for MLX with vt-mlx convert --quantize {_bits(manifest.integers)}"
+        )
     strategy = head_class(head)
     target = pick_device(device)
     run_dtype = pick_dtype(dtype, manifest.dtype, target)

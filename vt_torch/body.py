@@ -23,8 +23,7 @@ from vt_core.files.model_dir import ModelDirectory
 from vt_core.files.tensor_names import check_tensor_names
 from vt_core.vocab.heads import Head
 from vt_torch.packed import dequantized
-from vt_torch.prequantized import check_packages, declare, find_layout, finish
-from vt_torch.quantized import Int4Linear, Int8Linear, LoadingBits
+from vt_torch.prequantized import check_packages, declare, declare_integers, find_layout, finish
 
 
 class RowEmbedding(nn.Module):
@@ -96,28 +95,24 @@ class RowHead(nn.Module):
 _CONFIG_ERRORS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, StrictDataclassError)
 
 
-def load_body(
-    directory: ModelDirectory, device: torch.device, dtype: torch.dtype, bits: int | None = None
-) -> PreTrainedModel:
+def load_body(directory: ModelDirectory, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
     """Load the model of a model directory, with :class:`RowEmbedding`, :class:`RowHead` and, if it has a
     per-layer table, :class:`LayerRows` in place of its tables.
 
     The tables are never allocated, not while loading either. Weights in MLX's format are dequantized; layers
-    in GPTQ's or AWQ's are handled by :mod:`vt_torch.prequantized`.
+    in GPTQ's or AWQ's, and those stored as integers, are handled by :mod:`vt_torch.prequantized`.
 
     Args:
         directory: the model directory.
         device: where the weights go.
         dtype: float type of the run.
-        bits: quantize linear layers to so many bits, one by one while they are read; None keeps floats. Other
-            layers (fused experts, the projections of GPT-2) stay floats.
 
     Raises:
         ModelError: transformers does not have this model, the weights do not fit it, or its tables are used
             in a way that cannot be replaced.
     """
     path = directory.path
-    check_packages(directory, bits)
+    check_packages(directory)
     layout = find_layout(directory)
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
@@ -134,14 +129,21 @@ def load_body(
             f"transformers has no text generation model for {path / 'config.json'} ({error})"
         ) from error
     weights = dequantized(
-        directory, _weights(directory.weight_paths, None if bits or device.type != "cpu" else dtype)
+        directory, _weights(directory.weight_paths, dtype if device.type == "cpu" else None)
     )
     if is_inside:
         weights = _text_weights(weights)
+
+    def declare_layers(model: PreTrainedModel) -> None:
+        if layout is not None:
+            declare(model, layout, weights)
+        if directory.manifest.integers:
+            declare_integers(model, weights)
+
     # In transformers' module: of custom code, the loader does not compute buffers (Falcon H1 has some).
     attributes = {
         "__module__": base.__module__,
-        "_declare": lambda model: None if layout is None else declare(model, layout, weights),
+        "_declare": declare_layers,
     }
     body: Any = type(f"Tableless{base.__name__}", (_Tableless, base), attributes)
     try:
@@ -150,7 +152,6 @@ def load_body(
                 None,
                 config=config,
                 state_dict=weights,
-                **({} if bits is None else {"quantization_config": LoadingBits(bits)}),
                 dtype=dtype,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # reported below, by name
@@ -175,22 +176,18 @@ def load_body(
         unused=report["unexpected_keys"],
     )
     finish(model)
-    if bits is not None and not any(isinstance(part, (Int8Linear, Int4Linear)) for part in model.modules()):
-        raise ModelError(
-            f"transformers' {base.__name__} has no linear layers that vt could quantize; leave --quantize out"
-        )
     return model.eval().requires_grad_(False)
 
 
 def _weights(files: Sequence[Path], dtype: torch.dtype | None) -> dict[str, Any]:
     """Tensors of weight files by name, not read yet.
 
-    Tensors of the type ``dtype`` are used as they are on a CPU. They are mapped, so the system can drop their
-    pages. Other tensors are read one by one: the mapped pages of a tensor that is converted or copied to a
-    device would stay resident beside the result until loading ends (Qwen2.5 0.5B in float32: 2.2 GB instead
-    of 1.5).
+    Tensors of the type ``dtype``, and integers of 8-bit layers, are used as they are on a CPU. They are
+    mapped, so the system can drop their pages. Other tensors are read one by one: the mapped pages of a
+    tensor that is converted or copied to a device would stay resident beside the result until loading ends
+    (Qwen2.5 0.5B in float32: 2.2 GB instead of 1.5).
     """
-    kept = None if dtype is None else _STORED[dtype]
+    kept = () if dtype is None else (_STORED[dtype], "I8")
     weights: dict[str, Any] = {}
     for file in files:
         try:
@@ -201,7 +198,7 @@ def _weights(files: Sequence[Path], dtype: torch.dtype | None) -> dict[str, Any]
             ) from error
         for name in mapped.keys():  # noqa: SIM118
             tensor = mapped.get_slice(name)
-            weights[name] = tensor if tensor.get_dtype() == kept else read.get_slice(name)
+            weights[name] = tensor if tensor.get_dtype() in kept else read.get_slice(name)
     return weights
 
 

@@ -41,9 +41,11 @@ from vt_torch.caches import (
 from vt_torch.continuing import PROBE_TOKENS, continues, limits_steps
 from vt_torch.device import peak_memory, pick_device, pick_dtype, reset_peak
 from vt_torch.growing import GrowingLayer, make_room, new_cache
+from vt_torch.integer_scan import IntegerScan
+from vt_torch.integers import choose_sums
 from vt_torch.prequantized import find_layout
 from vt_torch.products import kernels_of
-from vt_torch.quantized import pick_bits
+from vt_torch.quantized import check_kernels
 from vt_torch.rotary import Rotary, RotaryLog, cache_threshold, scaling_start
 from vt_torch.rows import Inputs, Rows, TorchRows, greedy
 from vt_torch.together import Together
@@ -296,8 +298,9 @@ class TorchDecoder(Decoder[torch.Tensor, TorchSlot]):
     def _head_logits(self) -> torch.Tensor:
         return self._output.logits
 
-    def _scan_head(self, hidden: torch.Tensor) -> HeadScan:
-        return HeadScan(
+    def _scan_head(self, hidden: torch.Tensor) -> HeadScan | IntegerScan:
+        kind = IntegerScan if self._rows.quantized else HeadScan
+        return kind(
             self._rows,
             self.head.vocabulary.rows,
             self._transform,
@@ -346,7 +349,7 @@ def check_options(*, device: str | None, dtype: str | None, quantize: str | None
     target = pick_device(device)
     run_dtype = pick_dtype(dtype, "float32", target, quantize)
     if quantize is not None:
-        pick_bits(quantize, target, run_dtype)
+        check_kernels(quantize, target, run_dtype)
 
 
 def load_decoder(
@@ -357,7 +360,6 @@ def load_decoder(
     device: str | None,
     dtype: str | None,
     tile_bytes: int | None,
-    quantize: str | None = None,
     tokens: int | None = None,
     adapter: Sequence[LowRank] = (),
 ) -> TorchDecoder:
@@ -366,23 +368,24 @@ def load_decoder(
     strategy = head_class(head)
     target = pick_device(device)
     layout = find_layout(directory)
-    mode = "int4" if layout is not None and layout.stays(target) else quantize
+    mode = "int4" if layout is not None and layout.stays(target) else manifest.integers
     run_dtype = pick_dtype(dtype, manifest.dtype, target, mode)
-    bits = None if quantize is None else pick_bits(quantize, target, run_dtype)
+    if manifest.integers:
+        check_kernels(manifest.integers, target, run_dtype)
     reset_peak(target)
-    rows = TorchRows(
-        open_tables(directory, store), manifest.tied, target, run_dtype, quantized=bits is not None
-    )
-    model = load_body(directory, target, run_dtype, bits)
+    rows = TorchRows(open_tables(directory, store), manifest.tied, target, run_dtype)
+    model = load_body(directory, target, run_dtype)
     if layer_table(model) is None and rows.per_layer is not None:
         raise ModelError(
             f"transformers' {manifest.model_type} has no vocabulary table for its layers, and "
             f"{directory.path} has one; vt cannot run this model with PyTorch"
         )
     adapt(model, adapter, target)
-    if target.type == "cpu" and bits is None and head != "full":
-        # Timed now, not when the first token waits to be verified.
-        kernels_of(rows.head_table.spec, run_dtype)
+    if target.type == "cpu":  # timed now, not when the first token waits to be verified
+        if rows.quantized:
+            choose_sums(manifest.hidden)
+        elif head != "full":
+            kernels_of(rows.head_table.spec, run_dtype)
     return TorchDecoder(
         model,
         rows,

@@ -8,7 +8,10 @@ import torch
 
 from vt_core.errors import BackendError
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+#: Float types of a run.
+FLOATS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+#: Types of stored rows.
+DTYPES = FLOATS | {"int8": torch.int8}
 
 
 def pick_device(name: str | None) -> torch.device:
@@ -45,11 +48,11 @@ def pick_dtype(
     if name is None and quantize is not None and (device.type == "cpu" or quantize == "int4"):
         name = "bfloat16"
     if name is None:
-        runs_well = device.type != "cpu" or (stored in DTYPES and multiplies(DTYPES[stored]))
+        runs_well = device.type != "cpu" or (stored in FLOATS and multiplies(FLOATS[stored]))
         name = stored if runs_well else "float32"
-    if name not in DTYPES:
-        raise BackendError(f"unknown float type {name!r}: choose one of {', '.join(DTYPES)}")
-    return DTYPES[name]
+    if name not in FLOATS:
+        raise BackendError(f"unknown float type {name!r}: choose one of {', '.join(FLOATS)}")
+    return FLOATS[name]
 
 
 def empty_cache() -> None:

@@ -18,7 +18,14 @@ from torch import nn
 from vt_core.errors import BackendError, ModelError
 from vt_core.files.model_dir import ModelDirectory
 from vt_core.host import trim_heap
-from vt_torch.quantized import GROUPS, Int4Linear, multiplies_four_bits
+from vt_torch.quantized import (
+    GROUPS,
+    Int4Linear,
+    StoredLinear,
+    StoredWeight,
+    multiplies_four_bits,
+    pack_pairs,
+)
 from vt_torch.ternary import StoredTernary, TernaryLayout, declare_ternary, ternary_layout
 
 #: Packages that transformers needs for a layout, by its name in config.json: module and name of each.
@@ -35,17 +42,15 @@ _WORD_BITS = 32
 _OLDER, _NEWER = "language_model.model.", "model.language_model."
 
 
-def check_packages(directory: ModelDirectory, bits: int | None) -> None:
+def check_packages(directory: ModelDirectory) -> None:
     """Check that already quantized layers, if the model has any, can be run here.
 
     Raises:
-        BackendError: a package is missing, or the layers are to be quantized again to ``bits``.
+        BackendError: a package is missing.
     """
     method = directory.prequantized
     if method is None:
         return
-    if bits is not None:
-        raise BackendError(f"{directory.path} is quantized already ({method}); leave --quantize out")
     packages = _PACKAGES.get(method, {})
     missing = [name for module, name in packages.items() if importlib.util.find_spec(module) is None]
     if missing:
@@ -129,29 +134,59 @@ def declare(model: nn.Module, layout: Layout | TernaryLayout, tensors: Mapping[s
         path = name.removesuffix(".qweight")
         if path == name:
             continue
-        # transformers' name of the module: files of multimodal models may have an older prefix (Gemma 3).
-        inside = path.removeprefix(_OLDER)
-        place = path if inside == path else f"{_NEWER}{inside}"
-        try:
-            layer: Any = model.get_submodule(place)
-        except AttributeError:
+        place, layer = find_module(model, path)
+        if layer is None:
             continue  # a layer that the model does not have; its tensors are reported as not used
         if type(layer) is not nn.Linear:
             raise ModelError(
                 f"{name}: {place} is not a linear layer in {type(model).__name__}; vt cannot read it"
             )
-        packed = PrequantizedLinear(layout, layer, path, tensors)
-        parent, _, last = place.rpartition(".")
-        setattr(model.get_submodule(parent), last, packed)
+        model.set_submodule(place, PrequantizedLinear(layout, layer, path, tensors))
+
+
+def declare_integers(model: nn.Module, tensors: dict[str, Any]) -> None:
+    """Replace the linear layers that are stored as integers, of a model that was just declared, by
+    :class:`~vt_torch.quantized.StoredLinear`.
+
+    Args:
+        model: the model, on the meta device.
+        tensors: tensors of the body by name. Those of layers that are not linear in the model are replaced by
+            the floats that they stand for.
+
+    Raises:
+        ModelError: the tensors of a layer do not fit.
+    """
+    for name in list(tensors):
+        path = name.removesuffix(".numbers")
+        if path == name:
+            continue
+        place, layer = find_module(model, path)
+        if type(layer) is nn.Linear:
+            model.set_submodule(place, StoredLinear(layer, path, tensors))
+            continue
+        tensors[f"{path}.weight"] = StoredWeight(path, tensors)
+        for part in ("numbers", "scales", "zeros"):
+            tensors.pop(f"{path}.{part}", None)
+
+
+def find_module(model: nn.Module, path: str) -> tuple[str, Any]:
+    """The module whose tensors a file has under ``path``: its name in the model, and itself or None."""
+    # Files of multimodal models may have an older prefix (Gemma 3), others none.
+    inside, prefix = path.removeprefix(_OLDER), getattr(model, "base_model_prefix", "")
+    for place in (f"{_NEWER}{inside}" if inside != path else path, f"{prefix}.{path}"):
+        try:
+            return place, model.get_submodule(place)
+        except AttributeError:
+            continue
+    return path, None
 
 
 def finish(model: nn.Module) -> None:
     """Replace each layer that :func:`declare` put into a loaded model by one that can run, one by one."""
-    stored = (PrequantizedLinear, StoredTernary)
+    stored = (PrequantizedLinear, StoredTernary, StoredLinear)
     # By name: a list of modules would keep all packed tensors until the last one is done.
     for path in [path for path, module in model.named_modules() if isinstance(module, stored)]:
-        parent, _, last = path.rpartition(".")
-        setattr(model.get_submodule(parent), last, model.get_submodule(path).finished())
+        model.set_submodule(path, model.get_submodule(path).finished())
         # Freed memory stays in the C library's heap.
         trim_heap()
 
@@ -206,7 +241,7 @@ class PrequantizedLinear(nn.Module):
         ordered = self._layout.method == "awq" or torch.equal(self.g_idx, index.to(self.g_idx.dtype))
         fits = self._layout.bits == 4 and ordered and group in GROUPS and len(numbers) % 16 == 0
         if fits and multiplies_four_bits(scales.device, scales.dtype):
-            return Int4Linear(numbers, scales, (8 - zeros) * scales, self.bias)
+            return Int4Linear(pack_pairs(numbers), scales, (8 - zeros) * scales, self.bias)
         if not ordered:
             index = self.g_idx.long()
             if int(index.min()) < 0 or int(index.max()) >= scales.shape[1]:

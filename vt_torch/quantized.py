@@ -1,22 +1,21 @@
-"""Float weights that are quantized to 8 or 4 bits while a model is loaded, for PyTorch's own kernels.
+"""Linear layers whose weights are integers: 8 bits with one scale per row, or 4 bits in groups of columns.
 
-Head rows have 8 bits in both modes, with one scale per row, so that a row's values do not depend on which
-other rows are active. Linear layers have 8 bits in the same way, or 4 bits in groups of 64 columns.
+A model directory holds such layers as :mod:`vt_core.files.integers` describes. 8-bit weights are used as they
+are stored; 4-bit ones are arranged for the device's kernel while a model is loaded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import EllipsisType
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
-from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from vt_core.errors import BackendError
-from vt_core.host import trim_heap
+from vt_core.errors import BackendError, ModelError
+from vt_core.files import integers
 from vt_torch.device import multiplies
 
 #: Bytes of floats that exist at once while weights are quantized or dequantized.
@@ -25,24 +24,8 @@ CHUNK_BYTES = 8 << 20
 _FEW = 8
 #: Columns that may share a scale and a zero, in 4-bit layers.
 GROUPS = (256, 128, 64, 32)
-#: The same for layers that are quantized here: the first that divides the layer's width is used.
-_GROUPS = (64, 32)
-
-
-def quantize_rows(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Quantize rows to 8 bits.
-
-    Returns:
-        Integers from -127 to 127 as float32 ``[n, columns]``, and the scale of each row ``[n]`` in the rows'
-        type. Their product approximates ``rows``.
-    """
-    wide = rows.float()
-    # Two passes: the infinity norm and aminmax take twenty times as long on a CPU.
-    largest = torch.maximum(wide.amax(dim=1), -wide.amin(dim=1))
-    # Rounded first to the type in which it is kept.
-    scales = largest.div_(127).to(rows.dtype).clamp_min_(torch.finfo(rows.dtype).tiny)
-    numbers = wide / scales.float()[:, None]
-    return numbers.round_().clamp_(-127, 127), scales
+#: Rows of 4-bit weights that are arranged at once. The kernels lay out 16 to 64 rows together.
+_PACKED_ROWS = 1024
 
 
 def product(hidden: torch.Tensor, weight: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
@@ -80,13 +63,15 @@ def _float_type(hidden: torch.Tensor) -> torch.dtype:
 class Int8Linear(nn.Module):
     """A linear layer with 8-bit weights and one scale per row."""
 
-    def __init__(self, weight: torch.Tensor, bias: nn.Parameter | None) -> None:
+    def __init__(self, numbers: torch.Tensor, scales: torch.Tensor, bias: nn.Parameter | None) -> None:
+        """
+        Args:
+            numbers: ``[rows, columns]`` int8.
+            scales: ``[rows]``, in the float type of the run.
+            bias: of the layer.
+        """
         super().__init__()
-        self.out_features, self.in_features = weight.shape
-        numbers = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
-        scales = weight.new_empty(len(weight))
-        for part in _pieces(weight):
-            numbers[part], scales[part] = quantize_rows(weight[part])
+        self.out_features, self.in_features = numbers.shape
         self.register_buffer("numbers", numbers)
         self.register_buffer("scales", scales)
         self.bias = bias
@@ -107,7 +92,7 @@ class Int4Linear(nn.Module):
 
     def __init__(
         self,
-        numbers: torch.Tensor,
+        pairs: torch.Tensor,
         scales: torch.Tensor,
         zeros: torch.Tensor,
         bias: nn.Parameter | None,
@@ -115,27 +100,19 @@ class Int4Linear(nn.Module):
         """A weight is ``(number - 8) * scale + zero``.
 
         Args:
-            numbers: ``[rows, columns]`` int32 from 0 to 15; the number of rows is a multiple of 16.
+            pairs: ``[rows, columns / 2]`` uint8, two numbers from 0 to 15 in each, the first in the upper
+                half; the number of rows is a multiple of 16.
             scales: ``[rows, columns / group]``, the group one of :data:`GROUPS`.
             zeros: the same shape.
             bias: of the layer.
         """
         super().__init__()
-        self.out_features, self.in_features = numbers.shape
-        self._group, self._cuda = numbers.shape[1] // scales.shape[1], numbers.device.type == "cuda"
+        self.out_features, self.in_features = len(pairs), 2 * pairs.shape[1]
+        self._group, self._cuda = self.in_features // scales.shape[1], pairs.device.type == "cuda"
         pack = _pack_on_cuda if self._cuda else _pack_on_cpu
-        self.register_buffer("numbers", pack(numbers.contiguous()))
+        self.register_buffer("numbers", pack(pairs))
         self.register_buffer("scales_and_zeros", torch.stack([scales.T, zeros.T], dim=-1).contiguous())
         self.bias = bias
-
-    @classmethod
-    def of(cls, weight: torch.Tensor, bias: nn.Parameter | None, group: int) -> Int4Linear:
-        """Quantize the weight of a float layer."""
-        numbers = torch.empty(weight.shape, dtype=torch.int32, device=weight.device)
-        scales, zeros = (weight.new_empty(len(weight), weight.shape[1] // group) for _ in range(2))
-        for part in _pieces(weight):
-            numbers[part], scales[part], zeros[part] = quantize_groups(weight[part], group)
-        return cls(numbers, scales, zeros, bias)
 
     @property
     def weight(self) -> torch.Tensor:
@@ -154,53 +131,102 @@ class Int4Linear(nn.Module):
         return multiply(flat, self.numbers, self._group, self.scales_and_zeros)
 
 
-def quantize_groups(weight: torch.Tensor, group: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Quantize weights to 4 bits: ``(number - 8) * scale + zero``.
-
-    Returns:
-        Integers from 0 to 15 ``[n, columns]`` int32; scales and zeros ``[n, columns / group]`` in the type of
-        the weights.
-    """
-    groups = weight.view(len(weight), -1, group).float()
-    least, most = groups.amin(dim=-1), groups.amax(dim=-1)
-    scales = ((most - least) / 15).clamp_min_(torch.finfo(weight.dtype).tiny).to(weight.dtype)
-    zeros = (least + 8 * scales.float()).to(weight.dtype)
-    # Both are rounded first to the type in which they are kept.
-    numbers = (groups - zeros.float()[..., None]).div_(scales.float()[..., None]).add_(8)
-    return numbers.round_().clamp_(0, 15).to(torch.int32).view(weight.shape), scales, zeros
+def pack_pairs(numbers: torch.Tensor) -> torch.Tensor:
+    """Two of the numbers ``[rows, columns]`` from 0 to 15 in each byte, the first in the upper half."""
+    return (numbers[:, ::2] << 4 | numbers[:, 1::2]).to(torch.uint8)
 
 
-def _pack_on_cpu(numbers: torch.Tensor) -> torch.Tensor:
-    return torch.ops.aten._convert_weight_to_int4pack_for_cpu(numbers, 1)
+def unpack_pairs(pairs: torch.Tensor) -> torch.Tensor:
+    """The inverse of :func:`pack_pairs`; int32."""
+    return torch.stack([pairs >> 4, pairs & 15], dim=-1).flatten(1).to(torch.int32)
 
 
-def _pack_on_cuda(numbers: torch.Tensor) -> torch.Tensor:
-    # Two numbers per byte, the first in the upper half. The kernel reads 16 * tiles columns at a time.
-    tiles = next(count for count in (8, 4, 2) if numbers.shape[1] % (16 * count) == 0)
-    pairs = (numbers[:, ::2] << 4 | numbers[:, 1::2]).to(torch.uint8)
+def _pack_on_cpu(pairs: torch.Tensor) -> torch.Tensor:
+    packed = torch.empty(pairs.shape, dtype=torch.uint8)
+    for start in range(0, len(pairs), _PACKED_ROWS):
+        rows = slice(start, start + _PACKED_ROWS)
+        packed[rows] = torch.ops.aten._convert_weight_to_int4pack_for_cpu(unpack_pairs(pairs[rows]), 1)
+    return packed
+
+
+def _pack_on_cuda(pairs: torch.Tensor) -> torch.Tensor:
+    # The kernel reads 16 * tiles columns at a time.
+    tiles = next(count for count in (8, 4, 2) if 2 * pairs.shape[1] % (16 * count) == 0)
     return torch.ops.aten._convert_weight_to_int4pack(pairs.contiguous(), tiles)
 
 
-def _quantized(layer: nn.Linear, bits: int) -> Int4Linear | Int8Linear:
-    """Quantize a linear layer. It gets 8 bits if the 4-bit kernels cannot run it: they need a width of whole
-    groups, and a number of rows that is a multiple of 16.
+class StoredLinear(nn.Module):
+    """The tensors of a layer in a model directory, while the model is loaded."""
+
+    def __init__(self, layer: nn.Linear, path: str, tensors: Mapping[str, Any]) -> None:
+        """
+        Args:
+            layer: the float layer that the model declares.
+            path: name of the layer in the file.
+            tensors: of the file, as slices by name.
+
+        Raises:
+            ModelError: the tensors do not fit the layer.
+        """
+        super().__init__()
+        rows, columns = layer.out_features, layer.in_features
+        group = integers.group_of(rows, columns) if f"{path}.zeros" in tensors else None
+        groups = (rows,) if group is None else (rows, columns // group)
+        expected = {"numbers": ("I8", (rows, columns)), "scales": ("BF16", groups)}
+        if group is not None:
+            expected |= {"numbers": ("U8", (rows, columns // 2)), "zeros": ("BF16", groups)}
+        for part, (kind, shape) in expected.items():
+            stored = tensors.get(f"{path}.{part}")
+            if stored is None or (stored.get_dtype(), tuple(stored.get_shape())) != (kind, shape):
+                found = "missing" if stored is None else f"{stored.get_dtype()} {list(stored.get_shape())}"
+                raise ModelError(
+                    f"{path}.{part} is {found} and should be {kind} {list(shape)}; convert the model again"
+                )
+            dtype = _STORED.get(kind, layer.weight.dtype)
+            self.register_buffer(part, torch.empty(shape, dtype=dtype, device="meta"))
+        self._shape, self._group, self.bias = (rows, columns), group, layer.bias
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """A tensor without values: Mamba initializes weights by name before they are loaded."""
+        return torch.empty(self._shape, device="meta")
+
+    def finished(self) -> nn.Module:
+        """The layer that runs, on the device and in the float type of the loaded tensors."""
+        if self._group is None:
+            return Int8Linear(self.numbers, self.scales, self.bias)
+        return Int4Linear(self.numbers, self.scales, self.zeros, self.bias)
+
+
+#: Types of integers as safetensors calls them. Scales take the run's float type.
+_STORED = {"I8": torch.int8, "U8": torch.uint8}
+
+
+class StoredWeight:
+    """Stands for a slice of a file, of which transformers' loader takes everything with ``tensor[...]``: the
+    floats ``[rows, columns]`` of a layer that is stored as integers but not linear in the model.
     """
-    weight = layer.weight.detach()
-    rows, columns = weight.shape
-    for group in _GROUPS if bits == 4 and rows % 16 == 0 else ():
-        if columns % group == 0:
-            return Int4Linear.of(weight, layer.bias, group)
-    return Int8Linear(weight, layer.bias)
+
+    def __init__(self, path: str, tensors: Mapping[str, Any]) -> None:
+        self._numbers, self._scales = tensors[f"{path}.numbers"], tensors[f"{path}.scales"]
+        self._zeros = tensors.get(f"{path}.zeros")
+
+    def __getitem__(self, everything: EllipsisType) -> torch.Tensor:
+        numbers, scales = self._numbers[...], self._scales[...].float()
+        if self._zeros is None:
+            return numbers.float() * scales[:, None]
+        groups = unpack_pairs(numbers).float().view(*scales.shape, -1)
+        return ((groups - 8) * scales[..., None] + self._zeros[...].float()[..., None]).flatten(1)
 
 
-def pick_bits(mode: str, device: torch.device, dtype: torch.dtype) -> int:
-    """Bits of the linear layers in the mode ``int8`` or ``int4``.
+def check_kernels(mode: str, device: torch.device, dtype: torch.dtype) -> None:
+    """Check that weights in the mode ``int8`` or ``int4`` can be multiplied.
 
     Raises:
         BackendError: PyTorch has no 4-bit kernel for this device and type.
     """
     if mode == "int8":
-        return 8
+        return
     remedy = "use --quantize int8"
     if device.type not in ("cpu", "cuda"):
         raise BackendError(
@@ -212,67 +238,12 @@ def pick_bits(mode: str, device: torch.device, dtype: torch.dtype) -> int:
         raise BackendError(f"4-bit weights run in bfloat16 on cuda; leave --dtype out, or {remedy}")
     if not hasattr(torch.ops.aten, "_weight_int4pack_mm_for_cpu"):
         raise BackendError(f"4-bit weights need PyTorch 2.6 or newer; install it, or {remedy}")
-    return 4
 
 
 def multiplies_four_bits(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether PyTorch has a 4-bit kernel for a device and type."""
     try:
-        pick_bits("int4", device, dtype)
+        check_kernels("int4", device, dtype)
     except BackendError:
         return False
     return True
-
-
-@register_quantization_config("vt")
-class LoadingBits(QuantizationConfigMixin):
-    """Makes transformers' loader quantize each linear layer as soon as it is read."""
-
-    def __init__(self, bits: int) -> None:
-        self.quant_method: Any = "vt"
-        self.bits = bits
-
-
-@register_quantizer("vt")
-class _Quantizer(HfQuantizer):
-    """Replaces linear layers while transformers loads a model; at most one exists in floats at a time."""
-
-    def param_needs_quantization(self, model: Any, param_name: str, **kwargs: Any) -> bool:
-        path, _, name = param_name.rpartition(".")
-        return name == "weight" and type(model.get_submodule(path)) is nn.Linear
-
-    @property
-    def quantized_element_size(self) -> float:
-        # The loader estimates from this how much to allocate on an accelerator.
-        return self.quantization_config.bits / 8
-
-    def get_quantize_ops(self) -> _Replacement:
-        return _Replacement(self.quantization_config.bits)
-
-    def is_serializable(self) -> bool:
-        return False
-
-    @property
-    def is_trainable(self) -> bool:
-        return False
-
-
-class _Replacement:
-    def __init__(self, bits: int) -> None:
-        self._bits = bits
-
-    def convert(
-        self, tensors: dict[str, Any], *, model: Any, full_layer_name: str, missing_keys: set[str], **_: Any
-    ) -> dict[str, torch.Tensor]:
-        (weight,) = tensors.values()
-        path = full_layer_name.rpartition(".")[0]
-        layer = model.get_submodule(path)
-        layer.weight = nn.Parameter(weight[0] if isinstance(weight, list) else weight, requires_grad=False)
-        smaller = _quantized(layer, self._bits)
-        smaller._is_hf_initialized = True
-        model.set_submodule(path, smaller)
-        # Freed memory stays in the C library's heap: 1.3 GB for Qwen2.5 0.5B, whose 4-bit layers take 0.2.
-        del weight, layer
-        trim_heap()
-        missing_keys.discard(full_layer_name)
-        return {}

@@ -12,8 +12,10 @@ import torch.nn.functional as F
 from vt_core.decode.types import NOT_A_NUMBER
 from vt_core.files.tables import Table
 from vt_core.types import Ids
+from vt_torch import integers
 from vt_torch.device import DTYPES
-from vt_torch.quantized import product, quantize_rows
+from vt_torch.integers import Digits, to_digits
+from vt_torch.quantized import product
 
 #: Rows are read and converted in pieces of this size, so that no second copy of a table exists.
 CHUNK_BYTES = 16 << 20
@@ -25,7 +27,7 @@ class Rows(NamedTuple):
     weight: torch.Tensor  #: ``[n, hidden]``, in the run's dtype or int8
     ids: torch.Tensor  #: full ids, ``[n]`` int64
     bias: torch.Tensor | None  #: ``[n]``
-    scales: torch.Tensor | None  #: ``[n]`` for an int8 weight
+    scales: torch.Tensor | None  #: ``[n]`` float32 for an int8 weight
 
 
 class Inputs(NamedTuple):
@@ -44,14 +46,14 @@ class TorchRows:
         tied: bool,
         device: torch.device,
         dtype: torch.dtype,
-        quantized: bool = False,
     ) -> None:
         self.embedding = tables["embedding"]
-        self._head = self.embedding if tied else tables["head"]
+        self.quantized = "head_scales" in tables  #: whether head rows are int8; embeddings never are
+        self._head = self.embedding if tied and not self.quantized else tables["head"]
         self._bias = tables.get("head_bias")
         self.per_layer = tables.get("per_layer")
         self._device, self._dtype = device, dtype
-        self.quantized = quantized  #: whether head rows are int8; embeddings never are
+        self._scales = _whole(tables["head_scales"]).to(device) if self.quantized else None
 
     def embed(self, ids: Ids) -> torch.Tensor:
         """Embedding rows ``[n, hidden]`` of full ids, without the scale that some models apply."""
@@ -75,21 +77,19 @@ class TorchRows:
 
     def whole_bias(self) -> torch.Tensor | None:
         """Bias of every row, ``[V]``; None if the head has none."""
-        if self._bias is None:
-            return None
-        return self._read(self._bias, np.arange(self._bias.spec.rows)).flatten()
+        return None if self._bias is None else _whole(self._bias).to(self._device, self._dtype)
+
+    def whole_scales(self) -> torch.Tensor:
+        """Scale of every row of a quantized head, float32 ``[V]``."""
+        assert self._scales is not None, "the head is quantized"
+        return self._scales
 
     def read(self, ids: Ids, spare: int = 0) -> Rows:
         bias = None if self._bias is None else self._read(self._bias, ids, spare).flatten()
         full_ids = torch.from_numpy(np.pad(ids, (0, spare))).to(self._device)
-        if not self.quantized:
+        if self._scales is None:
             return Rows(self._read(self._head, ids, spare), full_ids, bias, None)
-        count = len(ids) + spare
-        numbers = torch.empty(count, self._head.spec.columns, dtype=torch.int8, device=self._device)
-        scales = torch.empty(count, dtype=self._dtype, device=self._device)
-        for part, rows in self._pieces(self._head, ids):
-            numbers[part], scales[part] = quantize_rows(rows.to(self._device, self._dtype))
-        return Rows(numbers, full_ids, bias, scales)
+        return Rows(self._read(self._head, ids, spare, torch.int8), full_ids, bias, self._scales[full_ids])
 
     def reserve(self, rows: Rows, capacity: int) -> Rows:
         return _map(lambda part: _grown(part, capacity), rows)
@@ -110,7 +110,21 @@ class TorchRows:
     def product(self, hidden: torch.Tensor, rows: Rows) -> torch.Tensor:
         if rows.scales is None:
             return F.linear(hidden, rows.weight, rows.bias)
-        logits = product(hidden, rows.weight, rows.scales)
+        return self.quantized_product(self.as_factor(hidden), rows)
+
+    def as_factor(self, hidden: torch.Tensor) -> torch.Tensor | Digits:
+        """Hidden states as :meth:`quantized_product` takes them, so that they are rounded once for many
+        products.
+        """
+        return to_digits(hidden) if hidden.device.type == "cpu" else hidden
+
+    def quantized_product(self, factor: torch.Tensor | Digits, rows: Rows) -> torch.Tensor:
+        """Logits ``[k, n]`` of int8 rows: float32 on a CPU, elsewhere in the float type of the states."""
+        assert rows.scales is not None, "the head is quantized"
+        if isinstance(factor, Digits):
+            logits = integers.product(factor, rows.weight, rows.scales)
+        else:
+            logits = product(factor, rows.weight, rows.scales)
         return logits if rows.bias is None else logits + rows.bias
 
     def join(self, logits: list[torch.Tensor]) -> torch.Tensor:
@@ -119,8 +133,9 @@ class TorchRows:
     def nbytes(self, rows: Rows) -> int:
         return sum(part.nbytes for part in (rows.weight, rows.bias, rows.scales) if part is not None)
 
-    def _read(self, table: Table, ids: Ids, spare: int = 0) -> torch.Tensor:
-        out = torch.empty(len(ids) + spare, table.spec.columns, dtype=self._dtype, device=self._device)
+    def _read(self, table: Table, ids: Ids, spare: int = 0, dtype: torch.dtype | None = None) -> torch.Tensor:
+        shape = len(ids) + spare, table.spec.columns
+        out = torch.empty(shape, dtype=dtype or self._dtype, device=self._device)
         for part, rows in self._pieces(table, ids):
             out[part] = rows
         return out
@@ -150,6 +165,11 @@ def as_tensor(array: np.ndarray, dtype: str) -> torch.Tensor:
     """A tensor over the memory of an array in storage dtype. It must not be written to."""
     stored = array.view(np.int16) if dtype == "bfloat16" else array
     return torch.from_numpy(np.asarray(_Writable(stored))).view(DTYPES[dtype])
+
+
+def _whole(table: Table) -> torch.Tensor:
+    """A table of one column, ``[V]``."""
+    return as_tensor(table.read(np.arange(table.spec.rows)), table.spec.dtype).flatten()
 
 
 def greedy(logits: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

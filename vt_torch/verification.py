@@ -17,11 +17,10 @@ from vt_core.files import architectures
 from vt_core.files.architectures import architecture
 from vt_core.types import Ids
 from vt_torch.products import Buffers, at_least, kernels_of
-from vt_torch.quantized import quantize_rows
 from vt_torch.rows import TorchRows, as_tensor
 
-#: Size of a tile where no kernel is chosen by measurement: on accelerators, and for rows that are quantized.
-TILE_BYTES = {"cpu": 4 << 20, "cuda": 32 << 20, "mps": 32 << 20}
+#: Size of a tile on accelerators.
+TILE_BYTES = {"cuda": 32 << 20, "mps": 32 << 20}
 #: Stored rows that are mapped at once, at least.
 _MAPPED_BYTES = 8 << 20
 
@@ -109,7 +108,7 @@ class HeadScan:
             tile_bytes: size of a tile; None takes the fastest.
         """
         self._ops, self._count = rows, count
-        self._table, self._bias, self._quantized = rows.head_table, rows.whole_bias(), rows.quantized
+        self._table, self._bias = rows.head_table, rows.whole_bias()
         self._transform = transform
         self._device, self._dtype = device, dtype
         self._on_cpu = device.type == "cpu"
@@ -119,7 +118,7 @@ class HeadScan:
         self.rounding = self._rounding()
 
     def tiles(self, hidden: torch.Tensor) -> Iterator[TorchTile]:
-        products = self._timed if self._on_cpu and not self._quantized else self._sent
+        products = self._timed if self._on_cpu else self._sent
         for start, logits in products(hidden):
             yield TorchTile(start, self._transformed(logits))
 
@@ -144,10 +143,7 @@ class HeadScan:
         """Logits of each tile on the device, in the run's float type."""
         for start, rows in self._load_cuda() if self._device.type == "cuda" else self._load():
             bias = self._tile_bias(start, rows)
-            if self._quantized:
-                yield start, _quantized_product(rows, hidden, bias)
-            else:
-                yield start, F.linear(hidden, rows, bias)
+            yield start, F.linear(hidden, rows, bias)
 
     def _tile_bias(self, start: int, rows: torch.Tensor) -> torch.Tensor | None:
         return None if self._bias is None else self._bias[start : start + len(rows)]
@@ -165,7 +161,7 @@ class HeadScan:
     def _rounding(self) -> Rounding:
         # One unit for the product, one for what is done to its result. An accelerator may add up in the run's
         # float type.
-        plain = self._transform is None and self._on_cpu and not self._quantized
+        plain = self._transform is None and self._on_cpu
         offset = 0.0 if self._bias is None else float(self._bias.abs().max())
         return Rounding(str(self._dtype).removeprefix("torch."), 1 if plain else 2, offset)
 
@@ -242,18 +238,6 @@ class HeadScan:
             device = torch.device("cpu") if pinned else self._device
             self._buffers[index] = torch.empty(shape, dtype=self._dtype, device=device, pin_memory=pinned)
         return self._buffers[index]
-
-
-def _quantized_product(rows: torch.Tensor, hidden: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """Logits of the quantized head for float rows that are not quantized yet. On a CPU they are summed in
-    float32 and rounded once, as the kernels there do.
-    """
-    numbers, scales = quantize_rows(rows)
-    if hidden.device.type == "cpu":
-        logits = F.linear(hidden.float(), numbers).mul_(scales.float()).to(hidden.dtype)
-    else:
-        logits = F.linear(hidden, numbers.to(hidden.dtype).mul_(scales[:, None]))
-    return logits if bias is None else logits + bias
 
 
 def like_whole(ids: Ids, count: int, columns: int) -> tuple[Ids, npt.NDArray[np.int64]]:

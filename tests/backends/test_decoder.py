@@ -94,7 +94,7 @@ def test_reduced_heads_give_equal_ids_over_several_requests(backend, kind, sampl
 )
 def test_reduced_logits_are_columns_of_the_full_logits(backend, kind, dtype, quantize, tiny, stock_model):
     if quantize is not None and (backend == "mlx" or kind in QUANTIZED):
-        pytest.skip("PyTorch quantizes float weights while loading")
+        pytest.skip("PyTorch quantizes float weights")
 
     def logits(head, static):
         options = {"device": "cpu", "dtype": dtype, "quantize": quantize}
@@ -108,12 +108,12 @@ def test_reduced_logits_are_columns_of_the_full_logits(backend, kind, dtype, qua
         decoder.head.truncate()
         return values, ids
 
-    # In bfloat16, rounding hides the order of summation.
-    tolerance = 0 if dtype == "bfloat16" else 1e-5
+    # In bfloat16, rounding hides the order of summation. Quantized heads sum whole numbers.
+    tolerance = 0 if quantize or dtype == "bfloat16" else 1e-5
     full, _ = logits("full", [])
-    if quantize is None or dtype == "float32":  # the reference quantizes with numpy, which has no bfloat16
+    if quantize is None or dtype == "float32":  # the reference multiplies in float32
         expected = stock.next_logits(backend, stock_model(backend, kind, dtype, quantize), LONG)[: len(full)]
-        close = 1e-4 if quantize else tolerance
+        close = 2e-3 if quantize else tolerance
         np.testing.assert_allclose(full, expected, rtol=close, atol=close)
     for head in ("prealloc", "split", "rebuild"):
         reduced, ids = logits(head, range(0, 200, 3))

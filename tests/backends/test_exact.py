@@ -28,7 +28,7 @@ SAMPLINGS = {
 }
 
 
-#: Float type of the run, and how weights are quantized while they are loaded.
+#: Float type of the run, and how weights are quantized.
 FORMATS = [
     ("float32", None),
     ("bfloat16", None),
@@ -55,7 +55,7 @@ def models(tiny):
 @pytest.mark.parametrize(("dtype", "quantize"), FORMATS)
 def test_exact_ids_equal_full_head_ids(backend, kind, dtype, quantize, sampling, models):
     if quantize is not None and (backend == "mlx" or kind in QUANTIZED):
-        pytest.skip("PyTorch quantizes float weights while loading")
+        pytest.skip("PyTorch quantizes float weights")
     if (quantize is not None or kind in QUANTIZED) and sampling not in ("greedy", "sampled"):
         pytest.skip("greedy and sampled suffice for quantized weights")
     sampling = SAMPLINGS[sampling]

@@ -19,7 +19,7 @@ INSTRUCTION_SETS = {
     "AVX2": ("avx2", "AVX2"),
     "AVX-512": ("avx512", "AVX512_CORE"),
 }
-#: Kind of model, float type, and quantization while loading.
+#: Kind of model, float type, and quantization.
 CASES = [
     ("llama", "float32", None),
     ("llama", "bfloat16", None),
@@ -29,6 +29,7 @@ CASES = [
     ("qwen2-8bit", "bfloat16", None),
     ("qwen2", "bfloat16", "int8"),
     ("qwen2", "float32", "int8"),
+    ("gemma3", "bfloat16", "int4"),
 ]
 
 

@@ -98,7 +98,7 @@ def test_quantizing_again_is_refused(kind, made, tmp_path):
         with pytest.raises(OptionError, match=rf"quantized already \({method}\).*leave {name} out"):
             convert(packed, tmp_path / "again", progress=False, **options)
     pytest.importorskip("torch")
-    with pytest.raises(BackendError, match=rf"quantized already \({method}\); leave --quantize out"):
+    with pytest.raises(OptionError, match=rf"quantized already \({method}\); leave --quantize out"):
         load(directory, backend="torch", quantize="int8")
 
 

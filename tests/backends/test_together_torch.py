@@ -13,6 +13,7 @@ torch = pytest.importorskip("torch")
 
 from transformers import DynamicCache  # noqa: E402
 
+from converters.cache import resolve  # noqa: E402
 from tests.families import FAMILIES  # noqa: E402
 from tests.tiny import ARCHITECTURES, KINDS  # noqa: E402
 from vt_core.files.model_dir import ModelDirectory  # noqa: E402
@@ -39,13 +40,12 @@ class Body:
 
     def __init__(self, directory, dtype="float32", quantize=None):
         decoder = load_decoder(
-            ModelDirectory.open(directory),
+            ModelDirectory.open(resolve(directory, quantize=quantize, progress=False)),
             head="prealloc",
             store="lmdb",
             device="cpu",
             dtype=dtype,
             tile_bytes=None,
-            quantize=quantize,
         )
         decoder.head.set_static(range(IDS))
         self.decoder, self.model = decoder, decoder._model

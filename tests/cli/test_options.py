@@ -11,8 +11,8 @@ from click.shell_completion import ShellComplete
 
 from tests.commands import error_of, run_cli
 from vt_core.cli import build
-from vt_core.decode.backend import QUANTIZE
 from vt_core.files.dtypes import FLOATS
+from vt_core.files.integers import MODES
 from vt_core.files.tables import STORES
 from vt_core.profile.row_format import PRESETS
 from vt_core.vocab.heads import HEADS
@@ -51,7 +51,7 @@ def test_an_option_is_the_same_in_every_command(name):
 
 @pytest.mark.parametrize(
     ("name", "choices"),
-    [("head", HEADS), ("store", STORES), ("quantize", QUANTIZE), ("dtype", FLOATS), ("preset", PRESETS)],
+    [("head", HEADS), ("store", STORES), ("quantize", MODES), ("dtype", FLOATS), ("preset", PRESETS)],
 )
 def test_choices_are_those_of_the_code(name, choices):
     for command, option in options()[name].items():

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from converters import convert
-from converters.export import export, stock_copy, table_names
+from converters.directory import table_names
+from converters.export import export, stock_copy
 from converters.safetensors_io import read_chunks, read_header
 from tests.tiny import ARCHITECTURES, KINDS
 from vt_core.errors import ModelError

@@ -11,6 +11,7 @@ import click
 from vt_core.cli.options import FILE, json_option, quantize_option
 from vt_core.cli.streams import write_json
 from vt_core.errors import ModelError, escape_controls
+from vt_core.files.integers import MODES
 
 if TYPE_CHECKING:
     from vt_core.files.manifest import SourceInfo, TableInfo
@@ -175,6 +176,8 @@ def _per_layer_lines(table: TableInfo | None) -> Lines:
 
 def _quantization(directory: ModelDirectory) -> dict[str, Any] | None:
     """How the weights are quantized: the body's from config.json, the tables' from vt.json."""
+    if mode := directory.manifest.integers:
+        return {"method": mode, "tables": {"head": {"bits": 8}}}
     settings = directory.config.get("quantization")
     if not settings:
         return None if directory.quantization is None else {"method": directory.quantization, "tables": {}}
@@ -192,6 +195,9 @@ def _quantization(directory: ModelDirectory) -> dict[str, Any] | None:
 def _quantized_lines(quantization: dict[str, Any] | None) -> Lines:
     if quantization is None:
         return []
+    if quantization.get("method") in MODES:
+        text = f"{quantization['method']}, for vt-torch; the head in 8 bits, whose text exact decoding gives"
+        return [("quantized", text)]
     text = quantization.get("method") or _bits_text(quantization)
     tables = [f"the {name} in {_bits_text(how)}" for name, how in quantization["tables"].items()]
     return [("quantized", f"{text}; {' and '.join(tables) if tables else 'the tables are not'}")]

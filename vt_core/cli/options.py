@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from vt_core.decode.backend import QUANTIZE
 from vt_core.decode.options import DRAFT
 from vt_core.errors import DataError
 from vt_core.files.dtypes import FLOATS
+from vt_core.files.integers import MODES
 from vt_core.files.json_files import read_text
 
 if TYPE_CHECKING:
@@ -50,9 +50,9 @@ device_option = click.option(
 
 quantize_option = click.option(
     "--quantize",
-    type=click.Choice(QUANTIZE),
-    help="Quantize while loading: linear layers to 8 or 4 bits, the head to 8 (PyTorch). Exact then means "
-    "the text of that head.",
+    type=click.Choice(MODES),
+    help="Run a quantized copy of the model, which is made once, in the user's cache: linear layers of 8 or "
+    "4 bits, a head of 8 (PyTorch). Exact then means the text of that head.",
 )
 
 input_field_option = click.option(

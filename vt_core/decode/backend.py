@@ -23,15 +23,13 @@ if TYPE_CHECKING:
 #: Package of each backend, and the framework that it needs.
 BACKENDS = {"mlx": ("vt_mlx", "mlx_lm"), "torch": ("vt_torch", "torch")}
 
-#: How a backend may quantize float weights while it loads them: bits of the linear layers.
-QUANTIZE = ("int8", "int4")
-
 
 class Backend(Protocol):
     """The module of a backend: ``vt_mlx``, ``vt_torch``."""
 
     def check_options(self, *, device: str | None, dtype: str | None, quantize: str | None) -> None:
-        """Check options of :meth:`load_decoder` without a model.
+        """Check options of :meth:`load_decoder` without a model, and whether weights can be quantized to
+        ``quantize``, one of :data:`vt_core.files.integers.MODES`.
 
         Raises:
             BackendError: this backend or this machine cannot do what is asked.
@@ -49,7 +47,6 @@ class Backend(Protocol):
         device: str | None,
         dtype: str | None,
         tile_bytes: int | None,
-        quantize: str | None = None,
         tokens: int | None = None,
         adapter: Sequence[LowRank] = (),
     ) -> Decoder[Any, Any]:
@@ -63,7 +60,6 @@ class Backend(Protocol):
             dtype: float type of the run; None takes what the device runs well.
             tile_bytes: bytes of the full head that verification holds at once, in the run's dtype; None takes
                 what was measured to be fastest on the device.
-            quantize: one of :data:`QUANTIZE`, or None to take the weights as they are stored.
             tokens: rows that have a token; rows after them are padding and never join a head. None: all have.
             adapter: low-rank layers to add to the model's own.
 

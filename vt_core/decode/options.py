@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from vt_core.decode import arguments
-from vt_core.decode.backend import BACKENDS, QUANTIZE, check_backend, default_backend
+from vt_core.decode.backend import BACKENDS, check_backend, default_backend
 from vt_core.decode.constraints.grammar import Grammar, grammar_option
 from vt_core.decode.sampling import SamplerSettings
 from vt_core.decode.stopping import StopMatcher
 from vt_core.errors import OptionError
 from vt_core.files.dtypes import FLOATS
+from vt_core.files.integers import MODES
 from vt_core.files.tables import STORES
 from vt_core.vocab.collection import check_task
 from vt_core.vocab.heads import HEADS
@@ -79,7 +80,7 @@ def load_options(
         head=arguments.choice("head", head, HEADS),
         store=arguments.choice("store", store, STORES),
         dtype=None if dtype is None else arguments.choice("float type", dtype, FLOATS),
-        quantize=None if quantize is None else arguments.choice("quantization", quantize, QUANTIZE),
+        quantize=None if quantize is None else arguments.choice("quantization", quantize, MODES),
         tile_bytes=None if tile_bytes is None else arguments.whole("tile_bytes", tile_bytes),
         slots=arguments.whole("slots", slots),
         cache_bytes=None if cache_bytes is None else arguments.whole("cache_bytes", cache_bytes),

@@ -48,6 +48,8 @@ class Architecture:
     #: Whether mlx-lm reads the weights by the names and values of Hugging Face. If so, PyTorch can run what
     #: MLX packed, and vt can quantize the model for MLX. Other weights are renamed, transposed or scaled.
     same_weights_in_mlx: bool = False
+    #: Whether layers are stored transposed, in modules that PyTorch's 8-bit and 4-bit kernels cannot replace.
+    transposed_layers: bool = False
     #: Layers that mlx-lm always packs in 8 bits: how their names end.
     eight_bit_layers: tuple[str, ...] = ()
 
@@ -91,7 +93,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "gemma4_unified": _TIED,
     "gemma4_unified_text": _TIED,
     "glm4": _PLAIN,
-    "gpt2": Architecture(embedding=_GPT2, tied=True),
+    "gpt2": Architecture(embedding=_GPT2, tied=True, transposed_layers=True),
     "gpt_bigcode": Architecture(embedding=_GPT2, tied=True),
     "gpt_neo": Architecture(embedding=_GPT2, tied=True),
     "gpt_neox": Architecture(
@@ -119,7 +121,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "nemotron_h": Architecture(embedding=("backbone.embeddings", "model.embeddings", "model.embed_tokens")),
     "olmo2": _PLAIN,
     "olmo3": _PLAIN,
-    "openai-gpt": _TIED,
+    "openai-gpt": Architecture(tied=True, transposed_layers=True),
     "opt": Architecture(embedding=_OPT, tied=True),
     "phi": _PLAIN,
     "phi3": Architecture(rebuilds_cache=True, same_weights_in_mlx=True),

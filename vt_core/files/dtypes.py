@@ -1,6 +1,6 @@
 """Element types by name, their storage in numpy, and conversions between the float types.
 
-numpy has no bfloat16, so its bits are stored as uint16. "uint32" and "uint8" hold packed quantized values,
+numpy has no bfloat16, so its bits are stored as uint16. "uint32", "uint8" and "int8" hold quantized values,
 which cannot be converted like numbers.
 """
 
@@ -16,6 +16,7 @@ _STORAGE: dict[str, np.dtype] = {
     "bfloat16": np.dtype("<u2"),
     "uint32": np.dtype("<u4"),
     "uint8": np.dtype("u1"),
+    "int8": np.dtype("i1"),
 }
 FLOATS = ("float32", "float16", "bfloat16")
 

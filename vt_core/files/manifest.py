@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 
 from vt_core.errors import ModelError, shorten
 from vt_core.files.dtypes import FLOATS, item_size
+from vt_core.files.integers import MODES
 from vt_core.files.json_files import Fields, parse_object, read_object
 from vt_core.files.quantization import Quantization
 
@@ -66,7 +67,8 @@ class Manifest:
     dtype: str  #: float type of the embedding
     tied: bool
     head_bias: bool
-    #: ``embedding``, ``head`` (untied models), and where the model has them ``head_bias`` and ``per_layer``
+    #: ``embedding``, ``head`` (untied models), and where the model has them ``head_bias`` and ``per_layer``.
+    #: Where layers are integers, every model has a ``head``, of int8 rows, and ``head_scales``.
     tables: dict[str, TableInfo]
     #: every file that the model needs, by its path relative to the directory
     files: dict[str, FileInfo]
@@ -74,6 +76,8 @@ class Manifest:
     tokenizer_digest: str
     #: how the quantized tables are packed
     quantization: dict[str, Quantization] | None = None
+    #: how layers and head are stored for PyTorch's kernels, one of :data:`vt_core.files.integers.MODES`
+    integers: str | None = None
     format_version: int = FORMAT_VERSION
 
     @property
@@ -112,6 +116,7 @@ class Manifest:
             },
             tokenizer_digest=fields.text("tokenizer_digest"),
             quantization=_quantization(fields),
+            integers=None if values.get("integers") is None else fields.text("integers"),
         )
         manifest._check(path)
         return manifest
@@ -137,8 +142,11 @@ class Manifest:
         return sum(table.rows * table.row_bytes for table in self.tables.values())
 
     def table_bytes_of(self, rows: int) -> int:
-        """Bytes of `rows` rows of each table; per-layer rows are never kept in memory."""
-        return sum(rows * table.row_bytes for name, table in self.tables.items() if name != PER_LAYER)
+        """Bytes of `rows` rows of each table that keeps some in memory: per-layer rows are always read from
+        disk, and so are embedding rows beside a head of integers.
+        """
+        others = (PER_LAYER, "embedding") if self.integers and self.tied else (PER_LAYER,)
+        return sum(rows * table.row_bytes for name, table in self.tables.items() if name not in others)
 
     def _check(self, path: Path) -> None:
         if self.dtype not in FLOATS or self.source.kind not in SOURCE_KINDS:
@@ -146,9 +154,16 @@ class Manifest:
                 f"{path}: dtype {shorten(self.dtype)} or source {shorten(self.source.kind)} is unknown. "
                 "Convert the model again."
             )
+        if self.integers not in (None, *MODES):
+            raise ModelError(
+                f"{path}: integers {shorten(self.integers)} is unknown, this vt reads {' and '.join(MODES)}. "
+                "Convert the model again."
+            )
         expected = {"embedding": self.hidden}
-        if not self.tied:
+        if not self.tied or self.integers:
             expected["head"] = self.hidden
+        if self.integers:
+            expected["head_scales"] = 1
         if self.head_bias:
             expected["head_bias"] = 1
         if set(self.tables) - {PER_LAYER} != set(expected):
@@ -164,8 +179,14 @@ class Manifest:
                 expected[name] = how.stored_columns(expected[name])
             except ModelError as error:
                 raise ModelError(f"{path}: {error}") from error
+        types = {"head": "int8", "head_scales": "float32"} if self.integers else {}
         for name, columns in expected.items():
             table = self.tables[name]
+            if table.dtype != types.get(name, table.dtype):
+                raise ModelError(
+                    f"{path}: table {name!r} is {shorten(table.dtype)} and should be {types[name]}. Convert "
+                    "the model again."
+                )
             if table.rows != self.vocab_rows:
                 raise ModelError(
                     f"{path}: table {name!r} has {table.rows} rows, the vocabulary {self.vocab_rows}."

@@ -113,7 +113,11 @@ class ModelDirectory:
 
     @property
     def quantization(self) -> str | None:
-        """How the layers are quantized: ``4-bit affine`` (MLX's format), another format's name, or None."""
+        """How the layers are quantized: ``int8`` or ``int4`` for PyTorch, ``4-bit affine`` (MLX's format),
+        another format's name, or None.
+        """
+        if self.manifest.integers:
+            return self.manifest.integers
         if settings := self.config.get("quantization"):
             return f"{settings['bits']}-bit {settings.get('mode') or 'affine'}"
         return self.prequantized
