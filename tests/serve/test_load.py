@@ -22,4 +22,5 @@ def test_texts_are_those_of_requests_alone(tiny, reference):
     counts = outcome.counts
     assert counts["whole"] and counts["stream"] and counts["left"] and counts["refused 400"]
     assert set(counts) <= {"whole", "stream", "left", "leave", "refused 400", "429"}
-    assert max(outcome.health) < 2  # 0.1 on a machine that does nothing else
+    # The machine may do other things besides: its delays are not the server's.
+    assert max(outcome.health) < 0.1 + 10 * max(outcome.late)

@@ -107,9 +107,14 @@ class Server:
     def _endpoint(self, parse: Callable[[Any, Settings], Asked]) -> Callable[[Request], Any]:
         async def endpoint(request: Request) -> Response:
             try:
-                body = await self._body(request)
+                content = await self._body(request)
+
+                def read() -> Asked:
+                    body = parse_object(content, "the body", "request", PromptError)
+                    return parse(body, self._settings)
+
                 # Beside the loop: a body can hold a million token ids.
-                asked = await asyncio.to_thread(parse, body, self._settings)
+                asked = await asyncio.to_thread(read)
                 served, task = self._registry.find(asked.common.model, asked.common.task)
                 name = asked.common.model or served.name
                 if asked.common.stream:
@@ -151,11 +156,11 @@ class Server:
             async for event in events:
                 yield event
 
-    async def _body(self, request: Request) -> dict[str, Any]:
-        """The JSON object of a request.
+    async def _body(self, request: Request) -> bytes:
+        """The body of a request.
 
         Raises:
-            ApiError: the body is too large or too slow, or no JSON object.
+            ApiError: it is too large or too slow.
         """
         limit = self._settings.max_body
         too_large = ApiError(
@@ -174,10 +179,9 @@ class Server:
             return bytes(content)
 
         try:
-            content = await asyncio.wait_for(read(), self._settings.client_seconds)
+            return await asyncio.wait_for(read(), self._settings.client_seconds)
         except asyncio.TimeoutError:
             raise ApiError("the body did not arrive in time", status=408, code="body_timeout") from None
-        return parse_object(content, "the body", "request", PromptError)
 
     def _describe(self, error: BaseException, request: Request) -> ApiError:
         request_id = request.state.request_id

@@ -187,7 +187,11 @@ class Completion:
         scored = iter(await engine.score([pair for pair in pairs if pair[1]], task, self.top))
         scores: list[Score | None] = [next(scored) if pair[1] else None for pair in pairs]
         tokenizer, top = engine.model.tokenizer, self.top
-        return [
-            text_logprobs(tokenizer, ids, score, int(self.echo), top)
-            for ids, score in zip(shown, scores, strict=True)
-        ]
+
+        def describe() -> list[dict[str, Any] | None]:
+            return [
+                text_logprobs(tokenizer, ids, score, int(self.echo), top)
+                for ids, score in zip(shown, scores, strict=True)
+            ]
+
+        return await asyncio.to_thread(describe)

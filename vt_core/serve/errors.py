@@ -63,6 +63,11 @@ def timed_out(seconds: float) -> ApiError:
     )
 
 
+def stopping() -> ApiError:
+    """The error of a request that the server's end cuts off."""
+    return ApiError("the server is stopping", status=503, kind="server_error", code="stopping")
+
+
 def api_error(error: BaseException, request_id: str) -> ApiError:
     """What to tell the client of any exception."""
     if isinstance(error, ApiError):

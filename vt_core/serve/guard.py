@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import ipaddress
 import logging
@@ -12,7 +13,7 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from vt_core.serve.errors import ApiError, internal_error
+from vt_core.serve.errors import ApiError, internal_error, stopping
 from vt_core.serve.metrics import Metrics
 from vt_core.serve.settings import Settings
 from vt_core.serve.streams import ClientLeft, json_error
@@ -73,12 +74,16 @@ class Guard:
                 self._allow_origin(scope, headers)
             await send(message)
 
-        left = False
+        outcome = "answered"
         try:
             await self._checked(scope, receive, send_with_headers)
         except ClientLeft:
-            left = True
+            outcome = "left"
             self._metrics.cancelled()
+        except asyncio.CancelledError:  # the time that requests have at the server's end is over
+            outcome = "cut"
+            if not status:
+                await json_error(stopping())(scope, receive, send_with_headers)
         except Exception:
             _LOG.exception("failed", extra={"fields": {"request": request_id}})
             if not status:
@@ -93,7 +98,7 @@ class Guard:
                 "seconds": round(time.perf_counter() - started, 4),
                 **scope["state"].get("log", {}),
             }
-            _LOG.info("left" if left else "answered", extra={"fields": fields})
+            _LOG.info(outcome, extra={"fields": fields})
 
     async def _checked(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from vt_core.serve.errors import ApiError
+from vt_core.serve.errors import ApiError, stopping
 
 Result = TypeVar("Result")
 
@@ -84,6 +84,10 @@ class EventStream(Response):
                 await asyncio.wait_for(self._send_all(send), self._seconds)
             except asyncio.TimeoutError:
                 await self._send_error(self._timeout(), scope, receive, send)
+            except asyncio.CancelledError:
+                # The client has left, or the server stops.
+                await self._send_error(stopping(), scope, receive, send)
+                raise
             except Exception as error:
                 if isinstance(error, OSError) and self._started:
                     raise ClientLeft from error

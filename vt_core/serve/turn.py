@@ -88,5 +88,7 @@ class Turn:
         pairs = [
             (job.ids, list(answer.finished.token_ids)) for job, answer in zip(jobs, answers, strict=True)
         ]
-        scores = await engine.score(pairs, task, self.top)
-        return [chat_logprobs(engine.model.tokenizer, score, self.top) for score in scores]
+        tokenizer, top = engine.model.tokenizer, self.top
+        scores = await engine.score(pairs, task, top)
+        # Beside the loop: there may be thousands of tokens.
+        return await asyncio.to_thread(lambda: [chat_logprobs(tokenizer, score, top) for score in scores])
