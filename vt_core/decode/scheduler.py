@@ -60,6 +60,7 @@ class Scheduler:
         self._token_bytes = 0.0  #: bytes of caches per token, as measured
         self._changed = threading.Condition()
         self._driver: int | None = None  #: thread that drives
+        self._holders = 0  #: threads that wait to :meth:`hold`; they go before the next token
         self._had_prompt = False  #: whether the last round read a prompt
         self._tasks: list[_Task] = []  #: in the order in which they came
         self._closed = False
@@ -110,9 +111,14 @@ class Scheduler:
             BackendError: the scheduler is closed.
         """
         with self._changed:
-            while self._driver is not None:
-                self._check_thread()
-                self._changed.wait()
+            self._holders += 1
+            try:
+                while self._driver is not None:
+                    self._check_thread()
+                    self._changed.wait()
+            finally:
+                self._holders -= 1
+                self._changed.notify_all()
             self._check_open()
             self._driver = threading.get_ident()
         try:
@@ -269,7 +275,7 @@ class Scheduler:
     def _advance(self, task: _Task) -> None:
         """Return when a request has tokens or has ended; drive, unless another thread does."""
         with self._changed:
-            while not task.has_news and self._driver is not None:
+            while not task.has_news and (self._driver is not None or self._holders):
                 self._check_thread()
                 self._changed.wait()
             if task.has_news:

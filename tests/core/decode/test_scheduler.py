@@ -192,6 +192,25 @@ def test_threads_share_a_decoder():
     assert found == expected and is_as_before(decoder)
 
 
+def test_hold_does_not_wait_for_the_end_of_an_answer():
+    decoder, policy, scheduler = made()
+    found, began = [], threading.Event()
+
+    def work():
+        for token in scheduler.run(request(decoder, policy, max_tokens=2000), np.array([50, 60])):
+            found.append(token)
+            began.set()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    began.wait(60)
+    for _ in range(5):
+        with scheduler.hold():
+            assert not scheduler.is_idle
+    thread.join(60)
+    assert len(found) == 2000
+
+
 def test_slot_in_use_is_refused():
     decoder, policy, scheduler = made()
     slot = decoder.open()
