@@ -270,7 +270,7 @@ def load_decoder(
             tables[name] = ScaledTable(tables[name], factor)
     if body.layers is None and "per_layer" in tables:
         raise ModelError(
-            f"mlx-lm's {manifest.model_type} has no vocabulary table for its layers, and {directory.path} "
+            f"mlx-lm's {manifest.model_type} has no vocabulary table for its layers, and {directory.name} "
             "has one; vt cannot run this model with MLX"
         )
     rows = MlxRows(tables, quantized, manifest.tied, target, run_dtype)

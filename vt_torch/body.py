@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -111,23 +111,9 @@ def load_body(directory: ModelDirectory, device: torch.device, dtype: torch.dtyp
         ModelError: transformers does not have this model, the weights do not fit it, or its tables are used
             in a way that cannot be replaced.
     """
-    path = directory.path
     check_packages(directory)
     layout = find_layout(directory)
-    try:
-        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
-        if layout is not None:
-            del config.quantization_config  # or transformers would ask for packages
-        is_inside = type(config.get_text_config()) in MODEL_FOR_CAUSAL_LM_MAPPING and (
-            config.get_text_config() is not config
-        )
-        if is_inside:
-            config = _text_config(config)
-        base = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    except _CONFIG_ERRORS as error:
-        raise ModelError(
-            f"transformers has no text generation model for {path / 'config.json'} ({error})"
-        ) from error
+    config, base, is_inside = _language_model(directory, replaces_layers=layout is not None)
     weights = dequantized(
         directory, _weights(directory.weight_paths, dtype if device.type == "cpu" else None)
     )
@@ -141,10 +127,7 @@ def load_body(directory: ModelDirectory, device: torch.device, dtype: torch.dtyp
             declare_integers(model, weights)
 
     # In transformers' module: of custom code, the loader does not compute buffers (Falcon H1 has some).
-    attributes = {
-        "__module__": base.__module__,
-        "_declare": declare_layers,
-    }
+    attributes = {"__module__": base.__module__, "_declare": declare_layers}
     body: Any = type(f"Tableless{base.__name__}", (_Tableless, base), attributes)
     try:
         with _quiet():
@@ -160,14 +143,50 @@ def load_body(directory: ModelDirectory, device: torch.device, dtype: torch.dtyp
             )
     except _CONFIG_ERRORS as error:
         raise ModelError(
-            f"transformers' {base.__name__} does not take what {path / 'config.json'} says "
-            f"({type(error).__name__}: {error})"
+            f"transformers' {base.__name__} does not take what config.json of {directory.name} says "
+            f"({type(error).__name__}: {directory.renamed(str(error))})"
         ) from error
+    _check_report(directory, base, report)
+    finish(model)
+    return model.eval().requires_grad_(False)
+
+
+def _language_model(
+    directory: ModelDirectory, *, replaces_layers: bool
+) -> tuple[PretrainedConfig, type[PreTrainedModel], bool]:
+    """transformers' configuration and class of a language model, and whether it is a part of another model.
+
+    Args:
+        directory: the model directory.
+        replaces_layers: whether :func:`declare` puts quantized layers into the model, and not transformers.
+    """
+    try:
+        config = AutoConfig.from_pretrained(directory.path, trust_remote_code=False)
+        if replaces_layers:
+            del config.quantization_config  # or transformers would ask for packages
+        text = config.get_text_config()
+        is_inside = type(text) in MODEL_FOR_CAUSAL_LM_MAPPING and text is not config
+        if is_inside:
+            config = _text_config(config)
+        return config, MODEL_FOR_CAUSAL_LM_MAPPING[type(config)], is_inside
+    except _CONFIG_ERRORS as error:
+        raise ModelError(
+            f"transformers has no text generation model for config.json of {directory.name} "
+            f"({directory.renamed(str(error))})"
+        ) from error
+
+
+def _check_report(directory: ModelDirectory, base: type, report: Mapping[str, Any]) -> None:
+    """Check what transformers reports about tensors that do not fit the model.
+
+    Raises:
+        ModelError: one has another shape, or is missing.
+    """
     if report["mismatched_keys"]:
         name, stored, declared = min(report["mismatched_keys"])
         raise ModelError(
-            f"{path} does not fit transformers' {base.__name__}: {name} has the shape {list(stored)}, but "
-            f"config.json asks for {list(declared)}; convert it again"
+            f"{directory.name} does not fit transformers' {base.__name__}: {name} has the shape "
+            f"{list(stored)}, but config.json asks for {list(declared)}; convert it again"
         )
     check_tensor_names(
         directory.name,
@@ -175,8 +194,6 @@ def load_body(directory: ModelDirectory, device: torch.device, dtype: torch.dtyp
         missing=report["missing_keys"],
         unused=report["unexpected_keys"],
     )
-    finish(model)
-    return model.eval().requires_grad_(False)
 
 
 def _weights(files: Sequence[Path], dtype: torch.dtype | None) -> dict[str, Any]:

@@ -378,7 +378,7 @@ def load_decoder(
     if layer_table(model) is None and rows.per_layer is not None:
         raise ModelError(
             f"transformers' {manifest.model_type} has no vocabulary table for its layers, and "
-            f"{directory.path} has one; vt cannot run this model with PyTorch"
+            f"{directory.name} has one; vt cannot run this model with PyTorch"
         )
     adapt(model, adapter, target)
     if target.type == "cpu":  # timed now, not when the first token waits to be verified

@@ -55,7 +55,7 @@ def check_packages(directory: ModelDirectory) -> None:
     missing = [name for module, name in packages.items() if importlib.util.find_spec(module) is None]
     if missing:
         raise BackendError(
-            f"{directory.path} holds layers quantized with {method}, for which transformers needs "
+            f"{directory.name} holds layers quantized with {method}, for which transformers needs "
             f"{' and '.join(missing)}; install with: pip install {' '.join(missing)}"
         )
 
@@ -108,7 +108,7 @@ def find_layout(directory: ModelDirectory) -> Layout | TernaryLayout | None:
     form = str(settings.get(legacy) or settings.get("format") or _FORMS[method][0]).lower()
     if not isinstance(bits, int) or bits not in _BITS[method] or form not in _FORMS[method]:
         raise ModelError(
-            f"{directory.path} holds {method} layers of {bits} bits in the form {form!r}; vt reads AWQ's "
+            f"{directory.name} holds {method} layers of {bits} bits in the form {form!r}; vt reads AWQ's "
             "gemm form of 4 bits, and GPTQ's of 2, 4 and 8. Use the original weights, or a GGUF file"
         )
     shuffled = bool(settings.get("desc_act")) and not settings.get("static_groups")

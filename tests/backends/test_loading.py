@@ -56,6 +56,19 @@ def test_weights_of_wrong_shape_are_named(backend, tmp_path):
 
 
 @pytest.mark.parametrize("backend", backend_params())
+def test_messages_about_a_converted_model_name_what_the_user_gave(backend, tmp_path, monkeypatch):
+    monkeypatch.setenv("VT_CACHE", str(tmp_path / "cache"))
+    source = write_model(tmp_path / "in", "phi3")
+    config = json.loads((source / "config.json").read_text())
+    for change in ({"intermediate_size": 96}, {"num_attention_heads": 0}):
+        (source / "config.json").write_text(json.dumps(config | change))
+        with pytest.raises(ModelError) as caught:
+            load(source, backend=backend, device="cpu")
+        assert str(source) in str(caught.value)
+        assert str(tmp_path / "cache") not in str(caught.value)
+
+
+@pytest.mark.parametrize("backend", backend_params())
 @pytest.mark.parametrize("change", [{"num_hidden_layers": "x"}, {"num_attention_heads": 0}], ids=str)
 def test_impossible_configuration_values_are_refused(backend, change, tmp_path):
     source = write_model(tmp_path / "in", "llama")
