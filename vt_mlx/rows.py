@@ -17,7 +17,7 @@ from vt_core.types import Ids
 from vt_mlx.device import DTYPES, on_device
 
 #: Rows are read and converted in pieces of this size, so that no second copy of a table exists.
-CHUNK_BYTES = 16 << 20
+CHUNK_BYTES = 4 << 20
 
 #: If the number of packed rows is not a multiple of this, a GPU uses another kernel, which sums in another
 #: order.
