@@ -36,6 +36,7 @@ def load(
     cache_bytes: int | None = None,
     draft_file: str | Path | None = None,
     quantize: str | None = None,
+    compile: bool = False,
     adapter: str | Path | None = None,
     revision: str | None = None,
     learn: bool = False,
@@ -77,6 +78,9 @@ def load(
         quantize: ``int8`` or ``int4`` runs a quantized copy of the model, which is made once, in the user's
             cache: linear layers of 8 or 4 bits, a head of 8 (PyTorch only). Exact then means the text of the
             quantized head. None: weights as they are.
+        compile: whether steps of one token run through ``torch.compile`` (PyTorch only; not for quantized,
+            recurrent and some other models). Loading then takes minutes the first time; what is compiled is
+            kept in the user's cache.
         adapter: directory of a LoRA adapter in the format of PEFT or mlx-lm. It must not change the
             vocabulary.
         revision: branch, tag or commit of a hub id.
@@ -111,6 +115,7 @@ def load(
         cache_bytes=cache_bytes,
         draft_file=draft_file,
         quantize=quantize,
+        compile=compile,
         adapter=adapter,
         revision=revision,
         learn=learn,

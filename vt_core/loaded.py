@@ -113,13 +113,15 @@ class LoadedModel:
     @property
     def identity(self) -> dict[str, Any]:
         """What the caches of a text depend on, apart from the text: weights, backend and float type."""
-        return {
+        identity = {
             "model": self.directory.manifest.digest,
             "backend": self.backend,
             "dtype": self.decoder.dtype,
             "quantization": self.quantization,
             "adapter": self._adapter,
         }
+        # Windows are kept whole there.
+        return identity | {"compiled": True} if self.decoder.compiled else identity
 
     @property
     def context(self) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -48,7 +49,10 @@ def load_model(options: LoadOptions) -> Model:
 def _open_directory(options: LoadOptions) -> ModelDirectory:
     def check_backend_options() -> None:
         backends.backend(options.backend).check_options(
-            device=options.device, dtype=options.dtype, quantize=options.quantize
+            device=options.device,
+            dtype=options.dtype,
+            quantize=options.quantize,
+            compile=options.compile,
         )
 
     return open_model(
@@ -100,6 +104,9 @@ def _load_body(
     learned: LearnedFile | None,
 ) -> Model:
     """Load the weights, and join all parts."""
+    if options.compile:
+        # PyTorch reads it when it compiles for the first time.
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_directory() / "compiled"))
     decoder = backends.backend(options.backend).load_decoder(
         directory,
         head=options.head,
@@ -109,6 +116,7 @@ def _load_body(
         tile_bytes=options.tile_bytes,
         tokens=tokenizer.size(directory.manifest.vocab_rows),
         adapter=adapter,
+        compile=options.compile,
     )
     return Model(
         directory,

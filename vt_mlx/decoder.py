@@ -219,13 +219,17 @@ class MlxDecoder(Decoder[mx.array, MlxSlot]):
         return bool(mx.array_equal(first, second).item())
 
 
-def check_options(*, device: str | None, dtype: str | None, quantize: str | None) -> None:
+def check_options(
+    *, device: str | None, dtype: str | None, quantize: str | None, compile: bool = False
+) -> None:
     """See :meth:`vt_core.decode.backend.Backend.check_options`."""
     if quantize is not None:
         raise BackendError(
             "MLX reads weights that are quantized already: make them with vt-mlx convert --quantize "
             f"{_bits(quantize)}, and leave --quantize out here"
         )
+    if compile:
+        raise BackendError("--compile is for PyTorch, and this backend is MLX; leave --compile out")
     pick_dtype(dtype, "float32", pick_device(device))
 
 
@@ -243,8 +247,10 @@ def load_decoder(
     tile_bytes: int | None,
     tokens: int | None = None,
     adapter: Sequence[LowRank] = (),
+    compile: bool = False,
 ) -> MlxDecoder:
     """See :meth:`vt_core.decode.backend.Backend.load_decoder`."""
+    check_options(device=device, dtype=dtype, quantize=None, compile=compile)
     manifest = directory.manifest
     if manifest.integers:
         raise BackendError(

@@ -18,12 +18,14 @@ from transformers.cache_utils import (
     LinearAttentionLayer,
 )
 
+from vt_torch.compiled import FixedLayer
 from vt_torch.growing import GrowingLayer
 
 #: Layers that this module takes tokens back from. Another class may have states of its own.
 _KNOWN = (
     DynamicLayer,
     GrowingLayer,
+    FixedLayer,
     DynamicSlidingWindowLayer,
     DynamicIndexedLayer,
     DummyLayer,
@@ -77,7 +79,7 @@ def take_back(cache: DynamicCache, count: int) -> None:
     are: see :class:`Snapshot`.
     """
     for layer in cache.layers:
-        if isinstance(layer, DynamicIndexedLayer):
+        if isinstance(layer, (DynamicIndexedLayer, FixedLayer)):
             layer.crop(-count)
             continue
         if isinstance(layer, DynamicSlidingWindowLayer):

@@ -19,7 +19,7 @@ from transformers.cache_utils import DummyLayer, DynamicLayer, LinearAttentionCa
 
 from vt_core.decode.decoder import Decoder
 from vt_core.decode.types import Slot, Steps
-from vt_core.errors import ModelError
+from vt_core.errors import BackendError, ModelError
 from vt_core.files.adapters import LowRank
 from vt_core.files.model_dir import ModelDirectory
 from vt_core.files.tables import open_tables
@@ -38,6 +38,17 @@ from vt_torch.caches import (
     stop_recording,
     take_back,
 )
+from vt_torch.compiled import (
+    FixedLayer,
+    check_compiler,
+    check_model,
+    compile_steps,
+    empty_plain_cache,
+    fit,
+    fixed_cache,
+    plain_cache,
+    warm_up,
+)
 from vt_torch.continuing import PROBE_TOKENS, continues, limits_steps
 from vt_torch.device import peak_memory, pick_device, pick_dtype, reset_peak
 from vt_torch.growing import GrowingLayer, make_room, new_cache
@@ -52,7 +63,7 @@ from vt_torch.together import Together
 from vt_torch.verification import HeadScan, logit_transform
 
 #: Cache layers that can be cut anywhere.
-_CUTTABLE = (DynamicLayer, GrowingLayer, DummyLayer)
+_CUTTABLE = (DynamicLayer, GrowingLayer, DummyLayer, FixedLayer)
 
 
 @dataclass(slots=True, eq=False)
@@ -88,6 +99,7 @@ class TorchDecoder(Decoder[torch.Tensor, TorchSlot]):
         device: torch.device,
         dtype: torch.dtype,
         tile_bytes: int | None,
+        compiled: bool = False,
     ) -> None:
         # A decoded token of a tied model is embedded by its head row, except where that row is quantized
         # (embeddings stay floats) or where the layers need rows that no head holds.
@@ -114,6 +126,11 @@ class TorchDecoder(Decoder[torch.Tensor, TorchSlot]):
         self._together = Together(model)
         self._cache_argument = _cache_argument(model)
         self._tile_bytes = tile_bytes
+        self.compiled = compiled
+        if compiled:
+            check_model(model, self._not_compiled())
+            compile_steps(model, device)
+            self._warm_up()
 
     def prefill(self, slot: TorchSlot, ids: Ids) -> Steps[torch.Tensor]:
         stop_recording(slot.cache)
@@ -126,7 +143,7 @@ class TorchDecoder(Decoder[torch.Tensor, TorchSlot]):
         return cache_bytes(slot.cache) + slot.snapshot.nbytes
 
     def _export_caches(self, slot: TorchSlot) -> tuple[dict[str, np.ndarray], Any]:
-        arrays, layers = export_cache(slot.cache)
+        arrays, layers = export_cache(plain_cache(slot.cache) if self.compiled else slot.cache)
         return arrays, {
             "layers": layers,
             "prefilled": slot.prefilled,
@@ -134,7 +151,11 @@ class TorchDecoder(Decoder[torch.Tensor, TorchSlot]):
         }
 
     def _restore_caches(self, slot: TorchSlot, arrays: Mapping[str, np.ndarray], state: Any) -> None:
+        if self.compiled:
+            slot.cache = empty_plain_cache(len(slot.cache.layers))
         restore_cache(slot.cache, arrays, state["layers"], self._device)
+        if self.compiled:
+            slot.cache = fixed_cache(slot.cache)
         slot.prefilled, slot.beyond_threshold = state["prefilled"], state["beyond_threshold"]
         slot.can_rewind = can_take_back(slot.cache)
 
@@ -147,13 +168,35 @@ class TorchDecoder(Decoder[torch.Tensor, TorchSlot]):
     # The framework's caches.
 
     def _new_slot(self) -> TorchSlot:
-        return TorchSlot(cache=new_cache(self._model.config), rotary=self._rotary.log())
+        return TorchSlot(cache=self._new_cache(), rotary=self._rotary.log())
+
+    def _new_cache(self) -> DynamicCache:
+        cache = new_cache(self._model.config)
+        return fixed_cache(cache) if self.compiled else cache
+
+    def _warm_up(self) -> None:
+        """Compile the steps now, for the first size of a cache and for larger ones, and not in a request."""
+        with self._context():
+            slot, index = self._new_slot(), self._index(np.zeros(1, dtype=np.int64))
+            self._look_up_in(self._rows.inputs(np.zeros(1, dtype=np.int64)), index)
+            warm_up(self._model, slot.cache, index)
+            self._embedding.table = None
+
+    def _not_compiled(self) -> str | None:
+        """Why the steps of this model cannot be compiled, as the end of a sentence; None if they can."""
+        if self._rotary.is_dynamic or self._scaled_beyond is not None:
+            return "its keys are rotated by the length of the text"
+        if self._layers is not None:
+            return "its layers have a vocabulary table"
+        if self._has_states or self._limits_steps or self._cache_argument != "past_key_values":
+            return "its layers keep states that are not keys and values of every token"
+        return None
 
     def _copy_slot(self, slot: TorchSlot) -> TorchSlot:
         return deepcopy(slot)
 
     def _empty_caches(self, slot: TorchSlot) -> None:
-        slot.cache = new_cache(self._model.config)
+        slot.cache = self._new_cache()
         slot.prefilled, slot.beyond_threshold = 0, False
         slot.can_rewind, slot.rereads = True, False
         slot.rotary = self._rotary.log()
@@ -224,6 +267,9 @@ class TorchDecoder(Decoder[torch.Tensor, TorchSlot]):
     ) -> torch.Tensor:
         self._output.positions = positions
         self._look_up_in(inputs, index)
+        if self.compiled:
+            # A text that is only scored is not kept in the slot.
+            fit(slot.cache, len(slot.text) or int(slot.cache.get_seq_length()) + index.shape[1])
         cache = {self._cache_argument: slot.cache}
         with self._rotary.reading(slot.rotary, recorded):
             return self._model(input_ids=index, use_cache=True, **cache).logits[0]
@@ -344,12 +390,18 @@ def _cache_argument(model: PreTrainedModel) -> str:
     )
 
 
-def check_options(*, device: str | None, dtype: str | None, quantize: str | None) -> None:
+def check_options(
+    *, device: str | None, dtype: str | None, quantize: str | None, compile: bool = False
+) -> None:
     """See :meth:`vt_core.decode.backend.Backend.check_options`."""
     target = pick_device(device)
     run_dtype = pick_dtype(dtype, "float32", target, quantize)
     if quantize is not None:
         check_kernels(quantize, target, run_dtype)
+    if compile:
+        check_compiler(target)
+        if quantize is not None:
+            raise BackendError("--compile is for float weights; leave --compile or --quantize out")
 
 
 def load_decoder(
@@ -362,12 +414,19 @@ def load_decoder(
     tile_bytes: int | None,
     tokens: int | None = None,
     adapter: Sequence[LowRank] = (),
+    compile: bool = False,
 ) -> TorchDecoder:
     """See :meth:`vt_core.decode.backend.Backend.load_decoder`."""
+    check_options(device=device, dtype=dtype, quantize=None, compile=compile)
     manifest = directory.manifest
     strategy = head_class(head)
     target = pick_device(device)
     layout = find_layout(directory)
+    if compile and (layout is not None or manifest.integers):
+        raise BackendError(
+            f"--compile is for float weights, and those of {directory.name} are quantized; leave --compile "
+            "out"
+        )
     mode = "int4" if layout is not None and layout.stays(target) else manifest.integers
     run_dtype = pick_dtype(dtype, manifest.dtype, target, mode)
     if manifest.integers:
@@ -394,4 +453,5 @@ def load_decoder(
         device=target,
         dtype=run_dtype,
         tile_bytes=tile_bytes,
+        compiled=compile,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shutil
@@ -68,6 +69,19 @@ def test_weights_may_be_quantized(backend, run):
         # A row of 48 values has 96 bytes in bfloat16, and 48 with a scale of four in eight bits.
         assert result["vocab_bytes_resident"] * 96 == plain["vocab_bytes_resident"] * 52
         assert (result["quantization"], result["dtype"], result["generated_tokens"]) == (mode, "bfloat16", 5)
+
+
+def test_steps_may_be_compiled(backend, run, monkeypatch):
+    asked = ("--max-tokens", 5, "--json", "--dtype", "float32")
+    if backend == "mlx":
+        assert "--compile is for PyTorch" in error_of(run(*asked, "--compile", "abc"))
+        return
+    import torch
+
+    # Traced, and run without a compiler.
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    texts = [json_of(run(*asked, *more, "abc"))["token_ids"] for more in ([], ["--compile"])]
+    assert texts[0] == texts[1]
 
 
 def test_json_is_one_flat_object_with_every_field(backend, run):

@@ -10,6 +10,7 @@ import click
 
 from vt_core.cli.options import (
     FILE,
+    compile_option,
     data_option,
     device_option,
     draft_file_option,
@@ -87,6 +88,7 @@ if TYPE_CHECKING:
 @device_option
 @dtype_option()
 @quantize_option
+@compile_option
 @click.option("--out", required=True, type=FILE, help="Folder for the results.")
 @click.pass_obj
 def bench(backend: str, out: Path, **options: Any) -> None:
@@ -140,7 +142,7 @@ def bench(backend: str, out: Path, **options: Any) -> None:
             geometry=options["geometry"],
             limited=limited,
             **{name: options[name] for name in ("max_tokens", "seed", "minimum", "together")},
-            **{name: options[name] for name in ("device", "dtype", "quantize", "draft_file")},
+            **{name: options[name] for name in ("device", "dtype", "quantize", "compile", "draft_file")},
         )
         with tqdm(total=benchmark.steps, unit="run", disable=None, desc="loading") as bar:
 

@@ -10,6 +10,7 @@ import click
 from vt_core.cli.options import (
     FILE,
     combined,
+    compile_option,
     device_option,
     draft_file_option,
     dtype_option,
@@ -33,6 +34,7 @@ _LOADING = (
     "device",
     "dtype",
     "quantize",
+    "compile",
     "learn",
 )
 
@@ -69,6 +71,7 @@ other_loading_options = combined(
     device_option,
     dtype_option(),
     quantize_option,
+    compile_option,
     click.option(
         "--learn",
         is_flag=True,

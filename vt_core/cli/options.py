@@ -55,6 +55,13 @@ quantize_option = click.option(
     "4 bits, a head of 8 (PyTorch). Exact then means the text of that head.",
 )
 
+compile_option = click.option(
+    "--compile",
+    is_flag=True,
+    help="Compile the steps of one token with torch.compile (PyTorch, float weights). The first run takes "
+    "minutes longer, later ones some seconds.",
+)
+
 input_field_option = click.option(
     "--input-field", metavar="NAME", help="Field of the input; dots lead into nested fields. Default: input."
 )

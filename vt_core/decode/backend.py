@@ -27,7 +27,9 @@ BACKENDS = {"mlx": ("vt_mlx", "mlx_lm"), "torch": ("vt_torch", "torch")}
 class Backend(Protocol):
     """The module of a backend: ``vt_mlx``, ``vt_torch``."""
 
-    def check_options(self, *, device: str | None, dtype: str | None, quantize: str | None) -> None:
+    def check_options(
+        self, *, device: str | None, dtype: str | None, quantize: str | None, compile: bool = False
+    ) -> None:
         """Check options of :meth:`load_decoder` without a model, and whether weights can be quantized to
         ``quantize``, one of :data:`vt_core.files.integers.MODES`.
 
@@ -49,6 +51,7 @@ class Backend(Protocol):
         tile_bytes: int | None,
         tokens: int | None = None,
         adapter: Sequence[LowRank] = (),
+        compile: bool = False,
     ) -> Decoder[Any, Any]:
         """A decoder for a model directory; the head holds no rows yet.
 
@@ -62,6 +65,7 @@ class Backend(Protocol):
                 what was measured to be fastest on the device.
             tokens: rows that have a token; rows after them are padding and never join a head. None: all have.
             adapter: low-rank layers to add to the model's own.
+            compile: whether steps of one token run through the framework's compiler.
 
         Raises:
             BackendError: this backend or this machine cannot do what is asked.

@@ -39,6 +39,7 @@ class Decoder(Framework[Array, AnySlot]):
 
     head: Head[Any, Array]
     dtype: str  #: float type of the run
+    compiled = False  #: whether steps of one token run compiled
     can_follow: bool  #: whether the next step can be queued before the host knows this one's token
 
     def __init__(

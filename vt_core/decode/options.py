@@ -40,6 +40,7 @@ class LoadOptions:
     adapter: str | Path | None
     revision: str | None
     learn: bool
+    compile: bool
     progress: bool
 
 
@@ -60,6 +61,7 @@ def load_options(
     adapter: object,
     revision: object,
     learn: object,
+    compile: object,
     progress: object,
 ) -> LoadOptions:
     """Check the arguments of :func:`vt_core.load`; nothing is imported, read or downloaded.
@@ -76,6 +78,7 @@ def load_options(
         device=None if device is None else arguments.text("device", device),
         revision=None if revision is None else arguments.text("revision", revision),
         learn=arguments.flag("learn", learn),
+        compile=arguments.flag("compile", compile),
         progress=arguments.flag("progress", progress),
         head=arguments.choice("head", head, HEADS),
         store=arguments.choice("store", store, STORES),

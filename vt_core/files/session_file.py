@@ -60,13 +60,13 @@ def load(path: str | Path, model: Mapping[str, Any]) -> tuple[dict[str, np.ndarr
                     f"{path} has format version {content.get('format_version')!r}, and this vt reads version "
                     f"{FORMAT_VERSION}; start a new session."
                 )
-            for name, value in model.items():
-                found = content.get("model")
-                if not isinstance(found, dict) or found.get(name) != value:
-                    other = found.get(name) if isinstance(found, dict) else None
+            found = content.get("model")
+            saved = found if isinstance(found, dict) else {}
+            for name in (*model, *saved):
+                if saved.get(name) != model.get(name):
                     raise SessionError(
-                        f"{path} was saved with {name} {other!r}, and this model has {value!r}; load the "
-                        "session with the model that saved it."
+                        f"{path} was saved with {name} {saved.get(name)!r}, and this model has "
+                        f"{model.get(name)!r}; load the session with the model that saved it."
                     )
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:

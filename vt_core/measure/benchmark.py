@@ -59,6 +59,7 @@ class Benchmark:
     dtype: str | None = None
     #: Quantization of vt's variants; the stock framework takes the weights as they are stored.
     quantize: str | None = None
+    compile: bool = False
     #: N-gram table of the variants that draft, besides those of the tasks.
     draft_file: Path | None = None
     #: Number of processes in memory at a time; None takes as many as are likely to fit.
@@ -156,6 +157,7 @@ def job(bench: Benchmark, variant: Variant) -> Job:
         device=bench.device,
         dtype=bench.dtype,
         quantize=bench.quantize,
+        compile=bench.compile,
         draft_file=None if bench.draft_file is None or variant.draft == "none" else str(bench.draft_file),
     )
 
@@ -302,6 +304,7 @@ def _settings(bench: Benchmark, together: int, rounds: int) -> dict[str, Any]:
     return {
         "backend": bench.backend,
         "quantize": bench.quantize,
+        "compile": bench.compile,
         "prompts": bench.prompts.source,
         "too_long": bench.prompts.too_long,
         "max_tokens": bench.max_tokens,

@@ -35,6 +35,7 @@ class Job:
     device: str | None = None
     dtype: str | None = None
     quantize: str | None = None
+    compile: bool = False
 
     @classmethod
     def of(cls, variant: Variant, *, backend: str, model: str, **options: object) -> Job:

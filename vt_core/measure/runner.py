@@ -102,6 +102,7 @@ class VtRunner:
             device=job.device,
             dtype=job.dtype,
             quantize=job.quantize,
+            compile=job.compile,
             draft_file=job.draft_file,
         )
         if job.tokenizer is not None:
