@@ -178,25 +178,31 @@ def _entries(
                 "model": candidate.directory.manifest.source.name,
                 "drafts": candidate.draft_file is not None,
                 "finished": sum(record["finish_reason"] == "stop" for record in own),
-                **_speed(own, records[reference], weights),
+                **_speed(own, None if name == reference else records[reference], weights),
                 "metrics": scores,
             }
         )
     return entries
 
 
-def _speed(own: Sequence[Record], reference: Sequence[Record], weights: Weights) -> dict[str, Any]:
-    """Tokens and characters of an answer, and characters per second beside the reference's."""
-    ours, theirs = _characters(own), _characters(reference)
+def _speed(own: Sequence[Record], reference: Sequence[Record] | None, weights: Weights) -> dict[str, Any]:
+    """Tokens and characters of an answer, and characters per second, also beside those of the reference."""
+    ours = _characters(own)
     tokens = np.array([[record["generated_tokens"], 1.0] for record in own])
     rate = estimate(_rate, ours, weights)
-    return {
+    found = {
         "tokens": asdict(estimate(_rate, tokens, weights)),
         "characters": float(ours[:, 0].mean()),
         "characters_per_s": asdict(rate),
-        "speed": rate.value / _rate(theirs.sum(axis=0)) if theirs[:, 0].any() else None,
-        "speed_interval": ratio_interval(ours, theirs),
+        "speed": None,
+        "speed_interval": None,
     }
+    if reference is not None:
+        theirs = _characters(reference)
+        if theirs[:, 0].any():
+            found["speed"] = rate.value / _rate(theirs.sum(axis=0))
+            found["speed_interval"] = ratio_interval(ours, theirs)
+    return found
 
 
 def _characters(records: Sequence[Record]) -> Floats:
