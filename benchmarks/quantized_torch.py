@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
@@ -47,13 +49,14 @@ def main() -> None:
     parser.add_argument("--report", type=Path, nargs="+", help="print the table of results")
     arguments = parser.parse_args()
     if arguments.report is None:
-        write_json(arguments.out, measure(arguments))
+        for results in measure(arguments):
+            write_json(arguments.out, results)
     for file in arguments.report or [arguments.out]:
         print(report(json.loads(file.read_text(encoding="utf-8"))))
 
 
-def measure(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Run all formats on all prompts."""
+def measure(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Run all formats on each prompt in turn. Yields the results so far."""
     directory = ModelDirectory.open(resolve(arguments.model))
     prompts = read_prompts(
         [arguments.data],
@@ -72,7 +75,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
                 worker = stack.enter_context(Worker(job(directory, arguments.model, form, name)))
                 worker.warm_up(prompts.warm_up, max_tokens=WARM_UP_TOKENS)
                 workers[f"{form} {NAMES[name]}"] = worker
-        for prompt in prompts.ids:
+        for done, prompt in enumerate(prompts.ids, 1):
             for key, worker in workers.items():
                 before = worker.usage()["cpu_s"]
                 found = worker.generate(prompt, max_tokens=arguments.max_tokens)
@@ -84,15 +87,16 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
                 row["decode_s"].append(round(found["decode_s"], 5))
                 row["cpu_s"].append(round(worker.usage()["cpu_s"] - before, 5))
                 row["verified"] += found.get("verifications", 0)
-        for key, worker in workers.items():
-            rows[key] |= {"memory": worker.memory(), "load_s": round(worker.about["load_s"], 2)}
-    return {
-        "model": model_name(directory),
-        "machine": machine_text(machine()),
-        "prompts": len(prompts.ids),
-        "max_tokens": arguments.max_tokens,
-        "rows": rows,
-    }
+            for key, worker in workers.items():
+                rows[key] |= {"memory": worker.memory(), "load_s": round(worker.about["load_s"], 2)}
+            yield {
+                "model": model_name(directory),
+                "machine": machine_text(machine()),
+                "load_average": os.getloadavg()[0],
+                "prompts": done,
+                "max_tokens": arguments.max_tokens,
+                "rows": rows,
+            }
 
 
 def job(directory: ModelDirectory, plain: Path, form: str, variant: str) -> Job:
@@ -109,26 +113,25 @@ def job(directory: ModelDirectory, plain: Path, form: str, variant: str) -> Job:
 
 
 def report(results: dict[str, Any]) -> str:
-    """A Markdown table. Texts are compared with the stock framework's in the format's float type, float32
-    for integers.
+    """A Markdown table. Texts are compared with the stock framework's in the format's float type, those of
+    integers with its widest.
     """
     rows = results["rows"]
+    base = next(key for key in rows if key.endswith("exact"))
     lines = [
         f"{results['model']}, {results['prompts']} prompts, {results['max_tokens']} tokens.",
-        results["machine"],
+        f"{results['machine']}; load average {results['load_average']:.1f}.",
         "",
-        "| weights | run | tokens/s | tokens per CPU second | of float32 exact | of its approximate "
+        f"| weights | run | tokens/s | tokens per CPU second | of {base} | of its approximate "
         "| first token, ms | peak, MB | same tokens as float |",
         "|---|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
-    base = _rate(rows["float32 exact"], "cpu_s") if "float32 exact" in rows else None
     for key, row in rows.items():
         form, name = key.split()
-        rate, approximate = _rate(row, "cpu_s"), rows.get(f"{form} approximate")
-        reference = rows.get(f"{form} stock") or rows.get("float32 stock")
+        reference = rows.get(f"{form} stock") or rows.get("float32 stock") or rows.get("bfloat16 stock")
         lines.append(
-            f"| {form} | {name} | {_rate(row, 'decode_s', first=1):.1f} | {rate:.1f} "
-            f"| {_ratio(rate, base)} | {_ratio(rate, approximate and _rate(approximate, 'cpu_s'))} "
+            f"| {form} | {name} | {_rate(row, 'decode_s', first=1):.1f} | {_rate(row, 'cpu_s'):.1f} "
+            f"| {_ratio(row, rows[base])} | {_ratio(row, rows.get(f'{form} approximate'))} "
             f"| {1000 * median(row['ttft_s']):.0f} | {row['memory']['peak_bytes'] / 1e6:.0f} "
             f"| {_agreement(row, reference)} |"
         )
@@ -140,8 +143,8 @@ def _rate(row: dict[str, Any], seconds: str, first: int = 0) -> float:
     return sum(len(ids) - first for ids in row["ids"]) / sum(row[seconds])
 
 
-def _ratio(rate: float, other: float | None) -> str:
-    return "–" if not other else f"{rate / other:.2f} ×"
+def _ratio(row: dict[str, Any], other: dict[str, Any] | None) -> str:
+    return "–" if other is None else f"{_rate(row, 'cpu_s') / _rate(other, 'cpu_s'):.2f} ×"
 
 
 def _agreement(row: dict[str, Any], reference: dict[str, Any] | None) -> str:

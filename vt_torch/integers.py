@@ -79,7 +79,7 @@ def _rows_first(digits: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
 
 
 def _as_floats(digits: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    sums = torch.zeros(len(digits), len(rows))
+    sums = torch.zeros(len(digits), len(rows), dtype=torch.float64)  # of more columns than float32 can hold
     for start in range(0, rows.shape[1], _EXACT_COLUMNS):
         columns = slice(start, start + _EXACT_COLUMNS)
         wide = digits[:, columns].float()
@@ -107,7 +107,7 @@ def is_exact(sums: Sums, columns: int) -> bool:
         for positions in (1, 3, _MANY):
             rows, digits = probe(count, columns, 2 * positions)
             try:
-                if not torch.equal(sums(digits, rows).float(), _as_floats(digits, rows)):
+                if not torch.equal(sums(digits, rows).double(), _as_floats(digits, rows)):
                     return False
             except RuntimeError:  # not on this platform
                 return False
@@ -124,7 +124,7 @@ def probe(count: int, columns: int, digits: int) -> tuple[torch.Tensor, torch.Te
 
 def _seconds(sums: Sums, digits: torch.Tensor, rows: torch.Tensor) -> float:
     times = []
-    for _ in range(3):
+    for _ in range(5):
         start = time.perf_counter()
         sums(digits, rows)
         times.append(time.perf_counter() - start)

@@ -104,6 +104,12 @@ def test_logits_of_integers_do_not_depend_on_what_else_is_multiplied(columns):
             part = integers.to_digits(hidden[21 - count :])
             alone = integers.product(part, rows[start:end], scales[start:end])
             assert torch.equal(alone, logits[21 - count :, start:end])
+    for sums in (integers._states_first, integers._rows_first, integers._as_floats):
+        if integers.is_exact(sums, columns):  # all give the same, also of rows that are padded in memory
+            padded = torch.nn.functional.pad(rows, (0, 16))[:, :columns]
+            digits = integers.to_digits(hidden).numbers
+            expected = digits.double() @ rows.double().T
+            assert torch.equal(sums(digits, padded).double(), expected)
     expected = hidden.double() @ (rows.double() * scales.double()[:, None]).T
     error = (logits - expected).abs().amax(dim=1) / expected.abs().amax(dim=1).clamp_min(1e-30)
     assert error.max() < 1e-3 and not logits[4].any()
