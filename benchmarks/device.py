@@ -5,9 +5,9 @@
     python -m benchmarks.device --device cpu --quick
 
 It runs the tests that need the device, compares the logits that verification computes with those of the whole
-head, and measures the stock framework, the full head, approximate, exact and drafted decoding: whether the
-ids are those of the full head, TTFT, TPOT, and peak memory. A part that fails does not stop the others. OUT
-is written after each part, so a run that is killed keeps what it has.
+head, and measures the stock framework, the full head, approximate, exact, drafted and compiled decoding:
+whether the ids are those of the full head, TTFT, TPOT, and peak memory. A part that fails does not stop the
+others. OUT is written after each part, so a run that is killed keeps what it has.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import tempfile
 import time
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, TypeVar
@@ -47,8 +47,8 @@ SCHEMA = 1
 ROOT = Path(__file__).parents[1]
 PROMPTS = Path(__file__).with_name("prompts.jsonl")
 VARIANTS = "full,stock,prealloc-approximate,prealloc,draft"
-#: The variants that promise the text of the full head.
-EXACT = ("prealloc", "draft")
+#: The exact variant with ``compile``, which PyTorch has.
+COMPILED = "compiled"
 SAMPLING = {"temperature": 0.8, "top_p": 0.95, "seed": 1}
 #: Prompts that are also answered with :data:`SAMPLING`.
 SAMPLED = 4
@@ -251,8 +251,12 @@ def measure_model(report: Report, plan: Plan, name: str | None) -> None:
         "variants": [],
     }
     report.results["models"].append(model)
+    model["rounding"] = report.part(
+        f"{title}: rounding",
+        lambda: apart(report, rounding, str(directory.path), list(prompts.warm_up), plan.options),
+    )
     reference = None
-    for variant in parse_variants(VARIANTS):
+    for variant in variants(plan.backend):
         measured = report.part(
             f"{title}: {variant.name}",
             lambda variant=variant: measure(report, plan, variant, directory, stock, prompts),
@@ -265,10 +269,14 @@ def measure_model(report: Report, plan: Plan, name: str | None) -> None:
         elif reference is not None:
             row["same_ids"] = compare(ids, reference)
         model["variants"].append(row)
-    model["rounding"] = report.part(
-        f"{title}: rounding",
-        lambda: apart(report, rounding, str(directory.path), list(prompts.warm_up), plan.options),
-    )
+
+
+def variants(backend: str) -> list[Variant]:
+    """What is measured, the full head first."""
+    found = parse_variants(VARIANTS)
+    if backend == "torch":
+        found += [replace(variant, name=COMPILED) for variant in found if variant.name == "prealloc"]
+    return found
 
 
 def prepare(plan: Plan, name: str | None) -> tuple[ModelDirectory, Path, Prompts]:
@@ -287,6 +295,7 @@ def measure(
         variant,
         model=str(directory.path),
         stock=str(stock),
+        compile=variant.name == COMPILED,
         **plan.options,
     )
     with Worker(job, until=report.until) as worker:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 
 import pytest
 from click.testing import CliRunner
@@ -12,6 +13,7 @@ from benchmarks import device
 from benchmarks.device import Report, apart, compare
 from tests.conftest import backend_params
 from vt_core.errors import BackendError
+from vt_core.measure.variants import parse_variants
 
 
 def a_report(out, seconds=60.0):
@@ -57,11 +59,16 @@ def test_texts_are_compared_with_the_full_heads():
     assert found["sampled"]["texts"] == 0
 
 
+def test_compiled_decoding_is_measured_with_pytorch_only():
+    assert device.variants("torch")[0].name == "full"
+    assert device.variants("torch")[-1] == replace(device.variants("mlx")[3], name="compiled")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", backend_params())
 def test_tiny_model_is_measured(backend, tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("VT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(device, "VARIANTS", "full,prealloc")
+    monkeypatch.setattr(device, "variants", lambda backend: parse_variants("full,prealloc"))
     out = tmp_path / "out.json"
     arguments = ["--backend", backend, "--model", str(tiny("llama")[1]), "--device", "cpu", "--out", str(out)]
     done = CliRunner().invoke(device.main, [*arguments, "--dtype", "float32", "--quick", "--no-tests"])

@@ -166,7 +166,19 @@ def test_weights_quantized_while_loading(where, quantize, tiny):
     assert model.generate(PROMPTS[0], max_tokens=TOKENS).token_ids == expected.token_ids
 
 
-def test_cleared_model_gives_its_memory_back(where, tiny):
+def test_compiled_steps_write_the_same_ids(where, models, tiny):
+    backend, device = where
+    if backend == "mlx" or device != "cuda":
+        pytest.skip("compiled steps are tested elsewhere on a CPU")
+    full, _ = models(where, "llama")
+    options = {"backend": backend, "device": device, "dtype": "float32"}
+    model = load(tiny("llama")[1], compile=True, **options)
+    for prompt in PROMPTS:
+        expected = full.generate(prompt, max_tokens=TOKENS)
+        assert model.generate(prompt, max_tokens=TOKENS).token_ids == expected.token_ids
+
+
+def test_closed_model_gives_its_memory_back(where, tiny):
     backend, device = where
     if device != "cuda":
         pytest.skip("only CUDA's allocator is asked")
