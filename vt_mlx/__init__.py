@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vt_mlx.decoder import check_options, load_decoder
 from vt_mlx.device import empty_cache
+from vt_mlx.loading import check_options, load_decoder
 
 if TYPE_CHECKING:  # a type checker holds this module against the protocol
     import vt_mlx

@@ -15,15 +15,10 @@ from mlx_lm.models.cache import make_prompt_cache
 
 from vt_core.decode.decoder import Decoder
 from vt_core.decode.types import Slot
-from vt_core.errors import BackendError, ModelError
-from vt_core.files.adapters import LowRank
-from vt_core.files.model_dir import ModelDirectory
-from vt_core.files.tables import ScaledTable, Table, open_tables
-from vt_core.vocab.heads import Head, head_class
-from vt_mlx.adapters import adapt
-from vt_mlx.body import LayerRows, RowEmbedding, RowHead, load_body
+from vt_core.vocab.heads import Head
+from vt_mlx.body import LayerRows, RowEmbedding, RowHead
 from vt_mlx.caches import CacheLog, cache_bytes, copy_caches, export_caches, restore_caches
-from vt_mlx.device import on_device, peak_memory, pick_device, pick_dtype, reset_peak
+from vt_mlx.device import on_device, peak_memory
 from vt_mlx.rows import Inputs, MlxRows, Rows, greedy
 from vt_mlx.together import batch_caches, divides, padded_rows, prepare
 from vt_mlx.verification import HeadScan, logit_transform
@@ -217,78 +212,3 @@ class MlxDecoder(Decoder[mx.array, MlxSlot]):
 
     def _equal(self, first: mx.array, second: mx.array) -> bool:
         return bool(mx.array_equal(first, second).item())
-
-
-def check_options(
-    *, device: str | None, dtype: str | None, quantize: str | None, compile: bool = False
-) -> None:
-    """See :meth:`vt_core.decode.backend.Backend.check_options`."""
-    if quantize is not None:
-        raise BackendError(
-            "MLX reads weights that are quantized already: make them with vt-mlx convert --quantize "
-            f"{_bits(quantize)}, and leave --quantize out here"
-        )
-    if compile:
-        raise BackendError("--compile is for PyTorch, and this backend is MLX; leave --compile out")
-    pick_dtype(dtype, "float32", pick_device(device))
-
-
-def _bits(mode: str) -> str:
-    return mode.removeprefix("int")
-
-
-def load_decoder(
-    directory: ModelDirectory,
-    *,
-    head: str,
-    store: str,
-    device: str | None,
-    dtype: str | None,
-    tile_bytes: int | None,
-    tokens: int | None = None,
-    adapter: Sequence[LowRank] = (),
-    compile: bool = False,
-) -> MlxDecoder:
-    """See :meth:`vt_core.decode.backend.Backend.load_decoder`."""
-    check_options(device=device, dtype=dtype, quantize=None, compile=compile)
-    manifest = directory.manifest
-    if manifest.integers:
-        raise BackendError(
-            f"{directory.name} is quantized ({manifest.integers}) for PyTorch; run it with vt-torch, or "
-            f"quantize the original weights for MLX with vt-mlx convert --quantize {_bits(manifest.integers)}"
-        )
-    strategy = head_class(head)
-    target = pick_device(device)
-    run_dtype = pick_dtype(dtype, manifest.dtype, target)
-    reset_peak(target)
-    with on_device(target):
-        body = load_body(directory, run_dtype)
-        adapt(body.model, adapter)
-    quantized = manifest.quantization or {}
-    tables: dict[str, Table] = dict(open_tables(directory, store, packed=True))
-    for name, factor in body.factors.items():
-        if factor != 1 and name in quantized:
-            raise ModelError(
-                f"mlx-lm multiplies the {name} of a {manifest.model_type} model while it loads, which vt "
-                "cannot do to a quantized one; convert the original weights"
-            )
-        if factor != 1:
-            tables[name] = ScaledTable(tables[name], factor)
-    if body.layers is None and "per_layer" in tables:
-        raise ModelError(
-            f"mlx-lm's {manifest.model_type} has no vocabulary table for its layers, and {directory.name} "
-            "has one; vt cannot run this model with MLX"
-        )
-    rows = MlxRows(tables, quantized, manifest.tied, target, run_dtype)
-    return MlxDecoder(
-        body.model,
-        body.embedding,
-        body.layers,
-        body.head,
-        rows,
-        strategy(rows, tokens or manifest.vocab_rows),
-        tied=manifest.tied,
-        device=target,
-        dtype=run_dtype,
-        tile_bytes=tile_bytes,
-    )

@@ -19,14 +19,10 @@ from transformers.cache_utils import DummyLayer, DynamicLayer, LinearAttentionCa
 
 from vt_core.decode.decoder import Decoder
 from vt_core.decode.types import Slot, Steps
-from vt_core.errors import BackendError, ModelError
-from vt_core.files.adapters import LowRank
-from vt_core.files.model_dir import ModelDirectory
-from vt_core.files.tables import open_tables
+from vt_core.errors import ModelError
 from vt_core.types import Ids
-from vt_core.vocab.heads import Head, head_class
-from vt_torch.adapters import adapt
-from vt_torch.body import layer_table, load_body
+from vt_core.vocab.heads import Head
+from vt_torch.body import layer_table
 from vt_torch.caches import (
     Snapshot,
     cache_bytes,
@@ -40,7 +36,6 @@ from vt_torch.caches import (
 )
 from vt_torch.compiled import (
     FixedLayer,
-    check_compiler,
     check_model,
     compile_steps,
     empty_plain_cache,
@@ -50,13 +45,9 @@ from vt_torch.compiled import (
     warm_up,
 )
 from vt_torch.continuing import PROBE_TOKENS, continues, limits_steps
-from vt_torch.device import peak_memory, pick_device, pick_dtype, reset_peak
+from vt_torch.device import peak_memory
 from vt_torch.growing import GrowingLayer, make_room, new_cache
 from vt_torch.integer_scan import IntegerScan
-from vt_torch.integers import choose_sums
-from vt_torch.prequantized import find_layout
-from vt_torch.products import kernels_of
-from vt_torch.quantized import check_kernels
 from vt_torch.rotary import Rotary, RotaryLog, cache_threshold, scaling_start
 from vt_torch.rows import Inputs, Rows, TorchRows, greedy
 from vt_torch.together import Together
@@ -387,71 +378,4 @@ def _cache_argument(model: PreTrainedModel) -> str:
             return name
     raise ModelError(
         f"{type(model).__name__.removeprefix('Tableless')} takes its cache in a way that vt does not know"
-    )
-
-
-def check_options(
-    *, device: str | None, dtype: str | None, quantize: str | None, compile: bool = False
-) -> None:
-    """See :meth:`vt_core.decode.backend.Backend.check_options`."""
-    target = pick_device(device)
-    run_dtype = pick_dtype(dtype, "float32", target, quantize)
-    if quantize is not None:
-        check_kernels(quantize, target, run_dtype)
-    if compile:
-        check_compiler(target)
-        if quantize is not None:
-            raise BackendError("--compile is for float weights; leave --compile or --quantize out")
-
-
-def load_decoder(
-    directory: ModelDirectory,
-    *,
-    head: str,
-    store: str,
-    device: str | None,
-    dtype: str | None,
-    tile_bytes: int | None,
-    tokens: int | None = None,
-    adapter: Sequence[LowRank] = (),
-    compile: bool = False,
-) -> TorchDecoder:
-    """See :meth:`vt_core.decode.backend.Backend.load_decoder`."""
-    check_options(device=device, dtype=dtype, quantize=None, compile=compile)
-    manifest = directory.manifest
-    strategy = head_class(head)
-    target = pick_device(device)
-    layout = find_layout(directory)
-    if compile and (layout is not None or manifest.integers):
-        raise BackendError(
-            f"--compile is for float weights, and those of {directory.name} are quantized; leave --compile "
-            "out"
-        )
-    mode = "int4" if layout is not None and layout.stays(target) else manifest.integers
-    run_dtype = pick_dtype(dtype, manifest.dtype, target, mode)
-    if manifest.integers:
-        check_kernels(manifest.integers, target, run_dtype)
-    reset_peak(target)
-    rows = TorchRows(open_tables(directory, store), manifest.tied, target, run_dtype)
-    model = load_body(directory, target, run_dtype)
-    if layer_table(model) is None and rows.per_layer is not None:
-        raise ModelError(
-            f"transformers' {manifest.model_type} has no vocabulary table for its layers, and "
-            f"{directory.name} has one; vt cannot run this model with PyTorch"
-        )
-    adapt(model, adapter, target)
-    if target.type == "cpu":  # timed now, not when the first token waits to be verified
-        if rows.quantized:
-            choose_sums(manifest.hidden)
-        elif head != "full":
-            kernels_of(rows.head_table.spec, run_dtype)
-    return TorchDecoder(
-        model,
-        rows,
-        strategy(rows, tokens or manifest.vocab_rows),
-        tied=manifest.tied,
-        device=target,
-        dtype=run_dtype,
-        tile_bytes=tile_bytes,
-        compiled=compile,
     )

@@ -17,8 +17,8 @@ from converters.cache import resolve  # noqa: E402
 from tests.families import FAMILIES  # noqa: E402
 from tests.tiny import ARCHITECTURES, KINDS  # noqa: E402
 from vt_core.files.model_dir import ModelDirectory  # noqa: E402
-from vt_torch.decoder import load_decoder  # noqa: E402
 from vt_torch.growing import new_cache  # noqa: E402
+from vt_torch.loading import load_decoder  # noqa: E402
 from vt_torch.together import Together  # noqa: E402
 
 RUN = [

@@ -68,7 +68,7 @@ class Answer:
     def result(self, manifest: Manifest, backend: str, quantization: str | None) -> Generation:
         """The finished answer of a model with this manifest, backend and kind of quantization."""
         request, checks, decoder = self.request, self.request.checks, self.request.decoder
-        head, drafts = decoder.head, request.drafts
+        head = decoder.head
         allocated = decoder.peak_memory()
         stats = Stats(
             prompt_tokens=self._prompt_tokens,
@@ -98,19 +98,25 @@ class Answer:
             verify_s=checks.verify_s,
             rescue_s=checks.rescue_s,
             rolled_back_s=checks.rolled_back_s,
-            reads=drafts.reads,
-            tokens_per_read=(len(self.token_ids) - 1) / drafts.reads if drafts.reads else None,
-            drafted=drafts.drafted,
-            accepted=drafts.accepted,
-            draft_s=drafts.draft_s,
-            draft_lengths=tuple(
-                (length, tuple(found.accepted), found.seconds)
-                for length, found in sorted(drafts.lengths.items())
-            ),
+            **self._draft_stats(),
             **self._constraint_stats(),
         )
         exact = request.policy is not None or head.name == "full"
         return Generation(self.text, tuple(self.token_ids), self.finish_reason, exact, stats)
+
+    def _draft_stats(self) -> dict[str, Any]:
+        drafts = self.request.drafts
+        return {
+            "reads": drafts.reads,
+            "tokens_per_read": (len(self.token_ids) - 1) / drafts.reads if drafts.reads else None,
+            "drafted": drafts.drafted,
+            "accepted": drafts.accepted,
+            "draft_s": drafts.draft_s,
+            "draft_lengths": tuple(
+                (length, tuple(found.accepted), found.seconds)
+                for length, found in sorted(drafts.lengths.items())
+            ),
+        }
 
     def _constraint_stats(self) -> dict[str, Any]:
         guide = self.request.guide
