@@ -151,16 +151,19 @@ class BlockCourse:
             # Nobody knows how many tokens come before the next one that shares the verification. Waiting
             # until the expected waste is worth one costs at most twice what foresight would.
             return self._risked_s > costs.verify_s(count * company) / company
-        # All requests take part in a round and in a check. The others read a token a round.
+        # All requests take part in a round and in a check. The others read a token a round. The next read is
+        # taken to cost and bring what those of the block did.
         seconds = costs.reads.seconds
-        spent = sum(seconds(read + company - 1) for read in self._reads) + costs.verify_s(count * company)
-        more = seconds(company) + company * costs.position_s
+        reads_s = sum(seconds(read + company - 1) for read in self._reads)
+        tokens = len(self._misses_at) / len(self._reads)
+        spent = reads_s + costs.verify_s(count * company)
+        more = reads_s / len(self._reads) + tokens * company * costs.position_s
         if rereads:
             # A wrong token costs a read of those before it, except where it is the last: nothing was read
             # after it. One more token ends that exception for the last one.
             *earlier, last = (p * costs.reread_s(at) for at, p in enumerate(self._misses_at, 1))
             spent, more = spent + sum(earlier), more + last
-        return self._right * spent < self._expected * more
+        return self._right * tokens * spent < self._expected * more
 
     def learn(self, accepted: int) -> None:
         policy = self._policy

@@ -122,3 +122,14 @@ def test_certain_tokens_alone_never_fill_a_block():
     for _ in range(100):
         course.push([None], 1)
         assert not course.is_full(1)
+
+
+def test_blocks_of_reads_that_bring_many_tokens_hold_as_many_reads():
+    # Reads and verifications cost what they did, so a block is worth as many of them.
+    found = costs(1.0, 3.0, 0.0)
+    course = BlockCourse(BlockPolicy(costs=found), limit=32)
+    reads = 0
+    while reads == 0 or not course.is_full(1):
+        course.push([0.999] * 4, 1)
+        reads += 1
+    assert reads == min(8, length(1.0, 3.0, 0.999))
