@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import math
 import shutil
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from dataclasses import asdict
@@ -38,8 +38,8 @@ def finetune(
 ) -> Trained:
     """See :meth:`vt_core.enrich.training.FinetuneBackend.finetune`."""
     device = pick_device(plan.settings.device)
-    # mlx-lm's tuner reports to standard output.
-    with on_device(device), redirect_stdout(sys.stderr):
+    # mlx-lm's tuner prints a table of the losses that `on_point` gets.
+    with on_device(device), redirect_stdout(io.StringIO()):
         mx.random.seed(plan.settings.seed)
         run = _Run(plan, _model(plan, device), on_step, on_point)
         run.train()
