@@ -10,6 +10,7 @@ import functools
 import importlib.util
 import os
 import shutil
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, StaticLayer
 
 from vt_core.errors import BackendError
+from vt_torch.products import onednn_off
 
 #: Tokens that a new cache has room for. It is doubled as a text grows; each size is compiled, the second one
 #: for all later sizes on a CPU.
@@ -131,8 +133,14 @@ def check_model(model: PreTrainedModel, reason: str | None) -> None:
         raise BackendError(f"{name} cannot run with --compile: {reason}; leave --compile out")
 
 
-def compile_steps(model: PreTrainedModel, device: torch.device) -> None:
-    """Let the layers of a model run compiled when they read one token on a cache of :func:`fixed_cache`."""
+def compile_steps(model: PreTrainedModel, device: torch.device, without_onednn: bool) -> None:
+    """Let the layers of a model run compiled when they read one token on a cache of :func:`fixed_cache`.
+
+    Args:
+        model: the body.
+        device: of its weights.
+        without_onednn: whether PyTorch's own kernels multiply one position faster.
+    """
     body, embedding = model.get_decoder(), model.get_input_embeddings()
     plain, graphs = body.forward, device.type == "cuda"
     compiled = torch.compile(plain, mode="reduce-overhead" if graphs else None)
@@ -146,7 +154,8 @@ def compile_steps(model: PreTrainedModel, device: torch.device) -> None:
         options["inputs_embeds"] = embedding(input_ids)
         if graphs:
             torch.compiler.cudagraph_mark_step_begin()
-        output = compiled(past_key_values=past_key_values, **options)
+        with onednn_off() if without_onednn else nullcontext():
+            output = compiled(past_key_values=past_key_values, **options)
         if graphs:  # the next step overwrites what a graph returns
             output.last_hidden_state = output.last_hidden_state.clone()
         return output

@@ -48,6 +48,7 @@ from vt_torch.continuing import PROBE_TOKENS, continues, limits_steps
 from vt_torch.device import peak_memory
 from vt_torch.growing import GrowingLayer, make_room, new_cache
 from vt_torch.integer_scan import IntegerScan
+from vt_torch.products import kernels_of, without_onednn
 from vt_torch.rotary import Rotary, RotaryLog, cache_threshold, scaling_start
 from vt_torch.rows import Inputs, Rows, TorchRows, greedy
 from vt_torch.together import Together
@@ -120,7 +121,8 @@ class TorchDecoder(Decoder[torch.Tensor, TorchSlot]):
         self.compiled = compiled
         if compiled:
             check_model(model, self._not_compiled())
-            compile_steps(model, device)
+            kernels = kernels_of(rows.head_table.spec, dtype) if device.type == "cpu" else {}
+            compile_steps(model, device, bool(kernels) and kernels[1].multiply is without_onednn)
             self._warm_up()
 
     def prefill(self, slot: TorchSlot, ids: Ids) -> Steps[torch.Tensor]:

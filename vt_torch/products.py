@@ -10,7 +10,8 @@ logits differ in the last place at most; verification settles the near ties that
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -99,10 +100,17 @@ def padded(rows: torch.Tensor, hidden: torch.Tensor, bias: torch.Tensor | None) 
 
 def without_onednn(rows: torch.Tensor, hidden: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """:func:`linear` by PyTorch's own kernel. For one position in bfloat16 it takes half of oneDNN's time."""
+    with onednn_off():
+        return F.linear(hidden, rows, bias)
+
+
+@contextmanager
+def onednn_off() -> Iterator[None]:
+    """Let PyTorch multiply with its own kernels. Holds for the whole process."""
     enabled = torch.backends.mkldnn.enabled
     torch.backends.mkldnn.enabled = False
     try:
-        return F.linear(hidden, rows, bias)
+        yield
     finally:
         torch.backends.mkldnn.enabled = enabled
 

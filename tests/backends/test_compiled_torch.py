@@ -10,7 +10,7 @@ torch = pytest.importorskip("torch")
 
 from vt_core import load  # noqa: E402
 from vt_core.errors import BackendError, SessionError  # noqa: E402
-from vt_torch import compiled  # noqa: E402
+from vt_torch import compiled, products  # noqa: E402
 
 KINDS = ["llama", "gemma3"]  # full attention; a window of 16 tokens
 PROMPT = [5, 17, 300, 42, 42, 980, 7]
@@ -68,6 +68,18 @@ def test_scores_and_sessions_are_those_of_the_plain_model(kind, models, traced, 
     assert answers[0] == answers[1]
     with pytest.raises(SessionError, match="saved with compiled True, and this model has None"):
         plain.load_session(tmp_path / "talk.safetensors")
+
+
+def test_exact_ids_are_those_of_the_full_head_without_onednn(tiny, traced, monkeypatch):
+    kernel = products.Kernel(products.without_onednn, torch.bfloat16, 1 << 20)
+    monkeypatch.setattr("vt_torch.decoder.kernels_of", lambda *_: {1: kernel})
+    options = {"backend": "torch", "device": "cpu", "dtype": "bfloat16", "compile": True}
+    full, model = (load(tiny("llama", "bfloat16")[1], head=head, **options) for head in ("full", "prealloc"))
+    model.set_static(range(0, 300, 2))
+    for sampling in SAMPLINGS[:2]:
+        expected = full.generate(PROMPT, max_tokens=24, **sampling).token_ids
+        assert model.generate(PROMPT, max_tokens=24, **sampling).token_ids == expected
+    assert torch.backends.mkldnn.enabled
 
 
 @pytest.mark.slow

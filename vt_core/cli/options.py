@@ -58,8 +58,8 @@ quantize_option = click.option(
 compile_option = click.option(
     "--compile",
     is_flag=True,
-    help="Compile the steps of one token with torch.compile (PyTorch, float weights). It pays on GPUs; the "
-    "first run takes minutes longer, later ones some seconds.",
+    help="Compile the steps of one token with torch.compile (PyTorch, float weights). Rounds "
+    "differently; the first run takes minutes longer, later ones some seconds.",
 )
 
 input_field_option = click.option(
