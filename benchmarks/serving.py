@@ -34,7 +34,7 @@ PROMPTS = [
     json.loads(line)["input"] for line in Path(__file__).with_name("prompts.jsonl").read_text().splitlines()
 ]
 #: Clients, and requests of all of them together.
-LOADS = ((1, 4), (8, 16), (32, 32))
+LOADS = ((1, 4), (8, 8), (32, 32))
 
 
 @dataclass
