@@ -130,6 +130,17 @@ def test_updates_below_the_precision_of_bfloat16_are_kept(backend, tiny, tmp_pat
 
 
 @pytest.mark.parametrize("backend", backend_params())
+def test_first_update_is_as_large_as_the_learning_rate(backend, tiny, tmp_path):
+    model = plain_model(tiny("llama")[0])
+    before = load_file(model.path / "model.safetensors")["model.embed_tokens.weight"].astype(np.float32)
+    changes = {"epochs": 1, "batch_size": 20, "micro_batch": 20, "rows_learning_rate": 1e-2, "patience": 0}
+    trained, _, _ = run(backend, model, tmp_path / "work", (40, 60), **changes)
+    assert trained.steps == 1
+    moved = np.abs(trained.rows["embedding"] - before[[40, 60]])
+    assert np.median(moved) == pytest.approx(1e-2, rel=0.02) and moved.max() < 1.02e-2
+
+
+@pytest.mark.parametrize("backend", backend_params())
 def test_the_adapter_alone_gives_the_same_model_without_new_rows(backend, tiny, tmp_path):
     from vt_core import load
 
