@@ -30,7 +30,7 @@ _PACKED_ROWS = 1024
 
 def product(hidden: torch.Tensor, weight: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
     """Product of ``hidden [k, columns]`` and 8-bit rows, ``[k, n]`` in the type of ``hidden``."""
-    if len(hidden) <= _FEW and _has_kernel(hidden):
+    if len(hidden) <= _FEW and _has_kernel(hidden) and _is_aligned(weight):
         return torch._weight_int8pack_mm(hidden, weight, scales)
     dtype = _float_type(hidden)
     wide = hidden.to(dtype)
@@ -54,6 +54,11 @@ def _has_kernel(hidden: torch.Tensor) -> bool:
     return whole and hidden.device.type == "cpu" and hidden.dtype != torch.float32
 
 
+def _is_aligned(weight: torch.Tensor) -> bool:
+    """Whether the kernel can read 8-bit rows: with 4 positions or more it crashes at other addresses."""
+    return weight.data_ptr() % 16 == 0
+
+
 def _float_type(hidden: torch.Tensor) -> torch.dtype:
     """Float type in which many positions are multiplied."""
     slow = hidden.device.type == "cpu" and not multiplies(hidden.dtype)
@@ -72,7 +77,8 @@ class Int8Linear(nn.Module):
         """
         super().__init__()
         self.out_features, self.in_features = numbers.shape
-        self.register_buffer("numbers", numbers)
+        # Numbers in a mapped file may stand anywhere; a copy is aligned.
+        self.register_buffer("numbers", numbers if _is_aligned(numbers) else numbers.clone())
         self.register_buffer("scales", scales)
         self.bias = bias
 

@@ -60,6 +60,20 @@ def test_products_of_few_and_many_positions_agree(columns, positions, dtype, mon
     )
 
 
+@pytest.mark.parametrize("positions", [1, 8])
+@pytest.mark.parametrize("start", [0, 2, 8, 16])
+def test_numbers_may_stand_anywhere_in_memory(start, positions):
+    numbers = torch.from_numpy(stored.quantize_rows(WEIGHT, stored.row_scales(WEIGHT)))
+    memory = torch.zeros(numbers.numel() + 64, dtype=torch.int8)
+    moved = memory[start : start + numbers.numel()].view(numbers.shape).copy_(numbers)
+    hidden = torch.randn(positions, numbers.shape[1], generator=torch.Generator().manual_seed(1)).bfloat16()
+    scales = torch.ones(len(numbers), dtype=torch.bfloat16)
+    expected = quantized.product(hidden, numbers.clone(), scales)
+    torch.testing.assert_close(quantized.product(hidden, moved, scales), expected, rtol=0.02, atol=1.0)
+    layer = quantized.Int8Linear(moved, scales, None)
+    assert torch.equal(layer(hidden), expected)
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_quantized_layers_are_smaller_and_close(mode):
     made = layer(WEIGHT, mode)
