@@ -185,13 +185,33 @@ def main() -> None:
             run = {"clients": arguments.clients}
             asyncio.run(load(url, expected, seconds=15, **run))  # warm
             print(f"before: {resources(pid)}", flush=True)
-            outcome = asyncio.run(load(url, expected, seconds=arguments.seconds, **run))
-            print(f"after: {resources(pid)}")
+            with sampled(pid, arguments.seconds / 8) as sizes:
+                outcome = asyncio.run(load(url, expected, seconds=arguments.seconds, **run))
+            print(f"after: {resources(pid)}; meanwhile {', '.join(sizes)} MB")
             metrics = httpx.get(f"{url}/metrics").text
     print(dict(outcome.counts))
     print(f"health: {spread(outcome.health)}; waits between too long by: {spread(outcome.late)}")
     print(*(line for line in metrics.splitlines() if line.startswith(("vt_running", "vt_waiting"))), sep="\n")
     print(f"{len(outcome.wrong)} wrong texts", *outcome.wrong[:3], sep="\n")
+
+
+@contextmanager
+def sampled(pid: int, seconds: float) -> Iterator[list[str]]:
+    """The resident megabytes of a process, again and again: a leak goes on, a cache fills up."""
+    sizes: list[str] = []
+    ended = threading.Event()
+
+    def sample() -> None:
+        while not ended.wait(seconds):
+            sizes.append(f"{resident(pid) / 1e6:.0f}")
+
+    thread = threading.Thread(target=sample)
+    thread.start()
+    try:
+        yield sizes
+    finally:
+        ended.set()
+        thread.join()
 
 
 def spread(seconds: Sequence[float]) -> str:
