@@ -17,8 +17,8 @@ from vt_core.files.tables import STORES
 from vt_core.profile.row_format import PRESETS
 from vt_core.vocab.heads import HEADS
 
-#: ``convert`` stores weights, the other commands run them; ``serve`` takes several models.
-DIFFERENT = {("convert", "quantize"), ("convert", "dtype"), ("serve", "model")}
+#: ``convert`` stores weights, the other commands run them; ``serve`` and ``eval`` take several models.
+DIFFERENT = {("convert", "quantize"), ("convert", "dtype"), ("serve", "model"), ("eval", "draft-file")}
 GROUP = build("torch")
 #: A backend that is installed.
 BACKEND = "torch" if find_spec("torch") else "mlx"
