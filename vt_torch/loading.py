@@ -64,6 +64,11 @@ def load_decoder(
         check_kernels(manifest.integers, target, run_dtype)
     reset_peak(target)
     rows = TorchRows(open_tables(directory, store), manifest.tied, target, run_dtype)
+    if target.type == "cpu":  # timed now: later, the first token would wait, and the sample add to the peak
+        if rows.quantized:
+            choose_sums(manifest.hidden)
+        elif head != "full":
+            kernels_of(rows.head_table.spec, run_dtype)
     model = load_body(directory, target, run_dtype)
     if layer_table(model) is None and rows.per_layer is not None:
         raise ModelError(
@@ -71,11 +76,6 @@ def load_decoder(
             f"{directory.name} has one; vt cannot run this model with PyTorch"
         )
     adapt(model, adapter, target)
-    if target.type == "cpu":  # timed now, not when the first token waits to be verified
-        if rows.quantized:
-            choose_sums(manifest.hidden)
-        elif head != "full":
-            kernels_of(rows.head_table.spec, run_dtype)
     return TorchDecoder(
         model,
         rows,

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import cycle
 
 import torch
 import torch.nn.functional as F
@@ -27,8 +28,9 @@ Multiply = Callable[[torch.Tensor, torch.Tensor, "torch.Tensor | None"], torch.T
 
 #: Numbers of positions for which kernels are timed.
 POSITIONS = (1, 2, 4, 8, 16, 32)
-#: Bytes of stored rows on which they are timed: more than a core's own cache holds.
-_SAMPLE_BYTES = 2 << 20
+#: Bytes of stored rows on which they are timed, another part of the pool each time: rows of a table come from
+#: memory too. In a cache another kernel is the fastest (2 positions in float32: 20 ms instead of 5).
+_SAMPLE_BYTES, _POOL_BYTES = 4 << 20, 40 << 20
 #: Sizes of the buffer into which rows are widened. It should stay in a cache, and hold enough rows for one
 #: product to be efficient.
 _WIDE_BYTES = (1 << 20, 2 << 20, 4 << 20)
@@ -85,9 +87,10 @@ def linear(rows: torch.Tensor, hidden: torch.Tensor, bias: torch.Tensor | None) 
 
 
 def rows_first(rows: torch.Tensor, hidden: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """The same, transposed."""
-    columns = hidden.T
-    return (rows @ columns if bias is None else torch.addmm(bias[:, None], rows, columns)).T
+    """The same, transposed. One column is repeated: MKL takes twice as long for one as for two."""
+    columns = (hidden if len(hidden) > 1 else hidden.repeat(2, 1)).T
+    logits = rows @ columns if bias is None else torch.addmm(bias[:, None], rows, columns)
+    return logits.T[: len(hidden)]
 
 
 def padded(rows: torch.Tensor, hidden: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -127,9 +130,7 @@ def candidates(positions: int, dtype: torch.dtype) -> list[tuple[Multiply, torch
             kernels.append((linear, dtype))
         if positions > 2 and multiplies(dtype):
             kernels.append((rows_first, dtype))
-    kernels.append((linear, wide))
-    if positions > 1:
-        kernels.append((rows_first, wide))
+    kernels += [(linear, wide), (rows_first, wide)]
     if positions % _GOOD_COUNT == 0:
         kernels[-1] = (padded, wide)
     return kernels
@@ -138,28 +139,31 @@ def candidates(positions: int, dtype: torch.dtype) -> list[tuple[Multiply, torch
 def kernels_of(spec: TableSpec, dtype: torch.dtype) -> dict[int, Kernel]:
     """The fastest kernels for the rows of a table in a run of some float type, by number of positions.
 
-    They are timed at the first call, which takes some 40 ms.
+    They are timed at the first call, which takes some 50 ms.
     """
     return _timed(spec.columns, DTYPES[spec.dtype], dtype, torch.get_num_threads())
 
 
 @lru_cache
 def _timed(columns: int, stored: torch.dtype, dtype: torch.dtype, threads: int) -> dict[int, Kernel]:
-    made = torch.Generator().manual_seed(0)
-    count = max(1, _SAMPLE_BYTES // (columns * stored.itemsize))
-    rows = torch.randn(count, columns, generator=made).to(stored)
+    stride = columns * stored.itemsize
+    samples = cycle(
+        torch.ones(max(1, _POOL_BYTES // stride), columns, dtype=stored).split(
+            max(1, _SAMPLE_BYTES // stride)
+        )
+    )
     with torch.inference_mode():
         wide_bytes = _TILE_BYTES
         if stored != torch.float32:
             sizes = [Kernel(linear, torch.float32, size) for size in _WIDE_BYTES]
-            wide_bytes = _fastest(sizes, rows, dtype, 8).tile_bytes
+            wide_bytes = _fastest(sizes, samples, dtype, 8).tile_bytes
         found = {}
         for positions in POSITIONS:
             tried = [
                 Kernel(multiply, kind, _TILE_BYTES if kind == stored == dtype else wide_bytes)
                 for multiply, kind in candidates(positions, dtype)
             ]
-            found[positions] = _fastest(tried, rows, dtype, positions)
+            found[positions] = _fastest(tried, samples, dtype, positions)
     return found
 
 
@@ -168,16 +172,20 @@ def at_least(kernels: dict[int, Kernel], positions: int) -> Kernel:
     return next((kernel for count, kernel in kernels.items() if count >= positions), kernels[POSITIONS[-1]])
 
 
-def _fastest(kernels: list[Kernel], rows: torch.Tensor, dtype: torch.dtype, positions: int) -> Kernel:
-    hidden, buffers = torch.ones(positions, rows.shape[1], dtype=dtype), Buffers()
+def _fastest(
+    kernels: list[Kernel], samples: Iterator[torch.Tensor], dtype: torch.dtype, positions: int
+) -> Kernel:
+    rows, buffers = next(samples), Buffers()
+    hidden = torch.ones(positions, rows.shape[1], dtype=dtype)
     best, fastest = float("inf"), kernels[0]
     for kernel in kernels:
         seconds, size = float("inf"), kernel.tile_rows(rows.shape[1])
         for _ in range(1 + _REPEATS):  # the first time, memory is allocated and kernels are compiled
+            rows = next(samples)
             started = time.perf_counter()
             for start in range(0, len(rows), size):
                 kernel.logits(rows[start : start + size], hidden, None, buffers).amax(dim=1)
-            seconds = min(seconds, time.perf_counter() - started)
+            seconds = min(seconds, (time.perf_counter() - started) / len(rows))
             if seconds > _HOPELESS * best:
                 break
         if seconds < best:
