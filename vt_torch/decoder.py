@@ -337,7 +337,7 @@ class TorchDecoder(Decoder[torch.Tensor, TorchSlot]):
     def _head_logits(self) -> torch.Tensor:
         return self._output.logits
 
-    def _scan_head(self, hidden: torch.Tensor) -> HeadScan | IntegerScan:
+    def _scan_head(self, hidden: torch.Tensor) -> HeadScan:
         kind = IntegerScan if self._rows.quantized else HeadScan
         return kind(
             self._rows,

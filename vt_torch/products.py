@@ -147,23 +147,20 @@ def kernels_of(spec: TableSpec, dtype: torch.dtype) -> dict[int, Kernel]:
 @lru_cache
 def _timed(columns: int, stored: torch.dtype, dtype: torch.dtype, threads: int) -> dict[int, Kernel]:
     stride = columns * stored.itemsize
-    samples = cycle(
-        torch.ones(max(1, _POOL_BYTES // stride), columns, dtype=stored).split(
-            max(1, _SAMPLE_BYTES // stride)
-        )
-    )
+    pool = torch.ones(max(1, _POOL_BYTES // stride), columns, dtype=stored)
+    samples = cycle(pool.split(max(1, _SAMPLE_BYTES // stride)))
     with torch.inference_mode():
         wide_bytes = _TILE_BYTES
         if stored != torch.float32:
             sizes = [Kernel(linear, torch.float32, size) for size in _WIDE_BYTES]
-            wide_bytes = _fastest(sizes, samples, dtype, 8).tile_bytes
+            wide_bytes = _fastest(sizes, samples, torch.ones(8, columns, dtype=dtype)).tile_bytes
         found = {}
         for positions in POSITIONS:
             tried = [
                 Kernel(multiply, kind, _TILE_BYTES if kind == stored == dtype else wide_bytes)
                 for multiply, kind in candidates(positions, dtype)
             ]
-            found[positions] = _fastest(tried, samples, dtype, positions)
+            found[positions] = _fastest(tried, samples, torch.ones(positions, columns, dtype=dtype))
     return found
 
 
@@ -172,14 +169,10 @@ def at_least(kernels: dict[int, Kernel], positions: int) -> Kernel:
     return next((kernel for count, kernel in kernels.items() if count >= positions), kernels[POSITIONS[-1]])
 
 
-def _fastest(
-    kernels: list[Kernel], samples: Iterator[torch.Tensor], dtype: torch.dtype, positions: int
-) -> Kernel:
-    rows, buffers = next(samples), Buffers()
-    hidden = torch.ones(positions, rows.shape[1], dtype=dtype)
-    best, fastest = float("inf"), kernels[0]
+def _fastest(kernels: list[Kernel], samples: Iterator[torch.Tensor], hidden: torch.Tensor) -> Kernel:
+    buffers, best, fastest = Buffers(), float("inf"), kernels[0]
     for kernel in kernels:
-        seconds, size = float("inf"), kernel.tile_rows(rows.shape[1])
+        seconds, size = float("inf"), kernel.tile_rows(hidden.shape[1])
         for _ in range(1 + _REPEATS):  # the first time, memory is allocated and kernels are compiled
             rows = next(samples)
             started = time.perf_counter()

@@ -20,7 +20,7 @@ from vt_torch.products import Buffers, at_least, kernels_of
 from vt_torch.rows import TorchRows, as_tensor
 
 #: Size of a tile on accelerators.
-TILE_BYTES = {"cuda": 32 << 20, "mps": 32 << 20}
+TILE_BYTES = 32 << 20
 #: Stored rows that are mapped at once, at least.
 _MAPPED_BYTES = 8 << 20
 
@@ -180,18 +180,13 @@ class HeadScan:
     @cached_property
     def _rows(self) -> int:
         """Rows of a tile that is sent to the device."""
-        # On a CPU quantized rows are whole numbers in float32.
-        itemsize = 4 if self._on_cpu else self._dtype.itemsize
-        tile_bytes = self._tile_bytes or TILE_BYTES.get(self._device.type, 32 << 20)
-        return max(1, tile_bytes // (self._table.spec.columns * itemsize))
+        row_bytes = self._table.spec.columns * self._dtype.itemsize
+        return max(1, (self._tile_bytes or TILE_BYTES) // row_bytes)
 
     def _load(self) -> Iterator[tuple[int, torch.Tensor]]:
         """Tiles in the run's float type on the device."""
         for start, rows in self._stored(self._rows):
-            if rows.dtype == self._dtype and self._on_cpu:
-                yield start, rows
-            else:
-                yield start, self._buffer(0)[: len(rows)].copy_(rows)
+            yield start, self._buffer(0)[: len(rows)].copy_(rows)
 
     def _load_cuda(self) -> Iterator[tuple[int, torch.Tensor]]:
         """As :meth:`_load`. The next tile is copied from pinned memory on a stream of its own, while this one
