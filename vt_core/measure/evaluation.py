@@ -12,18 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from vt_core.errors import PromptError
 from vt_core.files.model_dir import ModelDirectory
-from vt_core.measure.bootstrap import CONFIDENCE, RESAMPLES
 from vt_core.measure.job import Job
-from vt_core.measure.machine import machine, versions
 from vt_core.measure.output import EVAL_FORMAT
 from vt_core.measure.quality.comparison import answered, compare
 from vt_core.measure.quality.examples import Example
-from vt_core.measure.quality.predictions import Predictions, Record
+from vt_core.measure.quality.predictions import Predictions
 from vt_core.measure.quality.sandbox import PROTECTIONS
 from vt_core.measure.quality.scores import Metric, metrics_of
-from vt_core.measure.questions import LIBRARIES, Questions, digest
+from vt_core.measure.questions import Questions, digest
 from vt_core.measure.variants import Variant
 from vt_core.measure.vocabularies import Pruned, of_ids, profiled
 from vt_core.measure.worker import Worker
@@ -106,7 +103,7 @@ def evaluate(
                     missing = predictions.missing(job.name, examples)
                 watch(len(examples) - len(missing))
                 for example in missing:
-                    answer = _answer(worker, plan, example)
+                    answer = plan.answer(worker, example, KEPT)
                     predictions.add({"variant": job.name, "row": example.row, **answer})
                     watch(1)
     assert predictions is not None, "there is at least one variant"
@@ -139,15 +136,6 @@ def _job(plan: Evaluation, variant: Variant, scratch: Path) -> Job:
     )
 
 
-def _answer(worker: Worker, plan: Evaluation, example: Example) -> Record:
-    """The fields of a generation, or why the model refused the prompt (as too long)."""
-    try:
-        found = worker.generate(example.prompt, **plan.options)
-    except PromptError as error:
-        return {"refused": str(error)}
-    return {key: found[key] for key in KEPT}
-
-
 def text_settings(plan: Evaluation, about: Mapping[str, Any]) -> dict[str, Any]:
     """Everything that a text depends on; ``about`` is that of a worker.
 
@@ -174,29 +162,20 @@ def _results(
     kept, records = answered([variant.name for variant in plan.variants], examples, predictions)
     manifest, pruned = plan.directory.manifest, plan.pruned
     task = TaskVocabulary.union(plan.vocabularies) if plan.vocabularies else None
+    variants = compare(metrics, kept, records, manifest.vocab_rows, plan.seed)
     return {
         "format": EVAL_FORMAT,
-        "command": plan.command,
-        "machine": machine(),
-        "versions": versions(plan.backend, LIBRARIES),
+        **plan.facts(settings, len(examples), len(kept)),
         "model": f"{manifest.source.name} ({manifest.model_type})",
         "vocab_rows": manifest.vocab_rows,
-        "task": plan.preset,
         "vocabulary": None
         if task is None
         else {"name": task.name, "ids": len(task.ids), "source": [dict(entry) for entry in task.source]},
         "pruning": None
         if pruned is None
         else {"corpus_ids": pruned.corpus_ids, "kept_ids": len(pruned.task.ids)},
-        "settings": settings,
         "sandbox": None if examples[0].tests is None else list(PROTECTIONS),
-        "n": len(kept),
-        "left_out": len(examples) - len(kept),
-        "minimum": plan.minimum,
-        "confidence": CONFIDENCE,
-        "resamples": RESAMPLES,
-        "seed": plan.seed,
-        "variants": compare(metrics, kept, records, manifest.vocab_rows, plan.seed),
+        "variants": variants,
         # After the scores: sacreBLEU's definition counts the references.
         "metrics": {metric.name: metric.definition() for metric in metrics},
     }

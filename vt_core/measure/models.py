@@ -10,25 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from vt_core.errors import PromptError
 from vt_core.files.model_dir import ModelDirectory
-from vt_core.measure.bootstrap import (
-    CONFIDENCE,
-    RESAMPLES,
-    Floats,
-    Weights,
-    draw_weights,
-    estimate,
-    estimate_difference,
-    ratio_interval,
-)
+from vt_core.measure.bootstrap import Floats, Weights, draw_weights, estimate, ratio_interval
 from vt_core.measure.job import Job
-from vt_core.measure.machine import machine, versions
-from vt_core.measure.quality.comparison import answered
+from vt_core.measure.quality.comparison import answered, scores
 from vt_core.measure.quality.examples import Example
 from vt_core.measure.quality.predictions import Predictions, Record
 from vt_core.measure.quality.scores import Metric, metrics_of
-from vt_core.measure.questions import LIBRARIES, Questions, digest
+from vt_core.measure.questions import Questions, digest
 from vt_core.measure.variants import Variant
 from vt_core.measure.worker import Worker
 
@@ -82,7 +71,7 @@ def compare_models(
             first = turn % len(plan.names)
             for name in (*plan.names[first:], *plan.names[:first]):
                 if predictions.get(name, example.row) is None:
-                    answer = _answer(workers[name], plan, example)
+                    answer = plan.answer(workers[name], example, KEPT)
                     predictions.add({"variant": name, "row": example.row, **answer})
                 watch(1)
         return _results(plan, metrics, examples, settings, predictions)
@@ -99,14 +88,6 @@ def _job(plan: Comparison, candidate: Candidate) -> Job:
         dtype=plan.dtype,
         quantize=plan.quantize,
     )
-
-
-def _answer(worker: Worker, plan: Comparison, example: Example) -> Record:
-    try:
-        found = worker.generate(example.prompt, **plan.options)
-    except PromptError as error:
-        return {"refused": str(error)}
-    return {key: found[key] for key in KEPT}
 
 
 def _settings(plan: Comparison, about: Mapping[str, Any]) -> dict[str, Any]:
@@ -128,20 +109,11 @@ def _results(
     predictions: Predictions,
 ) -> dict[str, Any]:
     kept, records = answered(plan.names, examples, predictions)
+    entries = _entries(plan, metrics, kept, records)
     return {
         "format": MODELS_FORMAT,
-        "command": plan.command,
-        "machine": machine(),
-        "versions": versions(plan.backend, LIBRARIES),
-        "task": plan.preset,
-        "settings": settings,
-        "n": len(kept),
-        "left_out": len(examples) - len(kept),
-        "minimum": plan.minimum,
-        "confidence": CONFIDENCE,
-        "resamples": RESAMPLES,
-        "seed": plan.seed,
-        "models": _entries(plan, metrics, kept, records),
+        **plan.facts(settings, len(examples), len(kept)),
+        "models": entries,
         # After the scores: sacreBLEU's definition counts the references.
         "metrics": {metric.name: metric.definition() for metric in metrics},
     }
@@ -155,34 +127,19 @@ def _entries(
 ) -> list[dict[str, Any]]:
     """One entry for each model, over the same examples, with differences to the first."""
     weights = draw_weights(len(examples), seed=plan.seed)
-    statistics = {
-        name: [metric.statistics([record["text"] for record in own], examples) for metric in metrics]
-        for name, own in records.items()
-    }
     reference = plan.names[0]
-    entries = []
-    for candidate in plan.candidates:
-        name = candidate.name
-        own = records[name]
-        scores = {}
-        for at, metric in enumerate(metrics):
-            ours, theirs = statistics[name][at], statistics[reference][at]
-            scores[metric.name] = asdict(estimate(metric.score, ours, weights)) | {
-                "difference": None
-                if name == reference
-                else asdict(estimate_difference(metric.score, ours, theirs, weights))
-            }
-        entries.append(
-            {
-                "name": name,
-                "model": candidate.directory.manifest.source.name,
-                "drafts": candidate.draft_file is not None,
-                "finished": sum(record["finish_reason"] == "stop" for record in own),
-                **_speed(own, None if name == reference else records[reference], weights),
-                "metrics": scores,
-            }
-        )
-    return entries
+    scored = scores(metrics, examples, records, reference, weights)
+    return [
+        {
+            "name": each.name,
+            "model": each.directory.manifest.source.name,
+            "drafts": each.draft_file is not None,
+            "finished": sum(record["finish_reason"] == "stop" for record in records[each.name]),
+            **_speed(records[each.name], None if each.name == reference else records[reference], weights),
+            "metrics": scored[each.name],
+        }
+        for each in plan.candidates
+    ]
 
 
 def _speed(own: Sequence[Record], reference: Sequence[Record] | None, weights: Weights) -> dict[str, Any]:

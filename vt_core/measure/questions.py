@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vt_core.errors import PromptError
+from vt_core.measure.bootstrap import CONFIDENCE, RESAMPLES
+from vt_core.measure.machine import machine, versions
+from vt_core.measure.quality.examples import Example
+from vt_core.measure.quality.predictions import Record
+from vt_core.measure.worker import Worker
 from vt_core.profile.row_format import RowFormat
 
 #: Libraries that the metrics depend on.
@@ -56,6 +62,30 @@ class Questions:
             "outputs": list(self.layout.outputs),
             "prompt": self.layout.prompt,
             **self.options,
+        }
+
+    def answer(self, worker: Worker, example: Example, kept: Iterable[str]) -> Record:
+        """Some fields of a generation, or why the model refused the prompt (as too long)."""
+        try:
+            found = worker.generate(example.prompt, **self.options)
+        except PromptError as error:
+            return {"refused": str(error)}
+        return {key: found[key] for key in kept}
+
+    def facts(self, settings: Mapping[str, Any], asked: int, answered: int) -> dict[str, Any]:
+        """What results say of a run: where and how it ran, and of the ``asked`` rows, how many are scored."""
+        return {
+            "command": self.command,
+            "machine": machine(),
+            "versions": versions(self.backend, LIBRARIES),
+            "task": self.preset,
+            "settings": settings,
+            "n": answered,
+            "left_out": asked - answered,
+            "minimum": self.minimum,
+            "confidence": CONFIDENCE,
+            "resamples": RESAMPLES,
+            "seed": self.seed,
         }
 
 

@@ -47,11 +47,8 @@ def compare(
     seed: int,
 ) -> list[dict[str, Any]]:
     """One entry for each variant, all over the same examples, with differences to the reference."""
-    statistics = {
-        name: [metric.statistics([record["text"] for record in own], examples) for metric in metrics]
-        for name, own in records.items()
-    }
     weights = draw_weights(len(examples), seed=seed)
+    scored = scores(metrics, examples, records, REFERENCE, weights)
     return [
         {
             "name": name,
@@ -59,7 +56,7 @@ def compare(
             "n": len(own),
             **_rows(name, own, vocab_rows),
             **_texts(own, records.get(REFERENCE)),
-            "metrics": _scores(metrics, statistics[name], statistics.get(REFERENCE), weights, name),
+            "metrics": scored[name],
         }
         for name, own in records.items()
     ]
@@ -87,18 +84,32 @@ def _texts(records: Sequence[Record], reference: Sequence[Record] | None) -> dic
     }
 
 
-def _scores(
+def scores(
     metrics: Sequence[Metric],
-    ours: Sequence[Statistics],
-    theirs: Sequence[Statistics] | None,
+    examples: Sequence[Example],
+    records: Mapping[str, Sequence[Record]],
+    reference: str,
     weights: Weights,
-    name: str,
-) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for index, metric in enumerate(metrics):
-        difference = None
-        if theirs is not None and name != REFERENCE:
-            difference = asdict(estimate_difference(metric.score, ours[index], theirs[index], weights))
-        own = estimate(metric.score, ours[index], weights)
-        found[metric.name] = {**asdict(own), "difference": difference}
+) -> dict[str, dict[str, Any]]:
+    """For each name in `records`, each metric with its interval, and its difference to that of the reference
+    where there is one.
+    """
+    statistics = {
+        name: [metric.statistics([record["text"] for record in own], examples) for metric in metrics]
+        for name, own in records.items()
+    }
+    found: dict[str, dict[str, Any]] = {}
+    for name, own in statistics.items():
+        theirs = None if name == reference else statistics.get(reference)
+        found[name] = {
+            metric.name: _score(metric, ours, None if theirs is None else theirs[at], weights)
+            for at, (metric, ours) in enumerate(zip(metrics, own, strict=True))
+        }
     return found
+
+
+def _score(metric: Metric, ours: Statistics, theirs: Statistics | None, weights: Weights) -> dict[str, Any]:
+    difference = None
+    if theirs is not None:
+        difference = asdict(estimate_difference(metric.score, ours, theirs, weights))
+    return {**asdict(estimate(metric.score, ours, weights)), "difference": difference}
