@@ -8,11 +8,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from converters.packed import prequantized_method
-from converters.source import Source, TensorInfo
+from converters.packed import quantized_method
+from converters.source import Piece, ReplacedMatrices, Source, TensorInfo
 from converters.tables import find_tables
 from vt_core.errors import ModelError, OptionError
 from vt_core.files import integers
@@ -30,17 +29,12 @@ _OTHERS = re.compile(r"(^|\.)(wpe|\w*embed\w*|gate|router|\w*gating\w*|experts)(
 
 
 @dataclass(frozen=True)
-class _Piece:
-    """One of the tensors that a layer's matrix becomes."""
-
-    info: TensorInfo
-    matrix: TensorInfo
-    kind: str  #: ``numbers``, ``scales`` or ``zeros``
+class _Piece(Piece):
     group: int | None  #: columns that share a scale; None: one scale per row, and 8 bits
 
 
-class IntegerSource:
-    """Another source, its linear layers as integers. A :class:`converters.source.Source`."""
+class IntegerSource(ReplacedMatrices[_Piece]):
+    """Another source, its linear layers as integers."""
 
     def __init__(self, source: Source, mode: str) -> None:
         """`mode`: one of :data:`vt_core.files.integers.MODES`.
@@ -52,9 +46,7 @@ class IntegerSource:
         if mode not in integers.MODES:
             raise OptionError(f"The quantization {mode!r} is not one of {', '.join(integers.MODES)}.")
         refuse_quantized(source)
-        self._source = source
-        self.kind, self.name, self.config = source.kind, source.name, source.config
-        self.default_dtype, self.generation_config = source.default_dtype, source.generation_config
+        super().__init__(source)
         infos = source.tensors()
         layers = _layers(source, infos)
         if not layers:
@@ -62,36 +54,17 @@ class IntegerSource:
                 f"{source.name} ({source.config.get('model_type')}) has no linear layers that vt could "
                 "quantize; leave --quantize out."
             )
-        self._tensors: list[TensorInfo] = []
-        self._pieces: dict[str, _Piece] = {}
         for info in infos:
-            if info.name not in layers:
+            if info.name in layers:
+                self._replace(_pieces(info, mode))
+            else:
                 self._tensors.append(info)
-                continue
-            for piece in _pieces(info, mode):
-                self._tensors.append(piece.info)
-                self._pieces[piece.info.name] = piece
 
     def is_part(self, name: str) -> bool:
         """Whether a tensor is part of a quantized layer, with a dtype of its own."""
         return name in self._pieces
 
-    def fingerprint(self) -> str:
-        return self._source.fingerprint()
-
-    def tensors(self) -> list[TensorInfo]:
-        return self._tensors
-
-    def chunks(self, name: str, dtype: str) -> Iterator[np.ndarray]:
-        if name not in self._pieces:
-            return self._source.chunks(name, dtype)
-        return self._quantized(self._pieces[name])
-
-    def write_tokenizer(self, out: Path) -> str:
-        return self._source.write_tokenizer(out)
-
-    def _quantized(self, piece: _Piece) -> Iterator[np.ndarray]:
-        """One part of a matrix. Each is made from the whole of it: to keep the others would take memory."""
+    def _made(self, piece: _Piece, dtype: str) -> Iterator[np.ndarray]:
         from vt_core.files.dtypes import from_float32
 
         for values in _values(self._source, piece.matrix, piece.matrix.dtype):
@@ -123,9 +96,7 @@ def head_scales(source: Source, table: TensorInfo, dtype: str) -> Iterator[np.nd
 
 def refuse_quantized(source: Source) -> None:
     """Raise OptionError for a source whose weights are quantized."""
-    packed = "MLX's format" if source.config.get("quantization") else None
-    method = packed or prequantized_method(source.config)
-    if method:
+    if method := quantized_method(source.config):
         raise OptionError(
             f"{source.name} is quantized already ({method}) and stays as it is; leave --quantize out."
         )

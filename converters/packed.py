@@ -75,6 +75,11 @@ def prequantized_method(config: dict[str, Any]) -> str | None:
     return method if method in CARRIED and not config.get("quantization") else None
 
 
+def quantized_method(config: dict[str, Any]) -> str | None:
+    """How the weights of a model are quantized, MLX's format included; None where they are floats."""
+    return prequantized_method(config) or ("MLX's format" if config.get("quantization") else None)
+
+
 def find_packed(
     config: dict[str, Any], tensors: Mapping[str, TensorInfo], weight: str, columns: int | None = None
 ) -> Packed | None:

@@ -12,7 +12,7 @@ from converters.convert import TOKENIZER_BYTES, open_source
 from converters.export import WEIGHTS_NAME, stock_copy
 from converters.huggingface import HuggingFaceSource
 from converters.output import check_free_space, locked, new_directory, refuse_existing
-from converters.packed import prequantized_method
+from converters.packed import quantized_method
 from converters.safetensors_io import tensor_bytes, write_file
 from converters.source import TensorInfo
 from converters.tables import Tables, find_tables
@@ -243,8 +243,7 @@ def _tables(tables: Tables) -> list[TensorInfo]:
 
 
 def _refuse_quantized(name: str, config: Mapping[str, Any]) -> None:
-    method = prequantized_method(dict(config)) or ("MLX's format" if config.get("quantization") else None)
-    if method:
+    if method := quantized_method(dict(config)):
         raise ModelError(
             f"{name} is quantized ({method}). Use the original weights here, and quantize the result with "
             "convert."

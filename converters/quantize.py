@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from converters.source import Source, TensorInfo
+from converters.source import Piece, ReplacedMatrices, Source, TensorInfo
 from vt_core.errors import ModelError, OptionError
 from vt_core.files.architectures import ARCHITECTURES, architecture
 from vt_core.files.model_config import text_config
@@ -27,17 +26,12 @@ FLOAT_DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
-class _Piece:
-    """One of the three tensors that a matrix becomes."""
-
-    info: TensorInfo
-    matrix: TensorInfo
-    kind: str
+class _Piece(Piece):
     how: Quantization
 
 
-class QuantizedSource:
-    """Another source, its matrices packed. A :class:`converters.source.Source`."""
+class QuantizedSource(ReplacedMatrices[_Piece]):
+    """Another source, its matrices packed."""
 
     def __init__(self, source: Source, bits: int, group_size: int, dtype: str | None) -> None:
         """`dtype`: the storage dtype to which the conversion brings all floats, where it chose one.
@@ -63,12 +57,8 @@ class QuantizedSource:
                 f"{source.name} has experts, which vt would leave as they are; quantize it with "
                 "mlx_lm.convert, whose directories vt converts for vt-mlx."
             )
-        self._source, self._dtype = source, dtype
-        self.kind, self.name, self.default_dtype = source.kind, source.name, source.default_dtype
-        self.generation_config = source.generation_config
+        super().__init__(source)
         settings: dict[str, Any] = {"group_size": group_size, "bits": bits, "mode": "affine"}
-        self._tensors: list[TensorInfo] = []
-        self._pieces: dict[str, _Piece] = {}
         for info in source.tensors():
             if not _is_matrix(info, group_size):
                 self._tensors.append(info)
@@ -78,9 +68,7 @@ class QuantizedSource:
             if module.endswith(row.eight_bit_layers):
                 how = replace(how, bits=8, group_size=64)
                 settings[module] = {"group_size": how.group_size, "bits": how.bits}
-            for piece in _pieces(info, module, how):
-                self._tensors.append(piece.info)
-                self._pieces[piece.info.name] = piece
+            self._replace(_pieces(info, module, how))
         if not self._pieces:
             raise ModelError(
                 f"{source.name} has no matrix whose rows can be cut into groups of {group_size}; choose "
@@ -88,22 +76,7 @@ class QuantizedSource:
             )
         self.config = source.config | {"quantization": settings}
 
-    def fingerprint(self) -> str:
-        return self._source.fingerprint()
-
-    def tensors(self) -> list[TensorInfo]:
-        return self._tensors
-
-    def chunks(self, name: str, dtype: str) -> Iterator[np.ndarray]:
-        if name not in self._pieces:
-            return self._source.chunks(name, dtype)
-        return self._packed(self._pieces[name], dtype)
-
-    def write_tokenizer(self, out: Path) -> str:
-        return self._source.write_tokenizer(out)
-
-    def _packed(self, piece: _Piece, dtype: str) -> Iterator[np.ndarray]:
-        """One part of a matrix. Each is made from the whole of it: to keep the others would take memory."""
+    def _made(self, piece: _Piece, dtype: str) -> Iterator[np.ndarray]:
         from vt_core.files import packing
         from vt_core.files.dtypes import from_float32, to_float32
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from vt_core.errors import ModelError, shorten
 
@@ -64,6 +65,55 @@ class Source(Protocol):
         """Write tokenizer.json and what belongs to it (tokenizer_config.json, chat template) into `out`.
 
         Returns the digest of the tokenizer.
+        """
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One of the tensors that a matrix becomes."""
+
+    info: TensorInfo
+    matrix: TensorInfo
+    kind: str  #: which one; the end of its name
+
+
+AnyPiece = TypeVar("AnyPiece", bound=Piece)
+
+
+class ReplacedMatrices(ABC, Generic[AnyPiece]):
+    """Another source, some of its matrices as several tensors. A :class:`Source`."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self.kind, self.name, self.config = source.kind, source.name, source.config
+        self.default_dtype, self.generation_config = source.default_dtype, source.generation_config
+        self._tensors: list[TensorInfo] = []
+        self._pieces: dict[str, AnyPiece] = {}
+
+    def fingerprint(self) -> str:
+        return self._source.fingerprint()
+
+    def tensors(self) -> list[TensorInfo]:
+        return self._tensors
+
+    def chunks(self, name: str, dtype: str) -> Iterator[np.ndarray]:
+        if name not in self._pieces:
+            return self._source.chunks(name, dtype)
+        return self._made(self._pieces[name], dtype)
+
+    def write_tokenizer(self, out: Path) -> str:
+        return self._source.write_tokenizer(out)
+
+    def _replace(self, pieces: Iterable[AnyPiece]) -> None:
+        """List the tensors that a matrix becomes, in its place."""
+        for piece in pieces:
+            self._tensors.append(piece.info)
+            self._pieces[piece.info.name] = piece
+
+    @abstractmethod
+    def _made(self, piece: AnyPiece, dtype: str) -> Iterator[np.ndarray]:
+        """The chunks of one of these tensors. It is made from the whole matrix each time: to keep the others
+        would take memory.
         """
 
 
