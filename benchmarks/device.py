@@ -30,10 +30,11 @@ from typing import Any, TypeVar
 import click
 
 from benchmarks.device_checks import describe_device, rounding
-from converters import resolve
+from converters.cache import open_model
 from converters.export import stock_copy
 from vt_core.decode.backend import BACKENDS, default_backend
 from vt_core.errors import BackendError, VtError
+from vt_core.files.dtypes import FLOATS
 from vt_core.files.model_dir import ModelDirectory
 from vt_core.measure.job import Job
 from vt_core.measure.machine import command_text, machine, versions
@@ -114,7 +115,7 @@ class Plan:
 @click.option("--backend", type=click.Choice(list(BACKENDS)), default=default_backend, show_default="best")
 @click.option("--model", "models", multiple=True, help="As for generate; repeatable. Default: SmolLM2-135M.")
 @click.option("--device", help="Default: the best that the backend has.")
-@click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="Default: the model's.")
+@click.option("--dtype", type=click.Choice(FLOATS), help="Default: the model's.")
 @click.option("--quick", is_flag=True, help="Few prompts and tokens, to see whether everything works.")
 @click.option("--no-tests", is_flag=True, help="Leave the tests out.")
 @click.option("--minutes", type=float, default=8.0, show_default=True, help="Most time that the run takes.")
@@ -281,7 +282,7 @@ def variants(backend: str) -> list[Variant]:
 
 def prepare(plan: Plan, name: str | None) -> tuple[ModelDirectory, Path, Prompts]:
     """The model directory, its plain copy for the stock framework, and the prompts."""
-    directory = ModelDirectory.open(resolve(name))
+    directory = open_model(name)
     tokenizer = Tokenizer(directory.path)
     prompts = read_prompts([PROMPTS], RowFormat(), tokenizer, limit=plan.prompts, max_tokens=None)
     return directory, stock_copy(directory), prompts

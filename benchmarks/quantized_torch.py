@@ -19,7 +19,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from converters.cache import resolve
+from converters.cache import open_model
 from vt_core.files.json_files import write_json
 from vt_core.files.model_dir import ModelDirectory
 from vt_core.measure.benchmark import WARM_UP_TOKENS, model_name
@@ -57,7 +57,7 @@ def main() -> None:
 
 def measure(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Run all formats on each prompt in turn. Yields the results so far."""
-    directory = ModelDirectory.open(resolve(arguments.model))
+    directory = open_model(arguments.model)
     prompts = read_prompts(
         [arguments.data],
         make_row_format(),

@@ -6,6 +6,7 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 from vt_core.decode.constraints.schema import enforceable
@@ -43,7 +44,7 @@ def with_enforced_schemas(lark: str, layout: Mapping[str, Any]) -> str:
         ConstraintError: a schema cannot be enforced.
     """
     parts, end = [], 0
-    for token, after in _pairs(_tokens(lark)):
+    for token, after in pairwise(_tokens(lark)):
         if token.text == "%json" and after.kind == "json" and isinstance(after.value, dict):
             schema = after.value
             own = schema.pop("x-guidance", {})
@@ -97,14 +98,6 @@ def _tokens(lark: str) -> Iterator[_Token]:
             directive = match.lastgroup == "percent"
             yield _Token(match.lastgroup, match[0], at)
         at = match.end()
-
-
-def _pairs(tokens: Iterator[_Token]) -> Iterator[tuple[_Token, _Token]]:
-    before: _Token | None = None
-    for token in tokens:
-        if before is not None:
-            yield before, token
-        before = token
 
 
 #: Whether something can end, if the rules with these names can.
