@@ -40,6 +40,7 @@ TEMPLATE = (
 PARAMETERS = {"type": "object", "properties": {"city": {"enum": ["Turin"]}}, "required": ["city"]}
 PARAMETERS["additionalProperties"] = False
 TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": PARAMETERS}}]
+TWO = [*TOOLS, {"type": "function", "function": {**TOOLS[0]["function"], "name": "news"}}]
 SCHEMA = {
     "type": "object",
     "properties": {"a": {"enum": [1]}},
@@ -82,8 +83,22 @@ class Server:
         """What the model says that reasons and calls."""
         return self.chat(self.caller, **{"max_tokens": 40, **options})["choices"][0]["message"]
 
+    def demanded(self, name: str, *, allowed: bool = False) -> dict[str, Any]:
+        """What a model says that must call one of two tools."""
+        choice = allowed_tools("required", name) if allowed else function(name)
+        return self.chat(tools=TWO, tool_choice=choice, max_tokens=200)["choices"][0]["message"]
+
     def text(self, **options: Any) -> str:
         return self.post("completions", {**TEXT, **options})["choices"][0]["text"]
+
+
+def function(name: str) -> dict[str, Any]:
+    """A tool as a choice names it."""
+    return {"type": "function", "function": {"name": name}}
+
+
+def allowed_tools(mode: str, name: str) -> dict[str, Any]:
+    return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": [function(name)]}}
 
 
 def is_json(text: str, wanted: Any) -> bool:
@@ -153,6 +168,12 @@ FIELDS: dict[str, Callable[[Server], bool]] = {
     "`tool_choice`: required": lambda s: (
         named(s.chat(s.wild, tools=TOOLS, tool_choice="required", max_tokens=200)["choices"][0]["message"])
         == ["weather"]
+    ),
+    "`tool_choice`: a name": lambda s: named(s.demanded("news")) == ["news"],
+    "`tool_choice`: allowed tools": lambda s: (
+        named(s.demanded("news", allowed=True)) == ["news"]
+        and not named(s.message(tools=TWO, tool_choice=allowed_tools("auto", "news")))
+        and named(s.message(tools=TWO, tool_choice=allowed_tools("auto", "weather"))) == ["weather"]
     ),
     "reasoning apart": lambda s: (
         "I look." in (s.message().get("content") or "") and "Hm" not in (s.message().get("content") or "")

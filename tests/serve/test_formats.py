@@ -95,6 +95,17 @@ def test_a_call_can_be_demanded(client, choice):
     assert is_animal(call.function.arguments)
 
 
+def test_a_call_of_an_allowed_tool_can_be_demanded(client):
+    # ``eat`` has no schema that can be enforced: only the allowed tools need one, and only they keep strict.
+    unkept = {"name": "eat", "parameters": {"type": 3}, "strict": True}
+    tools = [{"type": "function", "function": unkept}, *TOOLS]
+    names = [{"type": "function", "function": {"name": "walk"}}]
+    choice = {"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": names}}
+    message = chat(client, tools=tools, tool_choice=choice).choices[0].message
+    assert [call.function.name for call in message.tool_calls] == ["walk"]
+    assert is_animal(message.tool_calls[0].function.arguments)
+
+
 def test_a_response_can_be_demanded_to_call(client):
     tools = [{"type": "function", **each["function"]} for each in TOOLS]
     choice = {"type": "function", "name": "walk"}
@@ -114,7 +125,7 @@ def test_a_response_can_be_demanded_to_call(client):
         ("tools[0].function.strict", {"tools": TOOLS}),
         ("tool_choice", {"tools": TOOLS[1:], "tool_choice": {"type": "function", "function": {"name": "x"}}}),
         ("tool_choice.function", {"tools": TOOLS[1:], "tool_choice": {"type": "function"}}),
-        ("tool_choice.type", {"tools": TOOLS[1:], "tool_choice": {"type": "allowed_tools"}}),
+        ("tool_choice.type", {"tools": TOOLS[1:], "tool_choice": {"type": "custom"}}),
     ],
     ids=str,
 )

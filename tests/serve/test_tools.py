@@ -79,6 +79,66 @@ def test_without_tools_calls_are_text(client, model):
         assert "[weather]" not in model.prompts[-1]
 
 
+MORE = [*TOOLS, {"type": "function", "function": {"name": "news", "strict": True}}]
+
+
+def allowed(mode, *names, nested=True):
+    """A ``tool_choice`` of some tools, as chat completions write it, or as responses do."""
+    if nested:
+        tools = [{"type": "function", "function": {"name": name}} for name in names]
+        return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": tools}}
+    return {"type": "allowed_tools", "mode": mode, "tools": [{"type": "function", "name": n} for n in names]}
+
+
+def test_only_allowed_tools_are_shown_and_called(client, model):
+    model.text = CALL
+    (choice,) = chat(client, tools=MORE, tool_choice=allowed("auto", "weather")).choices
+    assert [call.function.name for call in choice.message.tool_calls] == ["weather"]
+    assert "[weather]" in model.prompts[-1] and "[news]" not in model.prompts[-1]
+    two = [*TOOLS, {"type": "function", "function": {"name": "news"}}]
+    (choice,) = chat(client, tools=two, tool_choice=allowed("auto", "news")).choices
+    assert choice.message.tool_calls is None and choice.message.content == CALL
+    assert "[news]" in model.prompts[-1] and "[weather]" not in model.prompts[-1]
+
+
+def test_allowed_tools_of_responses(client, model):
+    model.text = CALL
+    tools = [*FLAT, {"type": "function", "name": "news", "parameters": None, "strict": False}]
+    choice = allowed("auto", "weather", nested=False)
+    found = respond(client, tools=tools, tool_choice=choice)
+    assert [item.name for item in found.output] == ["weather"]
+    assert found.tool_choice.to_dict() == choice and len(found.tools) == 2
+    assert "[news]" not in model.prompts[-1]
+
+
+@pytest.mark.parametrize(
+    ("param", "choice"),
+    [
+        ("tool_choice", allowed("auto", "weather", "sports")),
+        ("tool_choice", allowed("required", "sports", nested=False)),
+        ("tool_choice.allowed_tools.mode", allowed("none", "weather")),
+        ("tool_choice.allowed_tools.tools", allowed("auto")),
+        ("tool_choice.mode", allowed("always", "weather", nested=False)),
+        ("tool_choice.mode", {"type": "allowed_tools", "tools": [{"type": "function", "name": "weather"}]}),
+        ("tool_choice.allowed_tools", {"type": "allowed_tools"}),
+        ("tool_choice.other", {**allowed("auto", "weather"), "other": 1}),
+        ("tool_choice.tools[0].type", {"type": "allowed_tools", "mode": "auto", "tools": [{"type": "mcp"}]}),
+        ("tool_choice.type", {"type": "custom", "name": "weather"}),
+        ("tool_choice", 3),
+    ],
+    ids=str,
+)
+def test_wrong_choices_of_tools_are_refused(script, param, choice):
+    for path, body in (
+        ("chat/completions", {"messages": MESSAGES, "tools": TOOLS}),
+        ("responses", {"input": "hi", "tools": FLAT}),
+    ):
+        reply = httpx.post(f"{script.api}/{path}", json={**body, "tool_choice": choice})
+        assert (reply.status_code, reply.json()["error"]["param"]) == (400, param), reply.text
+        if "sports" in str(choice):
+            assert "'sports'" in reply.json()["error"]["message"]
+
+
 def test_results_of_calls_reach_the_template(client, model):
     model.text = CALL
     message = chat(client, tools=TOOLS).choices[0].message

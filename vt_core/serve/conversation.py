@@ -136,23 +136,56 @@ def described(path: str, found: Mapping[str, Any]) -> dict[str, Any]:
     return {"type": "function", "function": function, "strict": strict}
 
 
+@dataclass(frozen=True)
+class Choice:
+    """What ``tool_choice`` says."""
+
+    mode: str  #: ``none``, ``auto`` or ``required``
+    names: Sequence[str] | None = None  #: of the tools that may be called; None: of all
+
+
+_FUNCTION_TYPE = fields.choice("function")
 _NAMED = fields.Table({"name": name}, required=("name",))
-_NAMED_CHOICE = fields.Table(
-    {"type": fields.choice("function"), "function": _NAMED.read, "name": name}, required=("type",)
+# Chat completions write a tool's name under ``function``, responses write it beside the type.
+_NAMED_TOOL = fields.Table(
+    {"type": _FUNCTION_TYPE, "function": _NAMED.read, "name": name}, required=("type",)
 )
-_CHOICES = fields.choice("none", "auto", "required")
+_MODE = fields.choice("none", "auto", "required")
 
 
-def tool_choice(path: str, value: Any) -> str | tuple[str]:
-    """Whether tools may or must be called: none, auto, required, or a tuple of the one name."""
-    if not isinstance(value, dict):
-        return str(_CHOICES(path, value))
-    found = _NAMED_CHOICE.read(path, value)
-    # Chat completions and responses write the name in two places.
+def _named_tool(path: str, value: Any) -> str:
+    """The name of a tool that is given by its type and name."""
+    found = _NAMED_TOOL.read(path, value)
     chosen = found["function"]["name"] if "function" in found else found.get("name")
     if chosen is None:
         raise refused(f"{path}.function", "is required", "missing_field")
-    return (chosen,)
+    return str(chosen)
+
+
+_ALLOWED = fields.Table(
+    {"mode": fields.choice("auto", "required"), "tools": fields.array(_named_tool, 1, 128)},
+    required=("mode", "tools"),
+)
+_ALLOWED_FLAT = fields.Table({**_ALLOWED.used, "type": fields.text}, required=_ALLOWED.required)
+# Chat completions write mode and tools in an object of their own, responses write them beside the type.
+_ALLOWED_NESTED = fields.Table(
+    {"type": fields.text, "allowed_tools": _ALLOWED.read}, required=("allowed_tools",)
+)
+
+
+def tool_choice(path: str, value: Any) -> Choice:
+    """Whether tools may or must be called, and which."""
+    if not isinstance(value, dict):
+        return Choice(_MODE(path, value))
+    kind = value.get("type")
+    if kind != "allowed_tools":
+        fields.choice("function", "allowed_tools")(f"{path}.type", kind)
+        return Choice("required", [_named_tool(path, value)])
+    if "mode" in value or "tools" in value:
+        allowed = _ALLOWED_FLAT.read(path, value)
+    else:
+        allowed = _ALLOWED_NESTED.read(path, value)["allowed_tools"]
+    return Choice(allowed["mode"], allowed["tools"])
 
 
 @dataclass(frozen=True)
@@ -163,7 +196,7 @@ class Tools:
     demanded: Sequence[dict[str, Any]] = ()  #: of these, those that one must be called of; none: no call must
 
 
-def choose(tools: Sequence[dict[str, Any]], choice: str | tuple[str] | None, *, free: bool) -> Tools:
+def choose(tools: Sequence[dict[str, Any]], choice: Choice | None, *, free: bool) -> Tools:
     """What a request's tools and its choice mean.
 
     Args:
@@ -174,27 +207,37 @@ def choose(tools: Sequence[dict[str, Any]], choice: str | tuple[str] | None, *, 
     Raises:
         ApiError: the choice does not go with the tools, or a tool's strictness cannot be kept.
     """
-    if choice is not None and choice != "none" and not tools:
+    if not tools and choice is not None and choice.mode != "none":
         raise refused("tool_choice", "needs tools")
-    if choice == "none" or not tools:
+    choice = choice or Choice("auto")
+    if choice.mode == "none" or not tools:
         return Tools()
     if not free:
         raise refused("tools", "do not go with a format of the answer, unless tool_choice is none")
-    if isinstance(choice, tuple):
-        demanded = [tool for tool in tools if tool["function"]["name"] in choice]
-        if not demanded:
-            raise refused("tool_choice", f"names {shorten(choice[0])}, which is not among the tools")
-    else:
-        demanded = list(tools) if choice == "required" else []
-    for tool in tools:
-        if tool["strict"] and tool not in demanded:
+    by_name = {tool["function"]["name"]: tool for tool in tools}
+    names = by_name if choice.names is None else choice.names
+    unknown = [shorten(name) for name in names if name not in by_name]
+    if unknown:
+        raise refused("tool_choice", f"names {', '.join(unknown)}, which is not among the tools")
+    allowed = [tool for tool in tools if tool["function"]["name"] in names]
+    if choice.mode == "required":
+        # The answer is held to a call of these. The template may show the others: the prompt, and what is
+        # cached of it, stays the same whichever are allowed.
+        return Tools([_for_template(tool) for tool in tools], [_for_template(tool) for tool in allowed])
+    for tool in allowed:
+        if tool["strict"]:
             raise refused(
                 tool["strict"],
                 "is kept only where a call is demanded, by a tool_choice of required or of a name",
                 "unsupported_value",
             )
-    plain = {id(tool): {"type": "function", "function": tool["function"]} for tool in tools}
-    return Tools([plain[id(tool)] for tool in tools], [plain[id(tool)] for tool in demanded])
+    # Nothing holds a free answer to the allowed tools, so the template does not show the others.
+    return Tools([_for_template(tool) for tool in allowed])
+
+
+def _for_template(tool: Mapping[str, Any]) -> dict[str, Any]:
+    """A tool without what is not for the template."""
+    return {"type": "function", "function": tool["function"]}
 
 
 #: How much to reason.
