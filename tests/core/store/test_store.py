@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import hashlib
+import mmap
 import os
 import re
 import subprocess
@@ -24,6 +25,7 @@ from tests.core.store.stores import metadata, numbered, write
 from vt_core.errors import StoreError
 from vt_core.files.dtypes import storage_dtype
 from vt_core.store import RowTable, Store, StoreWriter, TableSpec, layout, mapped, reader
+from vt_core.store.page_cache import cached_pages, sparse_regions
 
 DTYPES = ["float32", "float16", "bfloat16", "uint32", "uint8"]
 
@@ -374,6 +376,48 @@ def test_scans_and_gathers_leave_at_most_one_tile_resident(tmp_path: Path) -> No
         for ids in (np.arange(0, rows, 500), np.arange(0, rows, 2), np.arange(rows)[::-1]):
             assert table.read(ids)[-1].tolist() == numbered(1000, columns)[ids[-1] % 1000].tolist()
             assert resident_bytes(file) == 0
+
+
+def test_sparse_regions_are_those_with_few_cached_pages() -> None:
+    cached = np.zeros(14, bool)
+    cached[[1, 4, 5, 8, 9, 10, 11, 13]] = True  # 1, 2 and 4 pages of 4, and 1 of the last 2
+    assert list(sparse_regions(cached, 4)) == [(0, 4)]
+    assert list(sparse_regions(np.zeros(14, bool), 4)) == list(sparse_regions(np.ones(14, bool), 4)) == []
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="needs posix_fadvise")
+def test_scans_drop_pages_that_single_rows_left(tmp_path: Path) -> None:
+    values = numbered(8192, 512)
+    write(tmp_path / "s", values, tile_rows=4096)
+    with Store.open(tmp_path / "s") as store:
+        table = store.tables["embedding"]
+        file = table._opened.file
+        os.posix_fadvise(file.descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        before = cached_pages(file._mapping)
+        assert before is None or len(before) == -(-file.size // mmap.PAGESIZE)
+        if before is None or before.any():
+            pytest.skip("the system does not tell what it keeps, or keeps all files in memory")
+        table.read(np.arange(0, 8192, 500))
+        strays = cached_pages(file._mapping).sum()
+        assert 10 <= strays <= 17
+        file.drop_strays()
+        assert cached_pages(file._mapping).sum() == 0
+        table.read(np.arange(0, 8192, 500))
+        file.drop_strays()  # looks once a second at most
+        assert cached_pages(file._mapping).sum() == strays
+        assert scanned(table).tolist() == values.tolist()
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="needs /proc/self/smaps")
+def test_scans_keep_pages_of_a_cached_file(tmp_path: Path) -> None:
+    values = numbered(4096, 512)
+    write(tmp_path / "s", values, tile_rows=4096)
+    with Store.open(tmp_path / "s") as store:
+        file = store.tables["embedding"]._opened.file
+        (tmp_path / "s" / "data.mdb").read_bytes()
+        with mock.patch.object(file, "drop_cached") as dropped:
+            file.drop_strays()
+        dropped.assert_not_called()
 
 
 def cached_share(file: Path) -> float:
