@@ -5,6 +5,8 @@
 serves a model directory with vt-torch and vt-mlx, and its plain copy with mlx_lm.server and `transformers
 serve`, where these are installed. For each number of clients the servers take turns: every client sends
 streamed greedy chat requests of a fixed length one after the other. Requests go to the loopback address only.
+
+MLX's Linux CPU build multiplies slowly unless an optimized BLAS is preloaded, see docs/limits.md.
 """
 
 from __future__ import annotations
@@ -34,7 +36,9 @@ PROMPTS = [
     json.loads(line)["input"] for line in Path(__file__).with_name("prompts.jsonl").read_text().splitlines()
 ]
 #: Clients, and requests of all of them together.
-LOADS = ((1, 4), (8, 8), (32, 32))
+LOADS = ("1:8", "8:24", "32:64")
+#: Seconds between looks at a server's memory.
+SAMPLE_S = 0.1
 
 
 @dataclass
@@ -70,7 +74,7 @@ class Server:
     def resident(self) -> int:
         assert self.process is not None
         lines = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS"))
+        return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS")), 0)
 
     def stop(self) -> None:
         if self.process is not None and self.process.poll() is None:
@@ -78,16 +82,27 @@ class Server:
             self.process.wait(60)
 
 
+class StreamError(Exception):
+    """An event of a stream tells of an error."""
+
+
 async def first_token(client: httpx.AsyncClient, body: dict[str, Any], began: float) -> float | None:
-    """Send a request and read all of its answer; seconds to the first text, if there was any."""
+    """Send a request and read all of its answer; seconds to the first text, if there was any.
+
+    Raises:
+        StreamError: the server tells of an error within the stream.
+    """
     first = None
     async with client.stream("POST", "/v1/chat/completions", json=body) as reply:
         reply.raise_for_status()
         async for line in reply.aiter_lines():
-            if line.startswith("data: {") and first is None:
-                choices = json.loads(line[6:])["choices"]
-                if choices and choices[0]["delta"].get("content"):
-                    first = time.monotonic() - began
+            if not line.startswith("data: {"):
+                continue
+            event = json.loads(line[6:])
+            if "choices" not in event:
+                raise StreamError(line)
+            if first is None and event["choices"] and event["choices"][0]["delta"].get("content"):
+                first = time.monotonic() - began
     return first
 
 
@@ -95,12 +110,14 @@ async def run(server: Server, clients: int, requests: int, tokens: int) -> dict[
     """Send requests and measure them."""
     numbers = iter(range(requests))
     firsts: list[float] = []
-    failures: list[int] = []
+    failures: list[str] = []
+    resident = [server.resident()]
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{server.port}", timeout=600) as client:
 
         async def work() -> None:
             for number in numbers:
-                prompt = PROMPTS[number % len(PROMPTS)]
+                # No prompt comes twice, or caches of prompts would be measured.
+                prompt = f"{clients}.{number}: {PROMPTS[number % len(PROMPTS)]}"
                 body = {
                     "model": server.model,
                     "messages": [{"role": "user", "content": prompt}],
@@ -111,24 +128,33 @@ async def run(server: Server, clients: int, requests: int, tokens: int) -> dict[
                 began = time.monotonic()
                 try:
                     first = await first_token(client, body, began)
-                except httpx.TransportError:
+                except (httpx.TransportError, StreamError) as error:
                     if not server.loads_begun:
                         raise
-                    failures.append(number)
+                    failures.append(repr(error))
                     continue
                 firsts.append(time.monotonic() - began if first is None else first)
 
+        async def watch() -> None:
+            while True:
+                await asyncio.sleep(SAMPLE_S)
+                resident.append(server.resident())
+
+        watching = asyncio.create_task(watch())
         began = time.monotonic()
         await asyncio.gather(*(work() for _ in range(clients)))
         seconds = time.monotonic() - began
+        watching.cancel()
     cuts = quantiles(firsts, n=100, method="inclusive") if len(firsts) > 1 else firsts * 99
     return {
         "clients": clients,
+        "requests": requests,
         "failed": len(failures),
+        "first_failure": failures[0] if failures else None,
         "requests_per_s": len(firsts) / seconds,
         "ttft_p50_s": cuts[49],
         "ttft_p99_s": cuts[98],
-        "resident_bytes": server.resident() if server.process is not None else None,
+        "resident_bytes": max(resident),
     }
 
 
@@ -166,8 +192,11 @@ def servers(model: Path, plain: Path, dtype: str, only: Sequence[str]) -> list[S
 @click.option("--tokens", default=24, show_default=True, help="Tokens of an answer.")
 @click.option("--dtype", default="float32", show_default=True)
 @click.option("--server", "only", multiple=True, help="Servers to measure; default: all.")
+@click.option("--load", "loads", multiple=True, default=LOADS, show_default=True, help="CLIENTS:REQUESTS.")
 @click.option("--out", type=click.Path(path_type=Path), required=True)
-def main(model: Path, tokens: int, dtype: str, only: tuple[str, ...], out: Path) -> None:
+def main(
+    model: Path, tokens: int, dtype: str, only: tuple[str, ...], loads: tuple[str, ...], out: Path
+) -> None:
     plain = stock_copy(ModelDirectory.open(model))
     running = servers(model.resolve(), plain, dtype, only)
     try:
@@ -176,7 +205,7 @@ def main(model: Path, tokens: int, dtype: str, only: tuple[str, ...], out: Path)
             click.echo(
                 f"{server.name}: first answer after {server.started:.1f} s, {server.idle / 1e6:.0f} MB"
             )
-        for clients, requests in LOADS:
+        for clients, requests in [map(int, load.split(":")) for load in loads]:
             for server in running:
                 found = asyncio.run(run(server, clients, requests, tokens))
                 server.loads.append(found)

@@ -161,8 +161,7 @@ def load_body(directory: ModelDirectory, dtype: mx.Dtype) -> Body:
         return value.astype(dtype) if castable(path) and mx.issubdtype(value.dtype, mx.floating) else value
 
     model.update(tree_map_with_path(cast, model.parameters()))
-    # Evaluate arrays that are not parameters too, such as rotary frequencies: a lazy array belongs to the
-    # thread that made it, and requests may come from another.
+    # Arrays that are not parameters, such as rotary frequencies, are computed once too.
     others = [value for module in model.modules() for value in module.values() if isinstance(value, mx.array)]
     mx.eval(model.parameters(), others)
     mx.clear_cache()

@@ -18,7 +18,7 @@ from vt_core.decode.types import Slot
 from vt_core.vocab.heads import Head
 from vt_mlx.body import LayerRows, RowEmbedding, RowHead
 from vt_mlx.caches import CacheLog, cache_bytes, copy_caches, export_caches, restore_caches
-from vt_mlx.device import on_device, peak_memory
+from vt_mlx.device import ModelStream, on_device, peak_memory
 from vt_mlx.rows import Inputs, MlxRows, Rows, greedy
 from vt_mlx.together import batch_caches, divides, padded_rows, prepare
 from vt_mlx.verification import HeadScan, logit_transform
@@ -48,7 +48,7 @@ class MlxDecoder(Decoder[mx.array, MlxSlot]):
         head: Head[Rows, mx.array],
         *,
         tied: bool,
-        device: mx.Device,
+        stream: ModelStream,
         dtype: mx.Dtype,
         tile_bytes: int | None,
     ) -> None:
@@ -58,7 +58,7 @@ class MlxDecoder(Decoder[mx.array, MlxSlot]):
         super().__init__(
             head,
             rows,
-            device="gpu" if device.type == mx.DeviceType.gpu else "cpu",
+            device="gpu" if stream.device.type == mx.DeviceType.gpu else "cpu",
             dtype=str(dtype).removeprefix("mlx.core."),
             tied=tied,
             # Following indexes one matrix before the choice is known.
@@ -66,7 +66,7 @@ class MlxDecoder(Decoder[mx.array, MlxSlot]):
             transform=logit_transform(model.args),
             framework_name=f"mlx-lm's {model.model_type}",
         )
-        self._model, self._device = model, device
+        self._model, self._stream = model, stream
         self._embedding, self._layers = embedding, layers
         self._output = output
         output.set_head(head)
@@ -83,10 +83,10 @@ class MlxDecoder(Decoder[mx.array, MlxSlot]):
         restore_caches(slot.caches, arrays, state)
 
     def peak_memory(self) -> int | None:
-        return peak_memory(self._device)
+        return peak_memory(self._stream.device)
 
     def _context(self) -> AbstractContextManager[object]:
-        return on_device(self._device)
+        return on_device(self._stream)
 
     # The framework's caches.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from contextlib import AbstractContextManager
 
 import mlx.core as mx
@@ -28,9 +29,34 @@ def pick_device(name: str | None) -> mx.Device:
     return mx.default_device() if name is None else mx.Device(mx.gpu if name == "gpu" else mx.cpu)
 
 
-def on_device(device: mx.Device) -> AbstractContextManager[object]:
-    """A context in which MLX's operations run on that device. It takes a microsecond to enter."""
-    context: AbstractContextManager[object] = mx.stream(device)
+class ModelStream:
+    """Where the operations of one model run, whichever thread asks for them.
+
+    In new versions of MLX each thread has streams of its own, and only that thread can evaluate an array that
+    waits on them. But the threads of a model's requests take turns, and go on with each other's arrays.
+    """
+
+    #: Streams that models have given back, by their device: MLX never frees one.
+    _free: dict[mx.DeviceType, list[mx.Stream]] = {}  # noqa: RUF012
+
+    def __init__(self, device: mx.Device) -> None:
+        self.device = device
+        free = self._free.setdefault(device.type, [])
+        self.stream = free.pop() if free else _any_thread_stream(device)
+        weakref.finalize(self, free.append, self.stream).atexit = False
+
+
+def _any_thread_stream(device: mx.Device) -> mx.Stream:
+    if hasattr(mx, "new_thread_unsafe_stream"):
+        return mx.new_thread_unsafe_stream(device)
+    return mx.default_stream(device)  # older versions: all threads share it
+
+
+def on_device(place: mx.Device | ModelStream) -> AbstractContextManager[object]:
+    """A context in which MLX's operations run there. It takes a microsecond to enter."""
+    context: AbstractContextManager[object] = mx.stream(
+        place.stream if isinstance(place, ModelStream) else place
+    )
     return context
 
 

@@ -12,7 +12,7 @@ from vt_core.vocab.heads import head_class
 from vt_mlx.adapters import adapt
 from vt_mlx.body import Body, load_body
 from vt_mlx.decoder import MlxDecoder
-from vt_mlx.device import on_device, pick_device, pick_dtype, reset_peak
+from vt_mlx.device import ModelStream, on_device, pick_device, pick_dtype, reset_peak
 from vt_mlx.rows import MlxRows
 
 
@@ -58,11 +58,12 @@ def load_decoder(
     target = pick_device(device)
     run_dtype = pick_dtype(dtype, manifest.dtype, target)
     reset_peak(target)
-    with on_device(target):
+    stream = ModelStream(target)
+    with on_device(stream):
         body = load_body(directory, run_dtype)
         adapt(body.model, adapter)
     tables = _open_tables(directory, store, body)
-    rows = MlxRows(tables, manifest.quantization or {}, manifest.tied, target, run_dtype)
+    rows = MlxRows(tables, manifest.quantization or {}, manifest.tied, stream, run_dtype)
     return MlxDecoder(
         body.model,
         body.embedding,
@@ -71,7 +72,7 @@ def load_decoder(
         rows,
         strategy(rows, tokens or manifest.vocab_rows),
         tied=manifest.tied,
-        device=target,
+        stream=stream,
         dtype=run_dtype,
         tile_bytes=tile_bytes,
     )

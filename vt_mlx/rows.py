@@ -14,7 +14,7 @@ from vt_core.files.packing import split_rows
 from vt_core.files.quantization import Quantization
 from vt_core.files.tables import Table
 from vt_core.types import Ids
-from vt_mlx.device import DTYPES, on_device
+from vt_mlx.device import DTYPES, ModelStream, on_device
 
 #: Rows are read and converted in pieces of this size, so that no second copy of a table exists.
 CHUNK_BYTES = 4 << 20
@@ -57,12 +57,12 @@ class PackedMatrix:
 Method = TypeVar("Method", bound=Callable[..., Any])
 
 
-def _on_own_device(method: Method) -> Method:
-    """Run a method of :class:`MlxRows` on its device. The head calls these outside a decoder's calls too."""
+def _on_own_stream(method: Method) -> Method:
+    """Run a method of :class:`MlxRows` on its stream. The head calls these outside a decoder's calls too."""
 
     @wraps(method)
     def run(self: MlxRows, *arguments: Any) -> Any:
-        with on_device(self._device):
+        with on_device(self._stream):
             return method(self, *arguments)
 
     return cast(Method, run)
@@ -76,7 +76,7 @@ class MlxRows:
         tables: Mapping[str, Table],
         quantized: Mapping[str, Quantization],
         tied: bool,
-        device: mx.Device,
+        stream: ModelStream,
         dtype: mx.Dtype,
     ) -> None:
         """
@@ -84,7 +84,7 @@ class MlxRows:
             tables: the tables as stored, by name.
             quantized: how the quantized ones among them are packed.
             tied: whether head and embedding are one table.
-            device: where the rows go.
+            stream: where the rows go.
             dtype: float type of the run.
         """
         head = "embedding" if tied else "head"
@@ -92,9 +92,9 @@ class MlxRows:
         self.embedding_how, self.head_how = quantized.get("embedding"), quantized.get(head)
         self._bias = tables.get("head_bias")
         self.per_layer, self._per_layer_how = tables.get("per_layer"), quantized.get("per_layer")
-        self._device, self._dtype = device, dtype
+        self._stream, self._dtype = stream, dtype
         #: Packed rows are multiplied in multiples of so many.
-        self._multiple = KERNEL_ROWS if device.type == mx.DeviceType.gpu else 1
+        self._multiple = KERNEL_ROWS if stream.device.type == mx.DeviceType.gpu else 1
 
     def embed(self, ids: Ids) -> mx.array:
         """Embedding rows ``[n, hidden]`` of full ids, without the scale that some models apply."""
@@ -120,7 +120,7 @@ class MlxRows:
             return None
         return self._read(self._bias, None, np.arange(self._bias.spec.rows))[0].flatten()
 
-    @_on_own_device
+    @_on_own_stream
     def read(self, ids: Ids, spare: int = 0) -> Rows:
         bias = None if self._bias is None else self._read(self._bias, None, ids, spare)[0].flatten()
         weight, *packed = self._read(self.head_table, self.head_how, ids, spare)
@@ -132,11 +132,11 @@ class MlxRows:
         end = start + len(stored)
         return Rows(weight, mx.arange(start, end), None if bias is None else bias[start:end], *packed)
 
-    @_on_own_device
+    @_on_own_stream
     def reserve(self, rows: Rows, capacity: int) -> Rows:
         return _map(lambda part: _grown(part, capacity), rows)
 
-    @_on_own_device
+    @_on_own_stream
     def write(self, buffer: Rows, start: int, rows: Rows) -> Rows:
         for whole, part in zip(buffer, rows, strict=True):
             if whole is not None and part is not None:
@@ -145,11 +145,11 @@ class MlxRows:
                 mx.eval(whole)
         return buffer
 
-    @_on_own_device
+    @_on_own_stream
     def first(self, rows: Rows, count: int) -> Rows:
         return _map(lambda part: part[:count], rows)
 
-    @_on_own_device
+    @_on_own_stream
     def concatenate(self, first: Rows, second: Rows) -> Rows:
         joined = _map(lambda *parts: mx.concatenate(list(parts)), first, second)
         mx.eval([part for part in joined if part is not None])

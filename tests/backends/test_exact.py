@@ -115,6 +115,48 @@ def test_request_from_another_thread(backend, tiny):
     assert model.generate(PROMPTS[0], max_tokens=TOKENS).token_ids == elsewhere.token_ids
 
 
+@every_kind
+def test_requests_whose_threads_take_turns(backend, tiny, kind):
+    """A step of one thread is the base of the next, which another thread asks for, for all requests."""
+    model = load(tiny(kind)[1], backend=backend, device="cpu")
+    options = {"max_tokens": TOKENS, "approximate": True}
+    expected = [model.generate(prompt, **options).token_ids for prompt in PROMPTS]
+    streams = [model.stream(prompt, **options) for prompt in PROMPTS]
+    found = [[] for _ in PROMPTS]
+    pools = [ThreadPoolExecutor(1) for _ in PROMPTS]
+    running = set(range(len(PROMPTS)))
+    while running:
+        for at in sorted(running):
+            chunk = pools[at].submit(next, streams[at]).result()
+            found[at] += [] if chunk.token_id is None else [chunk.token_id]
+            if chunk.result is not None:
+                running.remove(at)
+    for pool in pools:
+        pool.shutdown()
+    assert [tuple(ids) for ids in found] == expected
+
+
+@every_kind
+def test_slot_that_another_thread_copied_and_cut(backend, tiny, kind):
+    model = load(tiny(kind)[1], backend=backend, device="cpu")
+    decoder = model.decoder
+    decoder.head.set_static(range(900))
+    text = np.array(PROMPTS[1])
+    first = decoder.open()
+    decoder.prefill(first, text)
+
+    def prepare():
+        slot = decoder.copy(first)
+        decoder.cut(slot, len(text) - 20)
+        return slot
+
+    with ThreadPoolExecutor(1) as pool:
+        slot = pool.submit(prepare).result()
+    found = decoder.logits(decoder.prefill(slot, text[len(slot.text) :]))
+    expected = decoder.logits(decoder.prefill(decoder.open(), text))
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
 def test_failed_request_leaves_the_model_usable(backend, tiny, monkeypatch):
     model = load(tiny("llama")[1], backend=backend, device="cpu")
     model.decoder.head.set_static(range(0, 300, 2))
