@@ -364,3 +364,16 @@ def test_close_ends_the_requests_of_other_threads(directory):
     model.close()
     thread.join(30)
     assert failures == ["this model is closed; load it again"]
+
+
+def test_tokens_of_a_draft_can_be_given(model):
+    repeating = [5, 6, 7, 8] * 6
+    free = model.generate(repeating, max_tokens=12, draft="none")
+    fixed = model.generate(repeating, max_tokens=12, draft_tokens=2)
+    assert fixed.token_ids == free.token_ids
+    assert fixed.stats.drafted > 0 and max(length for length, _, _ in fixed.stats.draft_lengths) <= 2
+    for given, text in ((0, "draft_tokens is 0, but it must be between 1 and 16"), (17, "is 17")):
+        with pytest.raises(OptionError, match=text):
+            model.generate(repeating, draft_tokens=given)
+    with pytest.raises(OptionError, match="how many tokens to draft, but draft is none"):
+        model.generate(repeating, draft_tokens=2, draft="none")

@@ -227,7 +227,7 @@ class LoadedModel:
     def _request(self, options: RequestOptions, slot: Slot[Any] | None) -> Request:
         exact = not options.approximate and self.decoder.head.name != "full"
         # Answers that follow a grammar repeat their own parts, and often copy from the prompt.
-        likely = bool(self._tables) or options.grammar is not None
+        likely = bool(self._tables) or options.grammar is not None or options.draft_tokens is not None
         drafts = options.draft == "ngram" or (options.draft == "auto" and likely)
         # The first of the ids that end a text stands for its end in the tables.
         named = self.tokenizer.named_id("eos_token")
@@ -246,6 +246,7 @@ class LoadedModel:
             self._policy.costs,
             options.batch == "together",
         )
+        request.draft_tokens = options.draft_tokens
         if options.grammar is not None:
             request.constraint = self._grammars.start(options.grammar)
             request.literals = self._grammars.literals(options.grammar)

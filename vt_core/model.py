@@ -57,6 +57,7 @@ class Model(LoadedModel):
         frequency_penalty: float = 0.0,
         logit_bias: Mapping[int, float] | None = None,
         draft: str = "auto",
+        draft_tokens: int | None = None,
         batch: str = "together",
         json_schema: object = None,
         regex: str | None = None,
@@ -83,6 +84,7 @@ class Model(LoadedModel):
             frequency_penalty=frequency_penalty,
             logit_bias=logit_bias,
             draft=draft,
+            draft_tokens=draft_tokens,
             batch=batch,
             json_schema=json_schema,
             regex=regex,
@@ -113,6 +115,7 @@ class Model(LoadedModel):
         frequency_penalty: float = 0.0,
         logit_bias: Mapping[int, float] | None = None,
         draft: str = "auto",
+        draft_tokens: int | None = None,
         batch: str = "together",
         json_schema: object = None,
         regex: str | None = None,
@@ -146,6 +149,8 @@ class Model(LoadedModel):
             draft: ``auto`` drafts tokens where the task has an n-gram table, ``ngram`` from the request's own
                 text too, ``none`` never. With a schema, expression or grammar, ``auto`` is ``ngram``. Drafts
                 save time and do not change the text.
+            draft_tokens: draft as many tokens for each read as are proposed, at most this many. None learns
+                how many save the most time.
             batch: how the model's body runs while there are other requests: ``together`` runs it once for
                 all; ``alone`` once for each, which gives this request bit for bit what it has alone.
             json_schema: the answer is JSON on one line that this schema allows: a dictionary, JSON text, or a
@@ -178,6 +183,7 @@ class Model(LoadedModel):
             frequency_penalty=frequency_penalty,
             logit_bias=logit_bias,
             draft=draft,
+            draft_tokens=draft_tokens,
             batch=batch,
             json_schema=json_schema,
             regex=regex,
@@ -239,6 +245,7 @@ class Model(LoadedModel):
         frequency_penalty: float = 0.0,
         logit_bias: Mapping[int, float] | None = None,
         draft: str = "auto",
+        draft_tokens: int | None = None,
         batch: str = "together",
         json_schema: object = None,
         regex: str | None = None,
@@ -268,6 +275,7 @@ class Model(LoadedModel):
             frequency_penalty=frequency_penalty,
             logit_bias=logit_bias,
             draft=draft,
+            draft_tokens=draft_tokens,
             batch=batch,
             json_schema=json_schema,
             regex=regex,

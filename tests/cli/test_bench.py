@@ -77,7 +77,14 @@ def test_drafting_is_measured(tiny, data, drafts, own_file, tmp_path):
     out = tmp_path / "out"
     arguments = ["--model", tiny("llama")[1], "--data", data, "--limit", 2, "--max-tokens", 24]
     arguments += ["--draft-file", drafts.with_name("sea.ngrams")] if own_file else ["--task", drafts]
-    arguments += ["--variants", "full,full+draft,prealloc,draft", "--dtype", "float32", "--device", "cpu"]
+    arguments += [
+        "--variants",
+        "full,full+draft,prealloc,draft,draft@3",
+        "--dtype",
+        "float32",
+        "--device",
+        "cpu",
+    ]
     done = bench("torch", *arguments, "--out", out)
     assert done.exit_code == 0, done.output
     rows = {row["variant"]: row for row in load_bench(out / "results.json")["rows"]}
@@ -85,12 +92,13 @@ def test_drafting_is_measured(tiny, data, drafts, own_file, tmp_path):
     for name in ("full", "prealloc"):
         assert rows[name]["drafted"] == [0, 0] and [each[0] for each in rows[name]["draft_lengths"]] == [0]
     # How much is drafted depends on what reads cost here.
-    for name in ("full+draft", "draft"):
+    for name in ("full+draft", "draft", "draft@3"):
         row = rows[name]
         counts = [sum(accepted) for _, accepted, _ in row["draft_lengths"]]
         assert sum(counts) == sum(row["reads"]) > 0
         lengths = [length for length, _, _ in row["draft_lengths"]]
         assert sum(map(mul, lengths, counts)) == sum(row["drafted"])
+    assert {each[0] for each in rows["draft@3"]["draft_lengths"]} <= {0, 1, 2, 3}
     assert "## Drafting" in (out / "report.md").read_text()
 
 

@@ -96,7 +96,7 @@ SAMPLING = [
     {"temperature": 2.0, "seed": 11, "extra_body": {"min_p": 0.4}},
     {"extra_body": {"repetition_penalty": 1.8}},
     {"extra_body": {"vt": {"approximate": True}}},
-    {"extra_body": {"vt": {"draft": "ngram", "batch": "alone"}}},
+    {"extra_body": {"vt": {"draft": "ngram", "draft_tokens": 2, "batch": "alone"}}},
 ]
 
 
@@ -251,6 +251,7 @@ REFUSED = {
     "chat_template_kwargs.messages": [{"messages": []}],
     "vt.speed": [{"speed": 3}],
     "vt.draft": [{"draft": "psychic"}],
+    "vt.draft_tokens": [{"draft_tokens": 0}, {"draft_tokens": 17}, {"draft_tokens": 1.5}],
     "vt.batch": [{"batch": 4}],
     "vt.approximate": [{"approximate": 1}],
     "vt.task": [{"task": "math"}],

@@ -56,7 +56,8 @@ if TYPE_CHECKING:
     default=BENCH_DEFAULT,
     metavar="LIST",
     help="What to compare, separated by commas: stock, full, and rebuild, split or prealloc, which may be "
-    "followed by -approximate, -ram and @ROWS; or all. draft and full+draft: prealloc and full, with drafts. "
+    "followed by -approximate, -ram and @ROWS; or all. draft and full+draft: prealloc and full, with drafts, "
+    "which may be followed by @TOKENS, the number to draft for each read. "
     f"Default: {BENCH_DEFAULT}.",
 )
 @click.option(

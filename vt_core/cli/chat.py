@@ -18,6 +18,7 @@ from vt_core.cli.options import (
     FILE,
     approximate_option,
     draft_option,
+    draft_tokens_option,
     max_tokens_option,
     sampling_options,
     stop_option,
@@ -49,6 +50,7 @@ A line that ends with a backslash goes on in the next one. Ctrl-C stops an answe
 @sampling_options
 @approximate_option
 @draft_option
+@draft_tokens_option
 @click.option(
     "--session",
     "file",

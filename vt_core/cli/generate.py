@@ -15,6 +15,7 @@ from vt_core.cli.options import (
     approximate_option,
     data_option,
     draft_option,
+    draft_tokens_option,
     grammar_options,
     input_field_option,
     json_option,
@@ -74,6 +75,7 @@ if TYPE_CHECKING:
 @sampling_options
 @approximate_option
 @draft_option
+@draft_tokens_option
 @grammar_options
 @json_option
 @verbose_option

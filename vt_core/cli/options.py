@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from vt_core.decode.drafting import MAX_DRAFT
 from vt_core.decode.options import DRAFT
 from vt_core.errors import DataError
 from vt_core.files.dtypes import FLOATS
@@ -93,6 +94,15 @@ draft_option = click.option(
     show_default=True,
     help="Draft tokens, which saves time and does not change the text: where the task has an n-gram table "
     "or the answer follows a grammar (auto), never, or from the text itself too (ngram).",
+)
+
+
+draft_tokens_option = click.option(
+    "--draft-tokens",
+    type=click.IntRange(1, MAX_DRAFT),
+    metavar="N",
+    help="Draft as many tokens for each read as are proposed, at most N. Default: as many as save the most "
+    "time, which is learned.",
 )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from vt_core.decode import arguments
 from vt_core.decode.backend import BACKENDS, check_backend, default_backend
 from vt_core.decode.constraints.grammar import Grammar, grammar_option
+from vt_core.decode.drafting import MAX_DRAFT
 from vt_core.decode.sampling import SamplerSettings
 from vt_core.decode.stopping import StopMatcher
 from vt_core.errors import OptionError
@@ -132,6 +133,7 @@ class RequestOptions:
     template_arguments: dict[str, Any]  #: arguments of the chat template
     sampling: SamplerSettings  #: how tokens are chosen
     draft: str = "auto"  #: one of :data:`DRAFT`
+    draft_tokens: int | None = None  #: tokens to draft for each read; None learns how many pay
     batch: str = "together"  #: one of :data:`BATCH`
     grammar: Grammar | None = None  #: what the answer follows
 
@@ -155,6 +157,7 @@ def request_options(
     frequency_penalty: float = 0.0,
     logit_bias: Mapping[int, float] | None = None,
     draft: str = "auto",
+    draft_tokens: int | None = None,
     batch: str = "together",
     json_schema: object = None,
     regex: str | None = None,
@@ -194,9 +197,21 @@ def request_options(
             logit_bias=_logit_bias(logit_bias),
         ),
         draft=arguments.choice("draft", draft, DRAFT),
+        draft_tokens=_draft_tokens(draft_tokens, draft),
         batch=arguments.choice("batch", batch, BATCH),
         grammar=followed,
     )
+
+
+def _draft_tokens(given: int | None, draft: str) -> int | None:
+    if given is None:
+        return None
+    tokens = arguments.whole("draft_tokens", given)
+    if not 1 <= tokens <= MAX_DRAFT:
+        raise OptionError(f"draft_tokens is {tokens}, but it must be between 1 and {MAX_DRAFT}")
+    if draft == "none":
+        raise OptionError("draft_tokens says how many tokens to draft, but draft is none")
+    return tokens
 
 
 def _logit_bias(given: Mapping[int, float] | None) -> dict[int, float]:

@@ -29,7 +29,9 @@ class Proposals:
     def may_pay(self) -> bool:
         """Whether drafts as good as the latest would pay; a step queued ahead leaves no room for one."""
         costs = self._request.costs
-        if self._drafter is None or costs is None or not costs.reads.known:
+        if self._drafter is None or self._request.draft_tokens is not None:
+            return self._drafter is not None
+        if costs is None or not costs.reads.known:
             return False
         return best_length([self._drafter.recent] * MAX_DRAFT, costs.reads.seconds) > 0
 
@@ -44,24 +46,28 @@ class Proposals:
         request = self._request
         if self._drafter is None and self._guide is None:
             return []
-        if request.costs is None or not request.costs.reads.known:
+        known = request.costs is not None and request.costs.reads.known
+        if not known and request.draft_tokens is None:
             return []
         started = request.clock()
         most = min(MAX_DRAFT, request.max_tokens - done - len(pending) - 1)
         drafted = self._proposed(pending, most) if self._slot.can_rewind else Drafted([], [])
-        ids: list[int] = []
-        if drafted.ids:
-            seconds, others = request.costs.reads.seconds, request.company() - 1
-            undone = len(self._slot.text) - settled if self._slot.rereads else 0
-            undo_s = request.costs.reread_s(undone) if undone else 0.0
-            count = best_length(drafted.rates, lambda tokens: seconds(tokens + others), undo_s)
-            ids = drafted.ids[:count]
-            if self._own is not None:
-                ids = self._own.prefix(ids)
-            elif ids:
-                request.activate(ids)
+        ids = drafted.ids
+        if ids and request.draft_tokens is None:
+            ids = ids[: self._best_length(drafted.rates, settled)]
+        if self._own is not None:
+            ids = self._own.prefix(ids)
+        elif ids:
+            request.activate(ids)
         request.drafts.draft_s += request.clock() - started
         return ids
+
+    def _best_length(self, rates: list[float], settled: int) -> int:
+        costs, others = self._request.costs, self._request.company() - 1
+        assert costs is not None, "without costs nothing is drafted"
+        undone = len(self._slot.text) - settled if self._slot.rereads else 0
+        undo_s = costs.reread_s(undone) if undone else 0.0
+        return best_length(rates, lambda tokens: costs.reads.seconds(tokens + others), undo_s)
 
     def _proposed(self, pending: list[int], most: int) -> Drafted:
         """Tokens that the grammar forces, and then those that the drafter proposes, as far as the grammar can
@@ -73,7 +79,8 @@ class Proposals:
             forced = guide.constraint.forced()[:most]
         if drafter is None or len(forced) == most:
             return Drafted(forced, [1.0] * len(forced))
-        guessed = drafter.draft(most - len(forced), [*pending, *forced])
+        limit = self._request.draft_tokens or MAX_DRAFT
+        guessed = drafter.draft(min(limit, most - len(forced)), [*pending, *forced])
         if guide is None:
             return guessed
         ids = [*forced, *guessed.ids]

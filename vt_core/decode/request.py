@@ -46,6 +46,7 @@ class Request:
     slot: Slot[Any] | None = None
     drafter: Drafter | None = None  #: proposes tokens to read at once
     costs: Costs | None = None  #: what reads cost; the drafter's lengths depend on it
+    draft_tokens: int | None = None  #: tokens to draft for each read; None takes as many as pay
     together: bool = True  #: whether the body may run once for this request and others
     reused: int = 0  #: tokens of the prompt that the slot held already
     checks: Checks = field(default_factory=Checks)  #: what verification did so far

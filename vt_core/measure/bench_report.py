@@ -9,7 +9,7 @@ from vt_core.measure.bootstrap import Floats
 from vt_core.measure.figures import DraftLength, Figures, Latency, Row
 from vt_core.measure.machine import cores_text, machine_text
 from vt_core.measure.report import NONE, Report, Table, megabytes, number, span
-from vt_core.measure.variants import FULL, STOCK, UNDRAFTED
+from vt_core.measure.variants import FULL, STOCK, undrafted
 
 Figure = Callable[[Row], float | None]
 Terms = Callable[[Row], Floats]
@@ -296,12 +296,11 @@ def _exactness(figures: Figures) -> Table:
 
 def _drafting(figures: Figures) -> Table:
     def cells(row: Row) -> list[str]:
-        plain = figures.row(UNDRAFTED[row.name])
         ratios = [
             NONE
             if other is None or not (row.tokens_per_s and other.tokens_per_s)
             else f"{row.tokens_per_s / other.tokens_per_s:.2f}"
-            for other in (plain, figures.row(STOCK))
+            for other in (figures.row(undrafted(row.name) or STOCK), figures.row(STOCK))
         ]
         share = f"{row.accepted / row.drafted:.0%}" if row.drafted else NONE
         counts = [f"{row.reads:,}", f"{row.drafted:,}", f"{row.accepted:,}", share]
@@ -312,7 +311,8 @@ def _drafting(figures: Figures) -> Table:
         "Drafting",
         "Reads: passes of the model after the prompts. Accepted: drafted tokens that the head in use chose "
         "too, and their share. Time: share of the requests' time spent on drafting. ×: ratio of tokens/s to "
-        f"{' and '.join(f'{plain} (for {name})' for name, plain in UNDRAFTED.items())}, and to {STOCK}.",
+        f"prealloc (for draft) and {FULL} (for full+draft), and to {STOCK}. @N: N tokens are drafted where "
+        "so many are proposed; without it, as many as pay.",
         [
             "variant",
             "tokens a read",

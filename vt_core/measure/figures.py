@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from vt_core.files.dtypes import item_size
 from vt_core.measure.bootstrap import Floats, ratio_interval
-from vt_core.measure.variants import FULL, STOCK, UNDRAFTED
+from vt_core.measure.variants import FULL, STOCK, undrafted
 
 
 @dataclass(frozen=True)
@@ -303,7 +303,7 @@ class Figures:
     @property
     def drafting(self) -> list[Row]:
         """The rows of variants that draft."""
-        return [row for row in self.rows if row.name in UNDRAFTED]
+        return [row for row in self.rows if undrafted(row.name)]
 
     def row(self, name: str) -> Row | None:
         """The row of a variant, if it was measured."""

@@ -26,6 +26,8 @@ class Job:
     task: Sequence[str] = ()
     #: Whether tokens are drafted, see :class:`Variant`.
     draft: str = "auto"
+    #: Tokens to draft for each read; None learns how many pay.
+    draft_tokens: int | None = None
     #: N-gram table to draft from, besides those of the tasks.
     draft_file: str | None = None
     #: A tokenizer.json that replaces the model's own.
@@ -49,5 +51,6 @@ class Job:
             dynamic=variant.dynamic,
             store=variant.store,
             draft=variant.draft,
+            draft_tokens=variant.draft_tokens,
             **options,  # type: ignore[arg-type]
         )

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, count
 from typing import Any
 
 from vt_core.measure.figures import Figures, Row
-from vt_core.measure.variants import FULL, STOCK, UNDRAFTED, parse_variant
+from vt_core.measure.variants import FULL, STOCK, parse_variant, undrafted
 
 
 @dataclass(frozen=True)
@@ -174,20 +175,34 @@ def _line(axes: Any, points: Sequence[tuple[int, float]], color: str, label: str
 
 
 def _acceptance(figures: Figures, look: Look, axes: Any) -> None:
-    for row, color in zip(figures.drafting, (look.blue, look.orange), strict=False):
-        lengths = [each.length for each in row.draft_lengths]
-        shares = [(at, 100 * right) for at in lengths if at and (right := row.acceptance(at)) is not None]
+    for row, color in zip(figures.drafting, _colors(look), strict=False):
+        positions = range(1, 1 + max((each.length for each in row.draft_lengths), default=0))
+        shares = [(at, 100 * right) for at in positions if (right := row.acceptance(at)) is not None]
         _line(axes, shares, color, row.name)
     axes.set(xlabel="position in the draft", ylabel="right, % of those reached", ylim=(0, None))
     axes.legend(fontsize=9)
 
 
 def _draft_speed(figures: Figures, look: Look, axes: Any) -> None:
-    for row, color in zip(figures.drafting, (look.blue, look.orange), strict=False):
-        points = [(each.length, each.tokens_per_s) for each in row.draft_lengths if each.seconds]
-        _line(axes, points, color, row.name)
-    axes.set(xlabel="drafted tokens of a read", ylabel="tokens/s of these reads", ylim=(0, None))
+    fixed: dict[str, list[tuple[int, float]]] = {}
+    for row in figures.drafting:
+        variant = parse_variant(row.name)
+        if variant.draft_tokens and row.tokens_per_s:
+            fixed.setdefault(row.name.partition("@")[0], []).append((variant.draft_tokens, row.tokens_per_s))
+    colors = _colors(look)
+    for row in figures.drafting:
+        if parse_variant(row.name).draft_tokens is None:
+            points = [(each.length, each.tokens_per_s) for each in row.draft_lengths if each.seconds]
+            _line(axes, points, next(colors), f"{row.name}: reads of this length")
+    for name, points in fixed.items():
+        _line(axes, sorted(points), next(colors), f"{name}@N: whole answers")
+    axes.set(xlabel="drafted tokens of a read", ylabel="tokens/s", ylim=(0, None))
     axes.legend(fontsize=9)
+
+
+def _colors(look: Look) -> Iterator[str]:
+    """A color for each line: the look's own, and then matplotlib's."""
+    return chain((look.blue, look.orange), (f"C{index}" for index in count(2)))
 
 
 def _any_drafted(figures: Figures) -> bool:
@@ -207,7 +222,7 @@ def _sized(figures: Figures, verified: bool) -> list[Row]:
         if row.data["head"] == "prealloc"
         and row.data["store"] == "lmdb"
         and row.verified == verified
-        and row.name not in UNDRAFTED
+        and undrafted(row.name) is None
     ]
 
 

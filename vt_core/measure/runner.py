@@ -92,7 +92,12 @@ class VtRunner:
         from vt_core.vocab.tokenizer import Tokenizer
 
         assert job.head is not None, "a model of vt has a head"
-        self._how: dict[str, Any] = {"approximate": not job.exact, "dynamic": job.dynamic, "draft": job.draft}
+        self._how: dict[str, Any] = {
+            "approximate": not job.exact,
+            "dynamic": job.dynamic,
+            "draft": job.draft,
+            "draft_tokens": job.draft_tokens,
+        }
         self._model = load(
             job.model,
             backend=job.backend,

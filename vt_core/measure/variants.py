@@ -6,12 +6,13 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from vt_core.decode.drafting import MAX_DRAFT
 from vt_core.errors import OptionError
 from vt_core.vocab.heads import HEADS
 
 STOCK, FULL = "stock", "full"
 #: The variants of ``bench`` that draft tokens, each with the one that differs in nothing else.
-UNDRAFTED = {"draft": "prealloc", "full+draft": FULL}
+_UNDRAFTED = {"draft": "prealloc", "full+draft": FULL}
 #: What ``bench`` compares by default: the heads as published (approximate), the same with verification, and
 #: the tables in memory instead of on disk.
 BENCH_DEFAULT = (
@@ -19,6 +20,7 @@ BENCH_DEFAULT = (
     "rebuild,split,prealloc,prealloc-ram"
 )
 _REDUCED = tuple(head for head in ("rebuild", "split", "prealloc") if head in HEADS)
+_DRAFTED = re.compile(r"(draft|full\+draft)(?:@(\d+))?")
 _NAME = re.compile(r"([a-z]+)(-approximate)?(-ram)?(?:@(\d+))?")
 
 
@@ -41,6 +43,8 @@ class Variant:
     dynamic: bool = True
     #: Whether tokens are drafted: ``auto`` (where the task has an n-gram table), ``ngram`` or ``none``.
     draft: str = "auto"
+    #: Tokens to draft for each read; None learns how many pay.
+    draft_tokens: int | None = None
     #: Name in reports.
     title: str = ""
 
@@ -93,18 +97,31 @@ def parse_variant(name: str) -> Variant:
     """Parse one name of ``bench``; raises OptionError where it is unknown."""
     if name == STOCK:
         return Variant(name, None)
-    if name in UNDRAFTED:
-        return Variant(name, UNDRAFTED[name], draft="ngram")
+    if drafted := _DRAFTED.fullmatch(name):
+        base, tokens = drafted.groups()
+        if tokens is not None and not 1 <= int(tokens) <= MAX_DRAFT:
+            raise OptionError(
+                f"the variant {name!r} drafts {tokens} tokens, but only 1 to {MAX_DRAFT} can be"
+            )
+        length = None if tokens is None else int(tokens)
+        return Variant(name, _UNDRAFTED[base], draft="ngram", draft_tokens=length)
     match = _NAME.fullmatch(name)
     head, approximate, ram, rows = match.groups() if match else ("", None, None, None)
     known = head in _REDUCED or (head == FULL and not approximate and not rows)
     if not known or (rows is not None and int(rows) == 0):
         raise OptionError(
-            f"unknown variant {name!r}: use stock, full, {', '.join(UNDRAFTED)}, or one of "
-            f"{', '.join(_REDUCED)}, which may be followed by -approximate, -ram and @ROWS, in this order"
+            f"unknown variant {name!r}: use stock, full, {', '.join(_UNDRAFTED)}, which may be followed by "
+            f"@TOKENS, or one of {', '.join(_REDUCED)}, which may be followed by -approximate, -ram and "
+            "@ROWS, in this order"
         )
     store = "ram" if ram else "lmdb"
     return Variant(name, head, not approximate, store, int(rows) if rows else None, draft="none")
+
+
+def undrafted(name: str) -> str | None:
+    """The variant that differs from a drafting one only in that it drafts nothing; None for all others."""
+    drafted = _DRAFTED.fullmatch(name)
+    return _UNDRAFTED[drafted[1]] if drafted else None
 
 
 def parse_eval_variants(text: str | None, can_prune: bool) -> tuple[Variant, ...]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from vt_core.decode.drafting import MAX_DRAFT
 from vt_core.decode.options import BATCH, DRAFT, request_options
 from vt_core.model import Model
 from vt_core.serve import fields
@@ -32,6 +33,7 @@ SAMPLING: dict[str, fields.Check] = {
 _OWN: dict[str, fields.Check] = {
     "approximate": fields.flag,
     "draft": fields.choice(*DRAFT),
+    "draft_tokens": fields.whole(1, MAX_DRAFT),
     "batch": fields.choice(*BATCH),
 }
 

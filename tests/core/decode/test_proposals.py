@@ -23,10 +23,13 @@ class Copying:
         return Drafted(self.ids[:most], [0.5] * len(self.ids[:most]))
 
 
-def proposed(regex, drafter, forced=True, most=16):
+def proposed(regex, drafter, forced=True, most=16, draft_tokens=None):
     constraint = engine().start(grammar_option(regex=regex))
     request = SimpleNamespace(
-        drafter=drafter, guide=SimpleNamespace(constraint=constraint), drafts_forced=forced
+        drafter=drafter,
+        guide=SimpleNamespace(constraint=constraint),
+        drafts_forced=forced,
+        draft_tokens=draft_tokens,
     )
     return Proposals(request, None, None)._proposed([7], most)
 
@@ -48,5 +51,6 @@ def test_a_guess_is_cut_where_the_grammar_forbids_it(text, kept):
 def test_a_guess_takes_the_place_that_forced_tokens_leave():
     assert proposed("xyz[a-c]+", Copying("abab"), most=5).ids == encode("xyzab")
     assert proposed("xyz[a-c]+", Copying("abab"), most=2).ids == encode("xy")
+    assert proposed("xyz[a-c]+", Copying("abab"), draft_tokens=1).ids == encode("xyza")
     assert proposed("xyz[a-c]+", Copying("x"), forced=False).ids == encode("x")
     assert proposed("xyz[a-c]+", None).ids == encode("xyz")

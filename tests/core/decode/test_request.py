@@ -21,13 +21,17 @@ TABLE = fake_table()
 REDUCED = [head for head in HEADS.values() if head is not FullHead]
 
 
-def request(decoder, *, max_tokens=12, eos=(), policy=None, drafter=None, slot=None, **sampling):
+def request(
+    decoder, *, max_tokens=12, eos=(), policy=None, drafter=None, slot=None, draft_tokens=None, **sampling
+):
     sampler = Sampler(SamplerSettings(**sampling), len(TABLE))
     costs = Costs()
     for _ in range(2):
         costs.reads.add(1, 1.0)
         costs.reads.add(40, 1.0)  # any length costs the same, so all of a draft is read
-    return Request(decoder, sampler, max_tokens, eos, policy, drafter=drafter, costs=costs, slot=slot)
+    work = Request(decoder, sampler, max_tokens, eos, policy, drafter=drafter, costs=costs, slot=slot)
+    work.draft_tokens = draft_tokens
+    return work
 
 
 def ids_of(work, prompt):
@@ -253,12 +257,13 @@ def test_every_token_is_verified_alone_without_rewinding(can_follow):
     eos=st.sets(ids, max_size=10),
     max_tokens=st.integers(1, 20),
     drafts=st.lists(st.one_of(st.integers(0, 9), st.lists(ids, max_size=9)), min_size=1, max_size=6),
+    draft_tokens=st.none() | st.integers(1, 16),
     sampling=samplings,
 )
 def test_drafts_do_not_change_exact_ids(
-    head, static, prompt, policy, can_follow, eos, max_tokens, drafts, sampling
+    head, static, prompt, policy, can_follow, eos, max_tokens, drafts, draft_tokens, sampling
 ):
-    options = {"eos": eos, "max_tokens": max_tokens, **sampling}
+    options = {"eos": eos, "max_tokens": max_tokens, "draft_tokens": draft_tokens, **sampling}
     expected = run(FullHead, [], prompt, **options)
     policy = None if head is FullHead else policy
     drafter = Guesses(drafts, expected)
@@ -275,6 +280,17 @@ def test_drafts_do_not_change_exact_ids(
 def test_drafts_do_not_change_approximate_ids(static, drafts, sampling):
     expected = run(HEADS["prealloc"], static, [3, 77], **sampling)
     assert run(HEADS["prealloc"], static, [3, 77], drafter=Guesses(drafts, expected), **sampling) == expected
+
+
+def test_a_given_number_of_tokens_is_drafted_whatever_reads_cost():
+    free = run(FullHead, [], [50, 60], max_tokens=16)
+    decoder = FakeDecoder(TABLE, FullHead)
+    decoder.head.set_static([])
+    work = request(decoder, max_tokens=16, drafter=Guesses([9], free), draft_tokens=3)
+    work.costs = None
+    assert list(ids_of(work, [50, 60])) == free
+    # The first token comes from the prompt; then three reads of four tokens, and one of what is left.
+    assert {length: sum(found.accepted) for length, found in work.drafts.lengths.items()} == {3: 3, 2: 1}
 
 
 def test_right_drafts_are_counted_and_save_reads():

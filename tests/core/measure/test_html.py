@@ -106,6 +106,9 @@ def test_only_measured_pictures_are_drawn():
     assert [picture.name for picture in draw(results(*sizes))] == ["speed", "misses"]
     names = [picture.name for picture in draw(results(row("prealloc", 3), drafting_row()))]
     assert names[2:] == ["speed", "acceptance", "draft-speed", "misses"]
+    lengths = [drafting_row(f"draft@{length}") for length in (1, 2, 4)]
+    names = [picture.name for picture in draw(results(row("prealloc", 3), *lengths))]
+    assert names[2:] == ["speed", "acceptance", "draft-speed", "misses"]
     idle = drafting_row() | {"drafted": [0] * 20, "draft_lengths": [[0, [20], 0.4]]}
     assert "acceptance" not in [picture.name for picture in draw(results(row("prealloc", 3), idle))]
 

@@ -26,6 +26,10 @@ def test_names_describe_head_mode_store_and_rows():
         Variant("draft", "prealloc", draft="ngram"),
         Variant("full+draft", "full", draft="ngram"),
     ]
+    assert parse_variants("draft@1,full+draft@16") == [
+        Variant("draft@1", "prealloc", draft="ngram", draft_tokens=1),
+        Variant("full+draft@16", "full", draft="ngram", draft_tokens=16),
+    ]
     assert {variant.name for variant in parse_variants(BENCH_DEFAULT)} < set(all_names())
     assert len(parse_variants("all")) == 14
     names = [variant.name for variant in parse_variants("full", sizes="512,1024")]
@@ -46,6 +50,9 @@ def test_names_describe_head_mode_store_and_rows():
         "full-approximate",
         "prealloc+draft",
         "draft-ram",
+        "draft@0",
+        "draft@17",
+        "draft@",
         "full@9",
         "prealloc@0",
         "prealloc@00",
