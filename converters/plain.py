@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -84,6 +85,23 @@ class PlainModel:
                 f"{self.name}: its layers have a vocabulary table of their own "
                 f"({self._tables.per_layer.name}), to which vt does not add rows."
             )
+
+    def rows_scale(self, ids: Collection[int]) -> float:
+        """Root mean square of some rows; of embedding and head, that of the table where it is smaller."""
+        import numpy as np
+
+        from vt_core.files.dtypes import to_float32
+
+        def scale(info: TensorInfo) -> float:
+            wanted, total, start = np.array(sorted(ids)), 0.0, 0
+            for chunk in self._source.chunks(info.name, info.dtype):
+                inside = wanted[(wanted >= start) & (wanted < start + len(chunk))]
+                total += float((to_float32(chunk[inside - start], info.dtype) ** 2).sum())
+                start += len(chunk)
+            return math.sqrt(total / (len(wanted) * info.shape[1]))
+
+        tables = (self._tables.embedding, self._tables.head)
+        return min(scale(info) for info in tables if info is not None)
 
     def write_with_rows(
         self, out: Path, parts: Mapping[int, tuple[int, ...]], write_tokenizer: Callable[[Path], object]

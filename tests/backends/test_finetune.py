@@ -217,9 +217,21 @@ def test_training_stops_early_and_keeps_the_best_weights(backend, tiny, tmp_path
     assert total / 12 == pytest.approx(min(evaluated), rel=2e-3)
 
 
-def test_rows_learn_faster_than_layers_unless_told_otherwise():
-    assert Settings(learning_rate=1e-3).rows_rate == pytest.approx(1e-2)
-    assert Settings(learning_rate=1e-3, rows_learning_rate=2e-3).rows_rate == 2e-3
+def test_rows_learn_faster_than_layers_but_not_beyond_their_scale_unless_told_otherwise():
+    assert Settings(learning_rate=1e-3).for_rows(1.0).rows_rate == pytest.approx(1e-2)
+    assert Settings(learning_rate=1e-3).for_rows(0.02).rows_rate == pytest.approx(2e-3)
+    assert Settings(learning_rate=1e-3, rows_learning_rate=5e-3).for_rows(0.02).rows_rate == 5e-3
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2"])
+def test_scale_of_rows_is_their_root_mean_square(kind, tiny):
+    model = plain_model(tiny(kind)[0])
+    weights = load_file(model.path / "model.safetensors")
+    names = ["model.embed_tokens.weight", "lm_head.weight"]
+    rows = [weights[name].astype(np.float64)[[40, 60, 900]] for name in names if name in weights]
+    assert len(rows) == (1 if model.tied else 2)
+    expected = min(np.sqrt((values**2).mean()) for values in rows)
+    assert model.rows_scale((40, 60, 900)) == pytest.approx(expected)
 
 
 def test_a_batch_must_be_a_multiple_of_the_micro_batch():

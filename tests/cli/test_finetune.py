@@ -97,7 +97,9 @@ def test_directory_holds_model_adapter_and_curve(command, enriched, tmp_path, mo
     evaluated = [point["loss"] for point in report["curve"] if point["evaluation"]]
     assert len(evaluated) == 2 and evaluated[1] < evaluated[0]
     assert (out / "training.png").read_bytes().startswith(b"\x89PNG")
-    assert json.loads((out / "training.json").read_text())["settings"]["rank"] == 4
+    written = json.loads((out / "training.json").read_text())
+    assert written["settings"]["rank"] == 4
+    assert (written["template"], written["system"], written["raw"]) == ("{input}", None, True)
     assert json.loads((out / "adapter" / "adapter_config.json").read_text())["r"] == 4
     assert not list(tmp_path.glob(".out*"))
     assert (out / "merges.json").read_text() == (enriched / "merges.json").read_text()

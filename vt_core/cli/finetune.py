@@ -73,7 +73,8 @@ SMALL_DISK = 64 << 20
 @click.option(
     "--rows-learning-rate",
     type=click.FloatRange(0, 1, min_open=True),
-    help="Learning rate of the rows of merged tokens at the start.  [default: 10 times --learning-rate]",
+    help="Learning rate of the rows of merged tokens at the start.  [default: 10 times --learning-rate, at "
+    "most a tenth of the rows' root mean square]",
 )
 @click.option("--rank", type=WHOLE, default=16, show_default=True, help="Rank of the low-rank layers.")
 @click.option("--alpha", type=WHOLE, help="Low-rank layers are scaled by alpha / rank.  [default: the rank]")
@@ -245,8 +246,11 @@ def _plan(
         train, evaluation = split(train, share, options["seed"])
     new_ids = tuple(tokenizer.merges)
     _check_rows_rate(options, model.name, new_ids)
+    if new_ids and not settings.full:
+        settings = settings.for_rows(model.rows_scale(new_ids))
     plan = TrainingPlan(model.path, model.tied, new_ids, train, evaluation, settings, work)
-    return plan, {"too_long": too_long, "raw": raw}
+    prompts = {"template": rows.prompt, "system": options["system"], "raw": raw}
+    return plan, {"too_long": too_long, **prompts}
 
 
 def _prepare(plan: TrainingPlan, model: PlainModel, options: dict[str, Any]) -> None:
