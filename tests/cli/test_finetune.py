@@ -67,6 +67,9 @@ def test_long_examples_are_left_out_and_counted(enriched, corpus):
     assert found.too_long == sum(len(example.ids) == longest for example in every) > 0
     with pytest.raises(DataError, match="no example"):
         read_examples([corpus], tokenizer, RowFormat(), raw=True, max_length=2)
+    corpus.write_text('{"input": "a", "output": ""}\n')
+    with pytest.raises(DataError, match="no row has a prompt and an output"):
+        read_examples([corpus], tokenizer, RowFormat(), raw=True, max_length=999)
 
 
 def test_splits_and_choices_do_not_overlap_and_depend_on_the_seed():

@@ -184,9 +184,12 @@ def read_examples(
         elif before:
             kept.append(Example(ids, len(before)))
     if not kept:
+        names = ", ".join(map(str, files))
+        if not too_long:
+            raise DataError(f"{names}: no row has a prompt and an output.")
         raise DataError(
-            f"{', '.join(map(str, files))}: no example with a prompt and an output has at most {max_length} "
-            "tokens."
+            f"{names}: no example with a prompt and an output has at most {max_length} tokens; give a larger "
+            "--max-length."
         )
     return Examples(kept, too_long)
 
