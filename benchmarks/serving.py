@@ -3,7 +3,7 @@
     python -m benchmarks.serving --model MODEL_DIR --out FILE.json
 
 serves a model directory with vt-torch and vt-mlx, and its plain copy with mlx_lm.server and `transformers
-serve`, where these are installed. For each number of clients the servers take turns: every client sends
+serve`, where these are installed, one server after the other. For each number of clients, every client sends
 streamed greedy chat requests of a fixed length one after the other. Requests go to the loopback address only.
 
 MLX's Linux CPU build multiplies slowly unless an optimized BLAS is preloaded, see docs/limits.md.
@@ -20,6 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import quantiles
@@ -37,6 +38,8 @@ PROMPTS = [
 ]
 #: Clients, and requests of all of them together.
 LOADS = ("1:8", "8:24", "32:64")
+#: Most seconds of a load. What is not answered by then has failed.
+LONGEST_S = 120
 #: Seconds between looks at a server's memory.
 SAMPLE_S = 0.1
 
@@ -77,9 +80,15 @@ class Server:
         return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS")), 0)
 
     def stop(self) -> None:
-        if self.process is not None and self.process.poll() is None:
+        if self.process is None:
+            return
+        with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGTERM)
-            self.process.wait(60)
+        try:
+            self.process.wait(10)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
 
 
 class StreamError(Exception):
@@ -142,14 +151,15 @@ async def run(server: Server, clients: int, requests: int, tokens: int) -> dict[
 
         watching = asyncio.create_task(watch())
         began = time.monotonic()
-        await asyncio.gather(*(work() for _ in range(clients)))
+        with suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(asyncio.gather(*(work() for _ in range(clients))), LONGEST_S)
         seconds = time.monotonic() - began
         watching.cancel()
-    cuts = quantiles(firsts, n=100, method="inclusive") if len(firsts) > 1 else firsts * 99
+    cuts = quantiles(firsts, n=100, method="inclusive") if len(firsts) > 1 else (firsts or [None]) * 99
     return {
         "clients": clients,
         "requests": requests,
-        "failed": len(failures),
+        "failed": requests - len(firsts),
         "first_failure": failures[0] if failures else None,
         "requests_per_s": len(firsts) / seconds,
         "ttft_p50_s": cuts[49],
@@ -183,6 +193,7 @@ def servers(model: Path, plain: Path, dtype: str, only: Sequence[str]) -> list[S
     found.append(Server("transformers serve", command, str(plain), at))
     at = port()
     batched = [*command[:4], str(at), *command[5:], "--continuous-batching"]
+    batched += ["--cb-max-memory-percent", "0.2"]  # of the free memory; the default takes nearly all
     found.append(Server("transformers serve, batching", batched, str(plain), at))
     return [server for server in found if not only or server.name in only]
 
@@ -198,27 +209,25 @@ def main(
     model: Path, tokens: int, dtype: str, only: tuple[str, ...], loads: tuple[str, ...], out: Path
 ) -> None:
     plain = stock_copy(ModelDirectory.open(model))
-    running = servers(model.resolve(), plain, dtype, only)
-    try:
-        for server in running:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # which stops the server that runs
+    measured = servers(model.resolve(), plain, dtype, only)
+    for server in measured:
+        try:
             server.start()
             click.echo(
                 f"{server.name}: first answer after {server.started:.1f} s, {server.idle / 1e6:.0f} MB"
             )
-        for clients, requests in [map(int, load.split(":")) for load in loads]:
-            for server in running:
-                found = asyncio.run(run(server, clients, requests, tokens))
-                server.loads.append(found)
-                click.echo(f"{server.name}: {found}")
-    finally:
-        for server in running:
+            for clients, requests in [map(int, load.split(":")) for load in loads]:
+                server.loads.append(asyncio.run(run(server, clients, requests, tokens)))
+                click.echo(f"{server.name}: {server.loads[-1]}")
+        finally:
             server.stop()
     result = {
         "machine": machine(),
         "tokens": tokens,
         "servers": [
             {"name": each.name, "start_s": each.started, "idle_bytes": each.idle, "loads": each.loads}
-            for each in running
+            for each in measured
         ],
     }
     out.write_text(json.dumps(result, indent=1) + "\n")
