@@ -16,7 +16,7 @@ from vt_torch.decoder import TorchDecoder
 from vt_torch.device import pick_device, pick_dtype, reset_peak
 from vt_torch.integers import choose_sums
 from vt_torch.prequantized import find_layout
-from vt_torch.products import kernels_of
+from vt_torch.products import bound_kernels, kernels_of
 from vt_torch.quantized import check_kernels
 from vt_torch.rows import TorchRows
 
@@ -63,6 +63,7 @@ def load_decoder(
     if manifest.integers:
         check_kernels(manifest.integers, target, run_dtype)
     reset_peak(target)
+    bound_kernels()
     rows = TorchRows(open_tables(directory, store), manifest.tied, target, run_dtype)
     if target.type == "cpu":  # timed now: later, the first token would wait, and the sample add to the peak
         if rows.quantized:

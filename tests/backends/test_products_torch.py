@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 
 import numpy as np
@@ -87,3 +88,13 @@ def test_no_kernel_changes_the_text(dtype, tile_bytes, tiny, monkeypatch):
         found = [model.generate(prompt, max_tokens=24, **sampling) for sampling in samplings]
         assert [result.token_ids for result in found] == expected
         assert all(result.stats.verifications > 0 for result in found)
+
+
+@pytest.mark.parametrize("number", [None, "7"])
+def test_onednn_keeps_few_kernels_unless_the_user_sets_a_number(monkeypatch, number):
+    name = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
+    monkeypatch.setenv(name, number or "")  # restored afterwards
+    if number is None:
+        monkeypatch.delenv(name)
+    products.bound_kernels()
+    assert os.environ[name] == (number or "128")
