@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 
 from tests.commands import error_of, json_of, run_cli, start_cli
 from vt_core import load
-from vt_core.enrich.training import Example, choose, end_id, read_examples, split
+from vt_core.enrich.training import Example, choose, end_id, rare_ids, read_examples, split
 from vt_core.errors import DataError
 from vt_core.profile import RowFormat
 from vt_core.vocab.merges import Merges
@@ -82,6 +82,11 @@ def test_splits_and_choices_do_not_overlap_and_depend_on_the_seed():
     assert choose(examples, None, 3) == examples
 
 
+def test_rare_ids_are_in_fewer_than_five_outputs():
+    examples = [Example([7, 8, 1, 1], 2)] * 4 + [Example([9, 2], 1)] * 5
+    assert rare_ids(examples, [1, 2, 7, 8]) == [1, 7, 8]
+
+
 @pytest.fixture
 def command(enriched, corpus):
     pytest.importorskip("trl")
@@ -95,7 +100,8 @@ def command(enriched, corpus):
 def test_directory_holds_model_adapter_and_curve(command, enriched, tmp_path, monkeypatch):
     monkeypatch.setenv("VT_CACHE", str(tmp_path / "cache"))
     out = tmp_path / "out"
-    report = json_of(run_cli("torch", *command, "--out", out, "--json"))
+    done = run_cli("torch", *command, "--out", out, "--json")
+    report = json_of(done)
     assert (report["examples"], report["evaluation_examples"], report["steps"]) == (16, 4, 8)
     evaluated = [point["loss"] for point in report["curve"] if point["evaluation"]]
     assert len(evaluated) == 2 and evaluated[1] < evaluated[0]
@@ -104,6 +110,9 @@ def test_directory_holds_model_adapter_and_curve(command, enriched, tmp_path, mo
     assert written["settings"]["rank"] == 4
     assert (written["template"], written["system"], written["raw"]) == ("{input}", None, True)
     assert json.loads((out / "adapter" / "adapter_config.json").read_text())["r"] == 4
+    rare, merged = report["rare_merged_tokens"], report["merged_tokens"]
+    assert 0 < rare < merged
+    assert f"{rare} of {merged} merged tokens are in fewer than 5 examples" in done.stderr
     assert not list(tmp_path.glob(".out*"))
     assert (out / "merges.json").read_text() == (enriched / "merges.json").read_text()
     with load(out, dtype="float32") as model:

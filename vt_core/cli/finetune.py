@@ -142,6 +142,8 @@ def finetune(backend: str, **options: Any) -> None:
     trainer = _backend(backend)
     model = plain_model(options["model"], revision=options["revision"])
     plan, counts = _plan(model, options, settings, rows, out.parent / f".{out.name}.training")
+    if counts["rare_merged_tokens"]:
+        click.echo(_rare_text(len(plan.new_ids), counts["rare_merged_tokens"]), err=True)
     _prepare(plan, model, options)
     trained = _train(trainer, plan)
     report = counts | _training_report(plan, trained, time.monotonic() - started)
@@ -222,7 +224,7 @@ def _plan(
     model: PlainModel, options: dict[str, Any], settings: Settings, rows: RowFormat, work: Path
 ) -> tuple[TrainingPlan, dict[str, Any]]:
     """The training run, and what the report says about its examples."""
-    from vt_core.enrich.training import TrainingPlan, choose, read_examples, split
+    from vt_core.enrich.training import TrainingPlan, choose, rare_ids, read_examples, split
     from vt_core.vocab.tokenizer import Tokenizer
 
     tokenizer = Tokenizer(model.path)
@@ -250,7 +252,8 @@ def _plan(
         settings = settings.for_rows(model.rows_scale(new_ids))
     plan = TrainingPlan(model.path, model.tied, new_ids, train, evaluation, settings, work)
     prompts = {"template": rows.prompt, "system": options["system"], "raw": raw}
-    return plan, {"too_long": too_long, **prompts}
+    rare = len(rare_ids(train, new_ids))
+    return plan, {"too_long": too_long, "rare_merged_tokens": rare, **prompts}
 
 
 def _prepare(plan: TrainingPlan, model: PlainModel, options: dict[str, Any]) -> None:
@@ -306,6 +309,15 @@ def _training_report(plan: TrainingPlan, trained: Trained, seconds: float) -> di
         "seconds": round(seconds, 1),
         "curve": [asdict(point) for point in trained.curve],
     }
+
+
+def _rare_text(merged: int, rare: int) -> str:
+    from vt_core.enrich.training import RARE
+
+    return (
+        f"{rare:,} of {merged:,} merged tokens are in fewer than {RARE} examples, too few to learn them: "
+        "train on more examples, or give enrich fewer --rows"
+    )
 
 
 def _point_text(point: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,6 +17,9 @@ from vt_core.files.adapters import LowRank
 from vt_core.profile.row_format import RowFormat
 from vt_core.profile.rows import each_row
 from vt_core.vocab.tokenizer import Tokenizer
+
+#: A merged token in fewer outputs than this is hardly learned: docs/enrichment.md has models with many such.
+RARE = 5
 
 Floats = npt.NDArray[np.float32]
 
@@ -236,6 +240,12 @@ def choose(examples: Sequence[Example], limit: int | None, seed: int) -> list[Ex
         return list(examples)
     chosen = sorted(random.Random(seed).sample(range(len(examples)), limit))
     return [examples[at] for at in chosen]
+
+
+def rare_ids(examples: Sequence[Example], ids: Sequence[int]) -> list[int]:
+    """Those of some ids that are in the outputs of fewer than `RARE` examples."""
+    counts = Counter(id for example in examples for id in set(example.ids[example.prompt :]))
+    return [id for id in ids if counts[id] < RARE]
 
 
 def _prompt_ids(tokenizer: Tokenizer, prompt: str, raw: bool, system: str | None) -> list[int]:
