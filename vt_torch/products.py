@@ -42,18 +42,22 @@ _TILE_BYTES = 16 << 20
 _REPEATS, _HOPELESS = 3, 1.5
 #: A multiple of positions for which MKL's product is faster than for a few positions less.
 _GOOD_COUNT = 16
-#: Compiled kernels that oneDNN keeps: those of a step, some ten, and of drafts of up to 16 tokens. 64 were as
-#: fast as oneDNN's 1,024 without drafts, and with none at all steps took 1.5 times as long (Gemma 3 270M).
+#: Settings of the two caches of compiled kernels, oneDNN's and that of PyTorch around it, which keeps kernels
+#: that the other has dropped.
+KERNEL_CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
+#: Kernels in each of them: those of a step, some ten, and of drafts of up to 16 tokens. 64 were as fast as
+#: the 1,024 without a setting, and with none at all steps took 1.5 times as long (Gemma 3 270M).
 _KEPT_KERNELS = 128
 
 
 def bound_kernels() -> None:
-    """Let oneDNN keep fewer of the kernels that it compiles for each shape of a product, some 0.6 MB each.
+    """Keep fewer of the kernels that are compiled for each shape of a product, some 0.6 MB each.
 
     Each new length of a prompt brings six or seven, so a server would end with 600 MB of them. Only works
-    before the first product of the process. A number that the user has set stays.
+    before the first product of the process. Numbers that the user has set stay.
     """
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(_KEPT_KERNELS))
+    for name in KERNEL_CACHES:
+        os.environ.setdefault(name, str(_KEPT_KERNELS))
 
 
 class Buffers:

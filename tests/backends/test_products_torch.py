@@ -90,11 +90,12 @@ def test_no_kernel_changes_the_text(dtype, tile_bytes, tiny, monkeypatch):
         assert all(result.stats.verifications > 0 for result in found)
 
 
+@pytest.mark.parametrize("name", products.KERNEL_CACHES)
 @pytest.mark.parametrize("number", [None, "7"])
-def test_onednn_keeps_few_kernels_unless_the_user_sets_a_number(monkeypatch, number):
-    name = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
-    monkeypatch.setenv(name, number or "")  # restored afterwards
-    if number is None:
-        monkeypatch.delenv(name)
+def test_few_compiled_kernels_are_kept_unless_the_user_sets_a_number(monkeypatch, name, number):
+    for each in products.KERNEL_CACHES:
+        monkeypatch.setenv(each, number or "")  # restored afterwards
+        if number is None:
+            monkeypatch.delenv(each)
     products.bound_kernels()
     assert os.environ[name] == (number or "128")
