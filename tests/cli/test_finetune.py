@@ -175,5 +175,9 @@ def test_a_full_disk_or_memory_is_one_sentence(raised, expected, command, tmp_pa
         raise raised
 
     monkeypatch.setattr(vt_torch.finetune, "finetune", fail)
-    assert expected in error_of(run_cli("torch", *command, "--out", tmp_path / "out"))
+    result = run_cli("torch", *command, "--out", tmp_path / "out")
+    assert (result.exit_code, result.stdout) == (2, ""), result.output
+    rare, error = result.stderr.splitlines()
+    assert "merged tokens are in fewer than 5 examples" in rare
+    assert expected in error
     assert not (tmp_path / "out").exists()

@@ -216,9 +216,9 @@ def choose(tools: Sequence[dict[str, Any]], choice: Choice | None, *, free: bool
         raise refused("tools", "do not go with a format of the answer, unless tool_choice is none")
     by_name = {tool["function"]["name"]: tool for tool in tools}
     names = by_name if choice.names is None else choice.names
-    unknown = [shorten(name) for name in names if name not in by_name]
-    if unknown:
-        raise refused("tool_choice", f"names {', '.join(unknown)}, which is not among the tools")
+    unknown = next((name for name in names if name not in by_name), None)
+    if unknown is not None:
+        raise refused("tool_choice", f"names {shorten(unknown)}, which is not among the tools")
     allowed = [tool for tool in tools if tool["function"]["name"] in names]
     if choice.mode == "required":
         # The answer is held to a call of these. The template may show the others: the prompt, and what is
