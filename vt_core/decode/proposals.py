@@ -29,8 +29,10 @@ class Proposals:
     def may_pay(self) -> bool:
         """Whether drafts as good as the latest would pay; a step queued ahead leaves no room for one."""
         costs = self._request.costs
-        if self._drafter is None or self._request.draft_tokens is not None:
-            return self._drafter is not None
+        if self._drafter is None:
+            return False
+        if self._request.draft_tokens is not None:
+            return True
         if costs is None or not costs.reads.known:
             return False
         return best_length([self._drafter.recent] * MAX_DRAFT, costs.reads.seconds) > 0

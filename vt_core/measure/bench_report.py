@@ -9,7 +9,7 @@ from vt_core.measure.bootstrap import Floats
 from vt_core.measure.figures import DraftLength, Figures, Latency, Row
 from vt_core.measure.machine import cores_text, machine_text
 from vt_core.measure.report import NONE, Report, Table, megabytes, number, span
-from vt_core.measure.variants import FULL, STOCK, undrafted
+from vt_core.measure.variants import FULL, STOCK, UNDRAFTED, undrafted
 
 Figure = Callable[[Row], float | None]
 Terms = Callable[[Row], Floats]
@@ -311,8 +311,8 @@ def _drafting(figures: Figures) -> Table:
         "Drafting",
         "Reads: passes of the model after the prompts. Accepted: drafted tokens that the head in use chose "
         "too, and their share. Time: share of the requests' time spent on drafting. ×: ratio of tokens/s to "
-        f"prealloc (for draft) and {FULL} (for full+draft), and to {STOCK}. @N: N tokens are drafted where "
-        "so many are proposed; without it, as many as pay.",
+        f"{' and '.join(f'{plain} (for {name})' for name, plain in UNDRAFTED.items())}, and to {STOCK}. "
+        "@N: N tokens are drafted where so many are proposed; without it, as many as pay.",
         [
             "variant",
             "tokens a read",

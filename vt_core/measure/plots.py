@@ -185,15 +185,14 @@ def _acceptance(figures: Figures, look: Look, axes: Any) -> None:
 
 def _draft_speed(figures: Figures, look: Look, axes: Any) -> None:
     fixed: dict[str, list[tuple[int, float]]] = {}
-    for row in figures.drafting:
-        variant = parse_variant(row.name)
-        if variant.draft_tokens and row.tokens_per_s:
-            fixed.setdefault(row.name.partition("@")[0], []).append((variant.draft_tokens, row.tokens_per_s))
     colors = _colors(look)
     for row in figures.drafting:
-        if parse_variant(row.name).draft_tokens is None:
+        length = parse_variant(row.name).draft_tokens
+        if length is None:
             points = [(each.length, each.tokens_per_s) for each in row.draft_lengths if each.seconds]
             _line(axes, points, next(colors), f"{row.name}: reads of this length")
+        elif row.tokens_per_s:
+            fixed.setdefault(row.name.partition("@")[0], []).append((length, row.tokens_per_s))
     for name, points in fixed.items():
         _line(axes, sorted(points), next(colors), f"{name}@N: whole answers")
     axes.set(xlabel="drafted tokens of a read", ylabel="tokens/s", ylim=(0, None))

@@ -12,7 +12,7 @@ from vt_core.vocab.heads import HEADS
 
 STOCK, FULL = "stock", "full"
 #: The variants of ``bench`` that draft tokens, each with the one that differs in nothing else.
-_UNDRAFTED = {"draft": "prealloc", "full+draft": FULL}
+UNDRAFTED = {"draft": "prealloc", "full+draft": FULL}
 #: What ``bench`` compares by default: the heads as published (approximate), the same with verification, and
 #: the tables in memory instead of on disk.
 BENCH_DEFAULT = (
@@ -104,13 +104,13 @@ def parse_variant(name: str) -> Variant:
                 f"the variant {name!r} drafts {tokens} tokens, but only 1 to {MAX_DRAFT} can be"
             )
         length = None if tokens is None else int(tokens)
-        return Variant(name, _UNDRAFTED[base], draft="ngram", draft_tokens=length)
+        return Variant(name, UNDRAFTED[base], draft="ngram", draft_tokens=length)
     match = _NAME.fullmatch(name)
     head, approximate, ram, rows = match.groups() if match else ("", None, None, None)
     known = head in _REDUCED or (head == FULL and not approximate and not rows)
     if not known or (rows is not None and int(rows) == 0):
         raise OptionError(
-            f"unknown variant {name!r}: use stock, full, {', '.join(_UNDRAFTED)}, which may be followed by "
+            f"unknown variant {name!r}: use stock, full, {', '.join(UNDRAFTED)}, which may be followed by "
             f"@TOKENS, or one of {', '.join(_REDUCED)}, which may be followed by -approximate, -ram and "
             "@ROWS, in this order"
         )
@@ -121,7 +121,7 @@ def parse_variant(name: str) -> Variant:
 def undrafted(name: str) -> str | None:
     """The variant that differs from a drafting one only in that it drafts nothing; None for all others."""
     drafted = _DRAFTED.fullmatch(name)
-    return _UNDRAFTED[drafted[1]] if drafted else None
+    return UNDRAFTED[drafted[1]] if drafted else None
 
 
 def parse_eval_variants(text: str | None, can_prune: bool) -> tuple[Variant, ...]:

@@ -144,11 +144,10 @@ class Choice:
     names: Sequence[str] | None = None  #: of the tools that may be called; None: of all
 
 
-_FUNCTION_TYPE = fields.choice("function")
 _NAMED = fields.Table({"name": name}, required=("name",))
 # Chat completions write a tool's name under ``function``, responses write it beside the type.
 _NAMED_TOOL = fields.Table(
-    {"type": _FUNCTION_TYPE, "function": _NAMED.read, "name": name}, required=("type",)
+    {"type": fields.choice("function"), "function": _NAMED.read, "name": name}, required=("type",)
 )
 _MODE = fields.choice("none", "auto", "required")
 
