@@ -73,6 +73,21 @@ def test_exact_ids_equal_full_head_ids(backend, kind, dtype, quantize, sampling,
     assert model.decoder.head.vocabulary.learned_size > 0
 
 
+@every_kind
+@pytest.mark.parametrize("sampling", ["greedy", "sampled"])
+@pytest.mark.parametrize("head", ["full", "prealloc"])
+def test_ids_do_not_depend_on_the_tokens_of_a_draft(backend, kind, head, sampling, models):
+    full, reduced = models(backend, kind, "float32", None)
+    repeating = [5, 17, 300, 42] * 6
+    likely = dict.fromkeys(repeating, 20.0)  # so that the answer has n-grams of the prompt
+    options = {"max_tokens": TOKENS, "logit_bias": likely, **SAMPLINGS[sampling]}
+    expected = full.generate(repeating, draft="none", **options).token_ids
+    for count in (1, 5, 16):
+        result = (full if head == "full" else reduced).generate(repeating, draft_tokens=count, **options)
+        assert result.token_ids == expected
+        assert 0 < max(length for length, _, _ in result.stats.draft_lengths) <= count
+
+
 def test_approximate_ids_are_active(backend, tiny):
     model = load(tiny("llama")[1], backend=backend, device="cpu")
     model.decoder.head.set_static(range(0, 300, 2))

@@ -220,7 +220,7 @@ def test_training_stops_early_and_keeps_the_best_weights(backend, tiny, tmp_path
 def test_rows_learn_faster_than_layers_but_not_beyond_their_scale_unless_told_otherwise():
     assert Settings(learning_rate=1e-3).for_rows(1.0).rows_rate == pytest.approx(1e-2)
     assert Settings(learning_rate=1e-3).for_rows(0.02).rows_rate == pytest.approx(2e-3)
-    assert Settings(learning_rate=1e-3, rows_learning_rate=5e-3).for_rows(0.02).rows_rate == 5e-3
+    assert Settings(learning_rate=1e-3, rows_learning_rate=5e-3).rows_rate == 5e-3
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2"])

@@ -248,7 +248,7 @@ def _plan(
         train, evaluation = split(train, share, options["seed"])
     new_ids = tuple(tokenizer.merges)
     _check_rows_rate(options, model.name, new_ids)
-    if new_ids and not settings.full:
+    if new_ids and not settings.full and settings.rows_learning_rate is None:
         settings = settings.for_rows(model.rows_scale(new_ids))
     plan = TrainingPlan(model.path, model.tied, new_ids, train, evaluation, settings, work)
     prompts = {"template": rows.prompt, "system": options["system"], "raw": raw}

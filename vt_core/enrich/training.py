@@ -72,13 +72,11 @@ class Settings:
         return self.learning_rate if self.rows_learning_rate is None else self.rows_learning_rate
 
     def for_rows(self, scale: float) -> Settings:
-        """These settings with a learning rate for merged tokens' rows, if they have none.
+        """These settings with the default learning rate for merged tokens' rows.
 
         Args:
             scale: root mean square of the rows.
         """
-        if self.rows_learning_rate is not None:
-            return self
         rate = min(ROWS_RATE * self.learning_rate, ROWS_SHARE * scale)
         return replace(self, rows_learning_rate=rate)
 
