@@ -36,7 +36,11 @@ def product(hidden: torch.Tensor, weight: torch.Tensor, scales: torch.Tensor) ->
     wide = hidden.to(dtype)
     out = hidden.new_empty(len(hidden), len(weight))
     for part in _pieces(weight):
-        out[:, part] = F.linear(wide, weight[part].to(dtype).mul_(scales[part, None]))
+        rows = weight[part].to(dtype)
+        if dtype == torch.float16:  # sums of unscaled rows may exceed it
+            out[:, part] = F.linear(wide, rows.mul_(scales[part, None]))
+        else:  # the integers are exact, and there are fewer sums than weights to scale
+            out[:, part] = F.linear(wide, rows).mul_(scales[part])
     return out
 
 

@@ -60,6 +60,14 @@ def test_products_of_few_and_many_positions_agree(columns, positions, dtype, mon
     )
 
 
+@pytest.mark.parametrize("positions", [1, 9])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_large_sums_of_integers_are_finite(dtype, positions):
+    hidden, numbers = torch.full((positions, 128), 30.0).to(dtype), torch.full((16, 128), 127).to(torch.int8)
+    out = quantized.product(hidden, numbers, torch.full((16,), 0.001).to(dtype))
+    torch.testing.assert_close(out.float(), torch.full((positions, 16), 487.68), rtol=0.01, atol=0.0)
+
+
 @pytest.mark.parametrize("positions", [1, 8])
 @pytest.mark.parametrize("start", [0, 2, 8, 16])
 def test_numbers_may_stand_anywhere_in_memory(start, positions):
