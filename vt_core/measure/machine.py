@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -87,6 +88,9 @@ def _quoted(argument: str) -> str:
 
 
 def _short(argument: str) -> str:
+    name, _, value = argument.partition("=")  # --data=FILE, or NAME=FILE
+    if value and re.fullmatch(r"[\w.+@-]+", name):
+        return f"{name}={_short(value)}"
     path = Path(argument)
     if not (path.is_absolute() or argument.startswith(("..", "~"))):
         return argument

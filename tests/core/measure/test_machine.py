@@ -13,10 +13,16 @@ def test_command_keeps_only_names_of_outside_paths(monkeypatch, tmp_path):
         "/models/some-vt",
         "--data",
         "../x/y.jsonl",
+        "--compare",
+        "tuned-300=/models/tuned",
+        "--draft-file=../x/y.ngrams",
         "--out",
         str(tmp_path / "a/b"),
     ]
-    expected = "vt-torch bench --model some-vt --data y.jsonl --out a/b"
+    expected = (
+        "vt-torch bench --model some-vt --data y.jsonl --compare tuned-300=tuned --draft-file=y.ngrams "
+        "--out a/b"
+    )
     assert command_text("vt-torch", arguments) == expected
     assert command_text("vt-torch", ["--template", "Say {input}"]) == "vt-torch --template 'Say {input}'"
     lines = command_text("vt-torch", ["--template", "It's\n\\{input}"])
