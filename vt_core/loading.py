@@ -17,17 +17,14 @@ from vt_core.vocab.collection import open_task
 from vt_core.vocab.learning import LearnedFile, learned_path
 from vt_core.vocab.ngrams import NgramTable, open_tables
 from vt_core.vocab.static import static_ids
-from vt_core.vocab.task import TaskVocabulary, read_task
+from vt_core.vocab.task import TaskVocabulary
 from vt_core.vocab.tokenizer import Tokenizer
 
 
 def load_model(options: LoadOptions) -> Model:
     """See :func:`vt_core.load`."""
-    # Damaged files fail before anything is downloaded or converted.
+    # A damaged file fails before anything is downloaded or converted.
     adapter = [] if options.adapter is None else read_adapter(options.adapter)
-    for task in options.tasks:
-        if not isinstance(task, TaskVocabulary) and Path(task).exists():
-            read_task(task)
     directory = _open_directory(options)
     tasks, files = _read_tasks(options, directory)
     drafts = _open_drafts(options, files, directory)

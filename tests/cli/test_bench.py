@@ -64,19 +64,27 @@ def test_variants_are_measured_and_reported(backend, tiny, data, tmp_path):
 @pytest.fixture
 def drafts(tiny, tmp_path):
     """A task file with an n-gram table beside it, for the tiny model."""
-    rows = tmp_path / "task.jsonl"
+    rows, out = tmp_path / "task.jsonl", tmp_path / "tasks" / "sea.vt.json"
     rows.write_text('{"input": "x", "output": "the sea the sea the sea"}\n' * 9)
-    arguments = ["profile", "--model", tiny("llama")[1], "--data", rows, "--out", tmp_path / "sea.vt.json"]
+    out.parent.mkdir()
+    arguments = ["profile", "--model", tiny("llama")[1], "--data", rows, "--out", out]
     done = CliRunner().invoke(build("torch"), [*map(str, arguments)])
     assert done.exit_code == 0, done.output
-    return tmp_path / "sea.vt.json"
+    return out
 
 
-@pytest.mark.parametrize("own_file", [False, True])
-def test_drafting_is_measured(tiny, data, drafts, own_file, tmp_path):
+@pytest.mark.parametrize("given", ["--task FILE", "--task NAME", "--draft-file FILE"])
+def test_drafting_is_measured(tiny, data, drafts, given, tmp_path, monkeypatch):
     out = tmp_path / "out"
     arguments = ["--model", tiny("llama")[1], "--data", data, "--limit", 2, "--max-tokens", 24]
-    arguments += ["--draft-file", drafts.with_name("sea.ngrams")] if own_file else ["--task", drafts]
+    if given == "--task NAME":
+        digest = json.loads(drafts.read_text())["tokenizer_digest"]
+        drafts.parent.rename(tmp_path / f"tiny-{digest[:12]}")
+        monkeypatch.setenv("VT_VOCABULARIES", str(tmp_path))
+        arguments += ["--task", "sea"]
+    else:
+        arguments += [given.removesuffix(" FILE")]
+        arguments += [drafts if given == "--task FILE" else drafts.with_name("sea.ngrams")]
     arguments += [
         "--variants",
         "full,full+draft,prealloc,draft,draft@3",

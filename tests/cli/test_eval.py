@@ -6,6 +6,7 @@ import json
 import shutil
 from importlib.util import find_spec
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -14,6 +15,7 @@ from vt_core.cli import build
 from vt_core.measure.eval_report import eval_report
 from vt_core.measure.output import folder_lock
 from vt_core.measure.report import markdown
+from vt_core.vocab.task import TaskVocabulary
 
 pytestmark = pytest.mark.slow
 
@@ -152,6 +154,7 @@ def test_a_folder_that_another_run_writes_into_is_refused(evaluated):
         (("--preset", "translation"), "must name its target language"),
         (("--data", "absent.jsonl"), "absent.jsonl: cannot be read"),
         (("--task", "absent.vt.json"), "absent.vt.json"),
+        (("--task", "absent"), "no task of that name"),
         (("--device", "abacus"), "device 'abacus'"),
     ],
 )
@@ -161,6 +164,23 @@ def test_user_errors_are_one_line(backend, tiny, tmp_path, more, message):
     done = run(backend, arguments, *more, "--out", tmp_path / "out")
     assert done.exit_code == 2 and message in done.stderr and done.stderr.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("backend", [BACKEND])
+def test_task_is_taken_from_the_collection_by_name(backend, tiny, tmp_path, monkeypatch):
+    model = tiny("llama")[1]
+    digest = json.loads((model / "vt.json").read_text())["tokenizer_digest"]
+    ids = np.arange(5, 25)
+    (tmp_path / f"tiny-{digest[:12]}").mkdir()
+    file = tmp_path / f"tiny-{digest[:12]}" / "letters.vt.json"
+    TaskVocabulary("letters", digest, 300, ids, ids * 0).save(file)
+    monkeypatch.setenv("VT_VOCABULARIES", str(tmp_path))
+    data = write_rows(tmp_path / "data.jsonl", ROWS)
+    arguments = ["--model", model, "--preset", "math", "--max-tokens", 2, "--device", "cpu", "--data", data]
+    arguments += ["--limit", 1, "--variants", "exact", "--task", "letters", "--out", tmp_path / "out"]
+    done = run(backend, arguments)
+    assert done.exit_code == 0, done.stderr
+    assert len(predictions(tmp_path / "out")) == 1
 
 
 @pytest.fixture(scope="module", params=[BACKEND])

@@ -114,8 +114,8 @@ def bench(backend: str, out: Path, **options: Any) -> None:
     from vt_core.measure.benchmark import Benchmark, run
     from vt_core.measure.machine import command_text
     from vt_core.measure.output import PAGE, check_folder, folder_lock, write_bench
+    from vt_core.vocab.collection import check_task
     from vt_core.vocab.ngrams import NgramTable
-    from vt_core.vocab.task import read_task
 
     variants = parse_variants(options["variants"], options["sizes"])
     if options["draft_file"] and all(variant.draft != "ngram" for variant in variants):
@@ -125,7 +125,7 @@ def bench(backend: str, out: Path, **options: Any) -> None:
     limited = _limited(options["limited"], variants)
     check_folder(out)
     for file in options["task"]:
-        read_task(file)  # a damaged file is refused before a model is downloaded
+        check_task(file)
     if options["draft_file"]:
         NgramTable.open(options["draft_file"])
     import_backend(backend)

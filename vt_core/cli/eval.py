@@ -164,7 +164,7 @@ def evaluate(backend: str, **options: Any) -> None:
 def _check(options: dict[str, Any]) -> tuple[Variant, ...]:
     """The variants; none where models are compared. Refuses what cannot go together or be read."""
     from vt_core.measure.variants import parse_eval_variants
-    from vt_core.vocab.task import read_task
+    from vt_core.vocab.collection import check_task
 
     if options["compare"]:
         for name in ("variants", "task", "profile_data"):
@@ -177,7 +177,7 @@ def _check(options: dict[str, Any]) -> tuple[Variant, ...]:
     if options["draft_file"]:
         raise OptionError("--draft-file goes with --compare; bench measures drafts of one model.")
     for file in options["task"]:
-        read_task(file)  # a damaged file is refused before a model is downloaded
+        check_task(file)
     return parse_eval_variants(options["variants"], bool(options["profile_data"]))
 
 

@@ -65,7 +65,8 @@ def load_options(
     compile: object,
     progress: object,
 ) -> LoadOptions:
-    """Check the arguments of :func:`vt_core.load`; nothing is imported, read or downloaded.
+    """Check the arguments of :func:`vt_core.load`, task vocabularies included. Nothing is imported or
+    downloaded.
 
     Raises:
         OptionError: an argument has the wrong type or is out of range.

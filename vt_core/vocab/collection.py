@@ -37,8 +37,15 @@ def collection_directory() -> Path | None:
 
 
 def check_task(task: str | Path) -> None:
-    """Raise VocabularyError if there is neither a file `task`, nor a task of this name for any tokenizer."""
-    if not Path(task).exists():
+    """Check a task vocabulary before a model is there, so that a bad one is refused before one is downloaded.
+
+    Raises:
+        VocabularyError: the file is damaged; or there is neither such a file nor a task of this name for any
+            tokenizer.
+    """
+    if Path(task).exists():
+        read_task(task)
+    else:
         _find(task, "")
 
 
