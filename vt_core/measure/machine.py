@@ -16,7 +16,7 @@ from typing import Any
 from vt_core.host import usable_cores
 
 #: Environment variables that affect the figures.
-ENVIRONMENT = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
+ENVIRONMENT = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "LD_PRELOAD")
 PACKAGES = ("transformers", "torch", "mlx", "mlx-lm", "numpy", "lmdb")
 
 
@@ -76,7 +76,7 @@ def command_text(program: str, arguments: Sequence[str]) -> str:
     Of paths outside the working directory only the file name is kept: the rest means nothing elsewhere.
     """
     settings = [f"{name}={os.environ[name]}" for name in ENVIRONMENT if name in os.environ]
-    return " ".join(map(_quoted, [*settings, program, *map(_short, arguments)]))
+    return " ".join(_quoted(_short(part)) for part in (*settings, program, *arguments))
 
 
 def _quoted(argument: str) -> str:

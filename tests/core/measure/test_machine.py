@@ -5,7 +5,7 @@ from vt_core.measure.machine import command_text, machine, machine_text, version
 
 def test_command_keeps_only_names_of_outside_paths(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "CUDA_VISIBLE_DEVICES"):
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "LD_PRELOAD"):
         monkeypatch.delenv(name, raising=False)
     arguments = [
         "bench",
@@ -28,7 +28,9 @@ def test_command_keeps_only_names_of_outside_paths(monkeypatch, tmp_path):
     lines = command_text("vt-torch", ["--template", "It's\n\\{input}"])
     assert lines == r"vt-torch --template $'It\'s\n\\{input}'"
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
-    assert command_text("vt-torch", arguments) == f"OMP_NUM_THREADS=2 {expected}"
+    monkeypatch.setenv("LD_PRELOAD", "/usr/lib/libblas.so.3")
+    settings = "OMP_NUM_THREADS=2 LD_PRELOAD=libblas.so.3"
+    assert command_text("vt-torch", arguments) == f"{settings} {expected}"
 
 
 def test_machine_and_versions_are_described():
