@@ -149,9 +149,12 @@ def test_interrupt_ends_quietly_with_130(model):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_stopped_conversion_leaves_nothing(tiny, tmp_path, number):
     code = f"""
+import signal
 import time
 from vt_core import cli
 from converters import convert
+
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also where the tests run under nohup
 
 def slow(*arguments):
     print("writing", flush=True)

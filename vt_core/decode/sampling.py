@@ -205,7 +205,7 @@ class Sampler:
         settings = self.settings
         top = float(logits.max())
         threshold = top - settings.temperature * NOISE_SPAN
-        if settings.min_p > 0:
+        if settings.min_p > 0 and not self.needs_mass:  # top-p comes first, and weighs what min-p drops
             threshold = max(threshold, top + settings.temperature * math.log(settings.min_p))
         if settings.top_k > 0 and settings.top_p < 1:
             # Top-p looks at all of the top k.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tests.core.decode.heads import FakeHead, check, drafts, every_choice
@@ -45,6 +45,22 @@ samplings = st.fixed_dictionaries(
 
 
 @given(samplings, st.integers(0, 2**32), st.sampled_from([2.0, 30.0]), st.sampled_from([0.02, 0.5]))
+# Rows that min-p drops weigh in top-p.
+@example(
+    {
+        "temperature": 0.3,
+        "top_k": 0,
+        "top_p": 0.3,
+        "min_p": 0.1,
+        "seed": 60,
+        "repetition_penalty": 0.7,
+        "presence_penalty": 0.0,
+        "logit_bias": {},
+    },
+    450456,
+    30.0,
+    0.5,
+)
 def test_choices_are_those_of_the_whole_head(sampling, seed, spread, share):
     rng = np.random.default_rng(seed)
     # Close to each other at the top, so that most positions are near ties.
