@@ -107,7 +107,7 @@ def test_directory_holds_model_adapter_and_curve(command, enriched, tmp_path, mo
     assert len(evaluated) == 2 and evaluated[1] < evaluated[0]
     assert (out / "training.png").read_bytes().startswith(b"\x89PNG")
     written = json.loads((out / "training.json").read_text())
-    assert written["settings"]["rank"] == 4
+    assert (written["settings"]["rank"], written["settings"]["rows_learning_rate"]) == (4, 0.01)
     assert (written["template"], written["system"], written["raw"]) == ("{input}", None, True)
     assert json.loads((out / "adapter" / "adapter_config.json").read_text())["r"] == 4
     rare, merged = report["rare_merged_tokens"], report["merged_tokens"]

@@ -70,7 +70,7 @@ def load_options(
 
     Raises:
         OptionError: an argument has the wrong type or is out of range.
-        VocabularyError: a task vocabulary does not exist.
+        VocabularyError: a task vocabulary does not exist, or its file is damaged.
         BackendError: the backend is unknown or not installed.
     """
     options = LoadOptions(

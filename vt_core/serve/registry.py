@@ -21,7 +21,6 @@ from vt_core.serve.metrics import Metrics
 from vt_core.serve.settings import Settings
 from vt_core.vocab.collection import check_task, open_task
 from vt_core.vocab.ngrams import open_tables
-from vt_core.vocab.task import read_task
 
 _LOG = logging.getLogger("vt.serve")
 
@@ -197,8 +196,8 @@ def named_tasks(tasks: Iterable[Path]) -> dict[str, TaskSource]:
     """
     sources: dict[str, TaskSource] = {}
     for task in tasks:
-        check_task(task)
-        name = read_task(task).name if task.exists() else str(task)
+        read = check_task(task)
+        name = str(task) if read is None else read.name
         if name in sources:
             raise VocabularyError(f"{task}: two tasks are named {shorten(name)}; rename one")
         sources[name] = partial(_open_task, task)

@@ -36,17 +36,20 @@ def collection_directory() -> Path | None:
     return checkout if checkout.is_dir() else None
 
 
-def check_task(task: str | Path) -> None:
+def check_task(task: str | Path) -> TaskVocabulary | PublishedTask | None:
     """Check a task vocabulary before a model is there, so that a bad one is refused before one is downloaded.
+
+    Returns:
+        What the file holds; None for a name, which only a model's tokenizer leads to a file.
 
     Raises:
         VocabularyError: the file is damaged; or there is neither such a file nor a task of this name for any
             tokenizer.
     """
     if Path(task).exists():
-        read_task(task)
-    else:
-        _find(task, "")
+        return read_task(task)
+    _find(task, "")
+    return None
 
 
 def find_task(task: str | Path, tokenizer_digest: str) -> Path:
